@@ -1,8 +1,9 @@
 //! `unsafe` lives in two crates, and says there why it is sound.
 //!
 //! Every other crate forbids it at its roots and uses it nowhere, tests included. In the two, each `unsafe` block, impl
-//! and attribute stands right below a `SAFETY:` comment and each `unsafe fn` below its conditions. Whether the words
-//! are true is for review; clippy looks closer at some of the same places.
+//! and attribute stands right below a `SAFETY:` comment and each `unsafe fn` below its conditions; conditions that all
+//! inner functions of a file share may stand once in its head, under `# Safety`. Whether the words are true is for
+//! review; clippy looks closer at some of the same places.
 
 use super::{
     Finding,
@@ -49,17 +50,18 @@ fn undocumented(code: &str, line: usize, lines: &Lines) -> Option<(&'static str,
     if next.starts_with("fn(") {
         return None;
     }
+    if next == "fn" && lines.is_in_trait_impl(line) {
+        // Its conditions are the trait's, and stand there.
+        return None;
+    }
     if next == "fn" || next == "trait" {
         let is_public = lines.code.get(line - 1).is_some_and(|line| line.trim_start().starts_with("pub "));
         let above = lines.item_above(line);
         return match is_public {
-            true if !above.contains("# Safety") => {
-                Some(("a public `unsafe` item without conditions", "`# Safety` in its docs"))
-            }
-            false if !above.contains("# Safety") && !above.contains("SAFETY") => {
-                Some(("an `unsafe` item without conditions", "`# Safety` in its docs or a `SAFETY:` comment above it"))
-            }
-            _ => None,
+            _ if above.contains("# Safety") => None,
+            true => Some(("a public `unsafe` item without conditions", "`# Safety` in its docs")),
+            false if above.contains("SAFETY") || lines.head_has_conditions() => None,
+            false => Some(("an `unsafe` item without conditions", "`# Safety` in its docs or in the file's head")),
         };
     }
     let is_noted = lines.near(line).contains("SAFETY:") || lines.item_above(line).contains("SAFETY:");
@@ -88,6 +90,22 @@ impl<'a> Lines<'a> {
         let ends_another = |code: &&str| code.trim_end().ends_with([';', '{', '}']);
         let height = self.code[..line - 1].iter().rev().take_while(|code| !ends_another(code)).count();
         self.raw[line - 1 - height..line - 1].join("\n")
+    }
+
+    /// Whether line `line` is a member of an `impl Trait for Type`, going by the indentation rustfmt gives.
+    fn is_in_trait_impl(&self, line: usize) -> bool {
+        let indent = |code: &str| code.len() - code.trim_start().len();
+        let own = indent(self.code[line - 1]);
+        let mut above = self.code[..line - 1].iter().rev().filter(|code| !code.trim().is_empty());
+        above.find(|code| indent(code) < own).is_some_and(|code| {
+            let code = code.trim_start();
+            (code.starts_with("impl") || code.starts_with("unsafe impl")) && code.contains(" for ")
+        })
+    }
+
+    /// Whether the file's head states conditions for the functions in it.
+    fn head_has_conditions(&self) -> bool {
+        self.raw.iter().take_while(|line| line.starts_with("//!")).any(|line| line.contains("# Safety"))
     }
 }
 
@@ -158,6 +176,7 @@ mod tests {
             "/// F.\n///\n/// # Safety\n/// AVX2.\n#[target_feature(enable = \"avx2\")]\npub unsafe fn f() {}",
             "// SAFETY: callers check the length\nunsafe fn f() {}",
             "/// # Safety\n/// a\npub(crate) unsafe extern \"C\" fn f() {}",
+            "impl Plain for F32 {\n    const STEP: usize = 1;\n\n    #[inline]\n    unsafe fn load() {}\n}",
             "struct Table {\n    dot: unsafe fn(&[f32]),\n}",
         ] {
             assert_eq!(kernels(good), Vec::<String>::new(), "{good}");
@@ -166,6 +185,12 @@ mod tests {
             kernels("// SAFETY: a\npub unsafe fn f() {}\n\nunsafe fn g() {}\n"),
             ["2: a public `unsafe` item without conditions", "4: an `unsafe` item without conditions"]
         );
+        assert_eq!(
+            kernels("//! # Safety\n//! AVX2.\n\nunsafe fn g() {}\n\npub unsafe fn f() {}\n"),
+            ["6: a public `unsafe` item without conditions"]
+        );
+        let own_method = kernels("impl F32 {\n    unsafe fn load() {}\n}");
+        assert_eq!(own_method, ["2: an `unsafe` item without conditions"]);
         assert_eq!(kernels("pub unsafe trait T {}"), ["1: a public `unsafe` item without conditions"]);
     }
 }
