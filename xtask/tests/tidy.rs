@@ -4,17 +4,18 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-/// Runs the tool with `arguments`, on its own: nothing of a git hook's surroundings reaches it.
+/// Runs the tool with `arguments`.
 fn xtask(arguments: &[&str]) -> io::Result<Output> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-        command.env_remove(variable);
-    }
-    command.args(arguments).output()
+    without_git_variables(&mut Command::new(env!("CARGO_BIN_EXE_xtask"))).args(arguments).output()
+}
+
+/// Inside a git hook these variables name the hook's repository, whatever folder git is pointed at.
+fn without_git_variables(command: &mut Command) -> &mut Command {
+    command.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE").env_remove("GIT_INDEX_FILE")
 }
 
 fn stdout(output: &Output) -> String {
@@ -33,33 +34,40 @@ fn this_checkout_is_tidy() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn findings_of_every_rule_are_printed_and_fail() -> io::Result<()> {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("untidy");
+/// Writes a made-up checkout of these files, with a workspace manifest for `crates/*`, and says where it is.
+fn checkout(name: &str, files: &[(&str, &str)]) -> io::Result<PathBuf> {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
-    let package = |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n");
-    let long = format!("//! Long.\n#![forbid(unsafe_code)]\n{}", "// one more line\n".repeat(800));
-    let lib = "//! Lib.\nmod utils;\npub fn f() {\n    dbg!(1);\n}\n".to_owned();
-    for (path, text) in [
-        ("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n".to_owned()),
-        (
-            "crates/tensor/Cargo.toml",
-            package("qwenkit-tensor") + "[dependencies]\nqwenkit-hub = { path = \"../hub\" }\n",
-        ),
-        ("crates/tensor/src/lib.rs", "//! Tensor.\npub fn f() {\n    unsafe {}\n}\n".to_owned()),
-        ("crates/hub/Cargo.toml", package("qwenkit-hub")),
-        ("crates/hub/src/lib.rs", lib),
-        ("crates/hub/src/utils.rs", "fn g() {}\n".to_owned()),
-        ("crates/attic/Cargo.toml", package("qwenkit-attic")),
-        ("crates/attic/src/lib.rs", long),
-        ("target/ignored.rs", "fn h() {}\n".to_owned()),
-    ] {
+    let workspace = ("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n");
+    for (path, text) in [&[workspace], files].concat() {
         let path = root.join(path);
         fs::create_dir_all(path.parent().unwrap_or(&root))?;
         fs::write(path, text)?;
     }
+    Ok(root)
+}
+
+fn package(name: &str) -> String {
+    format!("[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n")
+}
+
+#[test]
+fn findings_of_every_rule_are_printed_and_fail() -> io::Result<()> {
+    let long = format!("//! Long.\n#![forbid(unsafe_code)]\n{}", "// one more line\n".repeat(800));
+    let tensor = package("qwenkit-tensor") + "[dependencies]\nqwenkit-hub = { path = \"../hub\" }\n";
+    let files = [
+        ("crates/tensor/Cargo.toml", tensor.as_str()),
+        ("crates/tensor/src/lib.rs", "//! Tensor.\npub fn f() {\n    unsafe {}\n}\n"),
+        ("crates/hub/Cargo.toml", &package("qwenkit-hub")),
+        ("crates/hub/src/lib.rs", "//! Lib.\nmod utils;\npub fn f() {\n    dbg!(1);\n}\n"),
+        ("crates/hub/src/utils.rs", "fn g() {}\n"),
+        ("crates/attic/Cargo.toml", &package("qwenkit-attic")),
+        ("crates/attic/src/lib.rs", &long),
+        ("target/ignored.rs", "fn h() {}\n"),
+    ];
+    let root = checkout("untidy", &files)?;
     let output = xtask(&["tidy", &root.to_string_lossy()])?;
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let expected = [
@@ -77,6 +85,28 @@ fn findings_of_every_rule_are_printed_and_fail() -> io::Result<()> {
     let printed = stdout(&output);
     let shortened: Vec<&str> = printed.lines().map(|line| line.split(" (expected ").next().unwrap_or(line)).collect();
     assert_eq!(shortened, expected, "{printed}");
+    Ok(())
+}
+
+#[test]
+fn what_git_does_not_track_is_not_judged() -> io::Result<()> {
+    let files = [
+        ("crates/hub/Cargo.toml", package("qwenkit-hub")),
+        ("crates/hub/src/lib.rs", "//! Lib.\n#![forbid(unsafe_code)]\n".to_owned()),
+        ("notes.rs", "no head\n".to_owned()),
+    ];
+    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+    let root = checkout("tracked", &files)?;
+    let before = xtask(&["tidy", &root.to_string_lossy()])?;
+    assert!(stdout(&before).ends_with("tidy: 1 finding in 4 files\n"), "{}{}", stdout(&before), stderr(&before));
+    for arguments in [&["init", "--quiet"][..], &["add", "Cargo.toml", "crates"]] {
+        let mut git = Command::new("git");
+        let output = without_git_variables(&mut git).arg("-C").arg(&root).args(arguments).output()?;
+        assert!(output.status.success(), "git {arguments:?}: {}", stderr(&output));
+    }
+    let after = xtask(&["tidy", &root.to_string_lossy()])?;
+    assert_eq!(stdout(&after), "tidy: 0 findings in 3 files\n", "{}", stderr(&after));
+    assert!(after.status.success());
     Ok(())
 }
 
