@@ -1,2 +1,31 @@
-//! (to be written)
-#![forbid(unsafe_code)]
+//! Floor 1: the arithmetic. Packed weights, matrix products, attention over a paged cache, the ops between them.
+//!
+//! Contract: an op gives a token the same bits for any batch, any cut of the prompt and any number of threads; between
+//! instruction sets the last bits may differ. `unsafe` lives here and in `qwenkit-tensor` only. Nothing here knows a
+//! model, a file or a vocabulary, and nothing above asks which instruction set runs.
+
+mod activations;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod blocks;
+mod elementwise;
+mod isa;
+mod kv;
+mod lanes;
+mod layout;
+mod matmul;
+mod pool;
+mod portable;
+mod shared_out;
+mod weight;
+
+pub use attention::{AttentionSeq, HEAD_DIM_MAX};
+pub use blocks::{dequantize_row, is_weight_type};
+pub use isa::{Isa, IsaError};
+pub use kv::{KvCache, KvType, PAGE_TOKENS};
+pub use matmul::{Compute, MatmulScratch, Product};
+pub use pool::Pool;
+pub use weight::{LoadError, Weight};

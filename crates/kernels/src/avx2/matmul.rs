@@ -1,0 +1,288 @@
+//! Matrix products on AVX2: a tile of 16 output rows, in two registers, by up to 4 tokens.
+//!
+//! Quants below 128 multiply as unsigned with signed activations (`vpmaddubsw`, whose 16-bit sums they cannot overflow);
+//! 8-bit types move the sign of the weight to the activation first. Order of operations as in `portable::matmul`.
+//!
+//! # Safety
+//! Every `unsafe fn` here asks that the machine has what `Isa::Avx2` stands for, and that the unit, group, tile or
+//! rows it is given exist in the weight, the cache and the activations it is given.
+
+use std::{arch::x86_64::*, ops::Range};
+
+use qwenkit_tensor::DType;
+
+use crate::{
+    blocks::{Encoding, IQ4_VALUES},
+    layout::{GROUP_ROWS, Layout, Scales, UNIT},
+    matmul::Task,
+};
+
+/// Tokens of a tile: with two halves of 16 rows, eight accumulators and eight sums, no more fits 16 registers.
+const TILE_TOKENS: usize = 4;
+/// Bytes of activations gone through before the next group of rows: half of a laptop core's second-level cache.
+const PANEL_BYTES: usize = 256 << 10;
+/// Rows in one register.
+const HALF_ROWS: usize = 8;
+
+const fn layout_of<const D: usize>() -> Layout {
+    match Layout::of(DType::ALL[D]) {
+        Some(layout) => layout,
+        None => panic!("no quantised type"),
+    }
+}
+
+/// Computes the task's groups for all its rows.
+///
+/// # Safety
+/// The machine has what `Isa::Avx2` stands for.
+pub(crate) unsafe fn run(task: &Task<'_>) {
+    macro_rules! by_type {
+        ($($dtype:ident)*) => {
+            match task.weight.dtype() {
+                // SAFETY: the caller's promise.
+                $(DType::$dtype => panels(task, 1, |g, t| unsafe { quantized::<{ DType::$dtype as usize }>(task, g, t) }),)*
+                // SAFETY: the caller's promise.
+                _ => panels(task, 4, |g, t| unsafe { plain(task, g, t) }),
+            }
+        };
+    }
+    by_type!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
+}
+
+/// Calls `f(group, tokens)` for all groups and tokens, tokens in panels that fit the cache.
+fn panels(task: &Task<'_>, value_bytes: usize, f: impl Fn(usize, Range<usize>)) {
+    let fitting = PANEL_BYTES / (task.x.cols * value_bytes).max(1);
+    let panel = (fitting / TILE_TOKENS * TILE_TOKENS).max(TILE_TOKENS);
+    for first in (0..task.x.rows).step_by(panel) {
+        for g in task.groups.clone() {
+            f(g, first..(first + panel).min(task.x.rows));
+        }
+    }
+}
+
+/// One group of a quantised weight by `tokens`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    let mut t = tokens.start;
+    // SAFETY: each tile stays inside `tokens`.
+    unsafe {
+        while t < tokens.end {
+            t += match tokens.end - t {
+                TILE_TOKENS.. => quantized_tile::<D, 4>(task, g, t),
+                2.. => quantized_tile::<D, 2>(task, g, t),
+                _ => quantized_tile::<D, 1>(task, g, t),
+            };
+        }
+    }
+}
+
+/// Group `g` by tokens `t..t + C`; returns C.
+#[inline(always)]
+unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
+    let layout = const { layout_of::<D>() };
+    let cols = task.x.cols;
+    let units = cols / UNIT;
+    let group = task.weight.group(g).as_ptr();
+    // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
+    unsafe {
+        let plane = group.add(layout.quant_plane_bytes(cols));
+        let x: [*const i8; C] = std::array::from_fn(|c| task.x.quants.as_ptr().add((t + c) * cols));
+        let facts: [_; C] = std::array::from_fn(|c| task.x.facts.as_ptr().add((t + c) * units));
+        for half in 0..2 {
+            let mut acc = [_mm256_setzero_ps(); C];
+            for u in 0..units {
+                let unit = group.add(u * layout.unit_bytes());
+                let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
+                for part in 0..parts {
+                    let which = if parts == 1 { 0 } else { 1 + part };
+                    let mut sum: [__m256i; C] = std::array::from_fn(|c| match layout.encoding {
+                        Encoding::Offset { log2 } if log2 < 7 => {
+                            let minus_sum = _mm256_set1_epi32((*facts[c].add(u)).minus_sum[which]);
+                            _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32))
+                        }
+                        _ => _mm256_setzero_si256(),
+                    });
+                    for s in part * steps..(part + 1) * steps {
+                        let q = step::<D>(unit, s, half);
+                        for c in 0..C {
+                            let four = _mm256_set1_epi32(x[c].add(u * UNIT + 4 * s).cast::<i32>().read_unaligned());
+                            sum[c] = _mm256_add_epi32(sum[c], dot::<D>(q, four));
+                        }
+                    }
+                    let (scale, addend) = factors::<D>(plane, u, part, half);
+                    for c in 0..C {
+                        let facts = &*facts[c].add(u);
+                        let scale = _mm256_mul_ps(scale, _mm256_set1_ps(facts.scale));
+                        acc[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[c]), scale, acc[c]);
+                        if layout.has_addend() {
+                            acc[c] = _mm256_fmadd_ps(addend, _mm256_set1_ps(facts.sum[which]), acc[c]);
+                        }
+                    }
+                }
+            }
+            for (c, acc) in acc.into_iter().enumerate() {
+                store(task, g, half, t + c, acc);
+            }
+        }
+    }
+    C
+}
+
+/// Sums of four products for each of 8 rows. Types whose values reach 128 come signed, all others unsigned.
+#[inline(always)]
+unsafe fn dot<const D: usize>(q: __m256i, x: __m256i) -> __m256i {
+    let signed = matches!(const { layout_of::<D>().encoding }, Encoding::Codebook | Encoding::Offset { log2: 7 });
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let pairs = match signed {
+            true => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)),
+            false => _mm256_maddubs_epi16(q, x),
+        };
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    }
+}
+
+/// Step `s` of rows `8 half..8 half + 8`: unsigned quants, or signed values for the types that `dot` wants so.
+#[inline(always)]
+unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256i {
+    let layout = const { layout_of::<D>() };
+    // SAFETY: the loads stay within the unit: `low_bits` vectors and then `high_bits` vectors of 64 bytes.
+    unsafe {
+        let load = |i: usize| _mm256_loadu_si256(unit.add(64 * i + 32 * half).cast());
+        let right = |v, bits: usize| _mm256_srl_epi16(v, _mm_cvtsi32_si128(bits as i32));
+        let left = |v, bits: usize| _mm256_sll_epi16(v, _mm_cvtsi32_si128(bits as i32));
+        let mut q = match layout.low_bits {
+            8 => _mm256_xor_si256(load(s), _mm256_set1_epi8(-128)),
+            4 => _mm256_and_si256(right(load(s % 4), s / 4 * 4), _mm256_set1_epi8(15)),
+            _ => _mm256_and_si256(right(load(s / 4), s % 4 * 2), _mm256_set1_epi8(3)),
+        };
+        let to = layout.low_bits;
+        if layout.high_bits == 1 {
+            let bit = right(left(load(to), to.saturating_sub(s)), s.saturating_sub(to));
+            q = _mm256_or_si256(q, _mm256_and_si256(bit, _mm256_set1_epi8(1 << to)));
+        } else if layout.high_bits == 2 {
+            let at = s % 4 * 2;
+            let bits = right(left(load(to + s / 4), to.saturating_sub(at)), at.saturating_sub(to));
+            q = _mm256_or_si256(q, _mm256_and_si256(bits, _mm256_set1_epi8(0x30)));
+        }
+        if matches!(layout.encoding, Encoding::Codebook) {
+            let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_VALUES.as_ptr().cast()));
+            q = _mm256_shuffle_epi8(values, q);
+        }
+        q
+    }
+}
+
+/// Scale and addend of rows `8 half..8 half + 8` for part `part` of unit `u`.
+#[inline(always)]
+unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
+    let layout = const { layout_of::<D>() };
+    // SAFETY: offsets are those of the layout; every load is 16 or 8 bytes of a field's half.
+    unsafe {
+        let f16s = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(plane.add(at + 16 * half).cast()));
+        let bytes = |at: usize| _mm_loadl_epi64(plane.add(at + HALF_ROWS * half).cast());
+        let unsigned = |b| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b));
+        let signed = |b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+        let negate = |x| _mm256_xor_ps(x, _mm256_set1_ps(-0.0));
+        let none = _mm256_setzero_ps();
+        let (start, own) = layout.scale_offsets(u);
+        match layout.scales {
+            Scales::Unit => (f16s(start), none),
+            Scales::UnitMin => (f16s(start), f16s(start + 32)),
+            Scales::SuperMin => {
+                let min = _mm256_mul_ps(f16s(start + 32), unsigned(bytes(own + 16)));
+                (_mm256_mul_ps(f16s(start), unsigned(bytes(own))), negate(min))
+            }
+            Scales::Super => (_mm256_mul_ps(f16s(start), signed(bytes(own))), none),
+            Scales::SuperHalf => (_mm256_mul_ps(f16s(start), signed(bytes(own + 16 * part))), none),
+            Scales::SuperHalfMin => {
+                let (packed, low) = (bytes(own + 16 * part), _mm_set1_epi8(15));
+                let min = unsigned(_mm_and_si128(_mm_srli_epi16::<4>(packed), low));
+                let scale = _mm256_mul_ps(f16s(start), unsigned(_mm_and_si128(packed, low)));
+                (scale, negate(_mm256_mul_ps(f16s(start + 32), min)))
+            }
+        }
+    }
+}
+
+/// Writes sums of rows `8 half..` of group `g` for token `t`.
+#[inline(always)]
+unsafe fn store(task: &Task<'_>, g: usize, half: usize, t: usize, acc: __m256) {
+    let rows = task.weight.group_rows(g).saturating_sub(HALF_ROWS * half).min(HALF_ROWS);
+    let mut values = [0.0; HALF_ROWS];
+    // SAFETY: `values` holds eight; this thread alone computes group `g`, so its elements are written once.
+    unsafe {
+        _mm256_storeu_ps(values.as_mut_ptr(), acc);
+        let at = t * task.weight.rows() + g * GROUP_ROWS + HALF_ROWS * half;
+        if rows > 0 {
+            task.out.slice(at, rows).copy_from_slice(&values[..rows]);
+        }
+    }
+}
+
+/// One group of a plain weight by `tokens`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn plain(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    let mut t = tokens.start;
+    // SAFETY: each tile stays inside `tokens`.
+    unsafe {
+        while t < tokens.end {
+            t += match tokens.end - t {
+                TILE_TOKENS.. => plain_tile::<4>(task, g, t),
+                2.. => plain_tile::<2>(task, g, t),
+                _ => plain_tile::<1>(task, g, t),
+            };
+        }
+    }
+}
+
+/// Group `g` by tokens `t..t + C`; returns C.
+#[inline(always)]
+unsafe fn plain_tile<const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
+    let group = task.weight.group(g).as_ptr();
+    let cols = task.x.cols;
+    // SAFETY: the group holds every k of K (BF16: pairs, zero-padded), and rows t..t + C of the activations exist.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); 2]; C];
+        let mut add = |w: [__m256; 2], x: &dyn Fn(usize) -> f32| {
+            for (c, acc) in acc.iter_mut().enumerate() {
+                let x = _mm256_set1_ps(x(c));
+                acc[0] = _mm256_fmadd_ps(w[0], x, acc[0]);
+                acc[1] = _mm256_fmadd_ps(w[1], x, acc[1]);
+            }
+        };
+        let value = |k: usize| move |c: usize| *task.x.values.as_ptr().add((t + c) * cols + k);
+        match task.weight.dtype() {
+            DType::F32 => {
+                for k in 0..cols {
+                    let at = group.cast::<f32>().add(GROUP_ROWS * k);
+                    add([_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(HALF_ROWS))], &value(k));
+                }
+            }
+            DType::F16 => {
+                for k in 0..cols {
+                    let at = group.add(2 * GROUP_ROWS * k).cast::<__m128i>();
+                    let w = [_mm_loadu_si128(at), _mm_loadu_si128(at.add(1))];
+                    add(w.map(|w| _mm256_cvtph_ps(w)), &value(k));
+                }
+            }
+            _ => {
+                let padded = cols.next_multiple_of(2);
+                let x = |k: usize| move |c: usize| (*task.x.bf16.as_ptr().add((t + c) * padded + k)).to_f32();
+                for s in 0..padded / 2 {
+                    let at = group.add(4 * GROUP_ROWS * s).cast::<__m256i>();
+                    let w = [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))];
+                    // A bf16 is the upper half of the f32 of the same value.
+                    add(w.map(|w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w))), &x(2 * s));
+                    let upper = _mm256_set1_epi32(-65536);
+                    add(w.map(|w| _mm256_castsi256_ps(_mm256_and_si256(w, upper))), &x(2 * s + 1));
+                }
+            }
+        }
+        for (c, acc) in acc.into_iter().enumerate() {
+            store(task, g, 0, t + c, acc[0]);
+            store(task, g, 1, t + c, acc[1]);
+        }
+    }
+    C
+}

@@ -1,0 +1,289 @@
+//! Matrix products on AVX-512: a tile of 16 output rows by up to 8 tokens in registers.
+//!
+//! Quantised weights multiply unsigned quants with signed activations (`vpdpbusd`), sixteen rows a vector, the token's
+//! four values broadcast from memory; the offset of the quants enters as the accumulator's start value. Order of
+//! operations as in `portable::matmul`, for any number of tokens.
+//!
+//! # Safety
+//! Every `unsafe fn` here asks that the machine has what `Isa::Avx512` stands for, and that the unit, group, tile or
+//! rows it is given exist in the weight, the cache and the activations it is given.
+
+use std::{arch::x86_64::*, ops::Range};
+
+use qwenkit_tensor::DType;
+
+use super::unit::{self, layout_of, offset_log2};
+use crate::{
+    layout::{GROUP_ROWS, UNIT},
+    matmul::Task,
+};
+
+/// Tokens of a tile: eight accumulators hide the latency of the multiply-add, and with the unit's eight vectors of
+/// quants they leave registers for sums and factors.
+const TILE_TOKENS: usize = 8;
+/// Bytes of activations that are gone through before the next group of rows: half of a common 1 MiB second-level cache,
+/// the other half being the weights'.
+const PANEL_BYTES: usize = 512 << 10;
+
+/// Computes the task's groups for all its rows.
+///
+/// # Safety
+/// The machine has what `Isa::Avx512` stands for.
+pub(crate) unsafe fn run(task: &Task<'_>) {
+    macro_rules! quantized {
+        ($($dtype:ident)*) => {
+            match task.weight.dtype() {
+                // SAFETY: the caller's promise.
+                $(DType::$dtype => unsafe { panels(task, 1, |g, t| quantized::<{ DType::$dtype as usize }>(task, g, t)) },)*
+                // SAFETY: the caller's promise.
+                DType::F32 => unsafe { panels(task, 4, |g, t| plain::<F32>(task, g, t)) },
+                // SAFETY: the caller's promise.
+                DType::F16 => unsafe { panels(task, 4, |g, t| plain::<F16>(task, g, t)) },
+                DType::BF16 if is_x86_feature_detected!("avx512bf16") => {
+                    // SAFETY: the caller's promise, and the machine has bf16 products.
+                    unsafe { panels(task, 2, |g, t| plain_bf16(task, g, t)) }
+                }
+                // SAFETY: the caller's promise.
+                DType::BF16 => unsafe { panels(task, 2, |g, t| plain::<Bf16Spread>(task, g, t)) },
+                other => unreachable!("{other} is not a weight type"),
+            }
+        };
+    }
+    quantized!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
+}
+
+/// Calls `f(group, tokens)` for all groups and tokens, tokens in panels that fit the cache.
+unsafe fn panels(task: &Task<'_>, value_bytes: usize, f: impl Fn(usize, Range<usize>)) {
+    let fitting = PANEL_BYTES / (task.x.cols * value_bytes).max(1);
+    let panel = (fitting / TILE_TOKENS * TILE_TOKENS).max(TILE_TOKENS);
+    for first in (0..task.x.rows).step_by(panel) {
+        for g in task.groups.clone() {
+            f(g, first..(first + panel).min(task.x.rows));
+        }
+    }
+}
+
+/// One group of a quantised weight by `tokens`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2")]
+unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    let mut t = tokens.start;
+    // SAFETY: each tile stays inside `tokens`.
+    unsafe {
+        while t < tokens.end {
+            t += match tokens.end - t {
+                TILE_TOKENS.. => quantized_tile::<D, 8>(task, g, t),
+                4.. => quantized_tile::<D, 4>(task, g, t),
+                2.. => quantized_tile::<D, 2>(task, g, t),
+                _ => quantized_tile::<D, 1>(task, g, t),
+            };
+        }
+    }
+}
+
+/// Group `g` by tokens `t..t + C`; returns C.
+#[inline(always)]
+unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
+    let layout = const { layout_of::<D>() };
+    let cols = task.x.cols;
+    let units = cols / UNIT;
+    let group = task.weight.group(g).as_ptr();
+    debug_assert!(t + C <= task.x.rows && task.x.quants.len() >= (t + C) * cols);
+    // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
+    unsafe {
+        let plane = group.add(layout.quant_plane_bytes(cols));
+        let x: [*const i8; C] = std::array::from_fn(|c| task.x.quants.as_ptr().add((t + c) * cols));
+        let facts: [_; C] = std::array::from_fn(|c| task.x.facts.as_ptr().add((t + c) * units));
+        let mut acc = [_mm512_setzero_ps(); C];
+        for u in 0..units {
+            let q = unit::quants::<D>(group.add(u * layout.unit_bytes()));
+            let factors = unit::factors::<D>(plane, u);
+            let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
+            for part in 0..parts {
+                let which = if parts == 1 { 0 } else { 1 + part };
+                let mut sum: [__m512i; C] = std::array::from_fn(|c| match offset_log2(layout.encoding) {
+                    Some(log2) => {
+                        let minus_sum = _mm512_set1_epi32((*facts[c].add(u)).minus_sum[which]);
+                        _mm512_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32))
+                    }
+                    None => _mm512_setzero_si512(),
+                });
+                for s in part * steps..(part + 1) * steps {
+                    for c in 0..C {
+                        let four = _mm512_set1_epi32(x[c].add(u * UNIT + 4 * s).cast::<i32>().read_unaligned());
+                        sum[c] = _mm512_dpbusd_epi32(sum[c], q[s], four);
+                    }
+                }
+                for c in 0..C {
+                    let facts = &*facts[c].add(u);
+                    let scale = _mm512_mul_ps(factors.scale[part], _mm512_set1_ps(facts.scale));
+                    acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[c]), scale, acc[c]);
+                    if layout.has_addend() {
+                        acc[c] = _mm512_fmadd_ps(factors.addend[part], _mm512_set1_ps(facts.sum[which]), acc[c]);
+                    }
+                }
+            }
+        }
+        store(task, g, t, acc);
+    }
+    C
+}
+
+/// Writes sums of group `g` for tokens `t..t + C`.
+#[inline(always)]
+unsafe fn store<const C: usize>(task: &Task<'_>, g: usize, t: usize, acc: [__m512; C]) {
+    let rows = task.weight.group_rows(g);
+    let mask = (u32::MAX >> (32 - rows)) as u16;
+    for (c, acc) in acc.into_iter().enumerate() {
+        // SAFETY: this thread alone computes group `g`, so these elements are written once; the mask keeps to them.
+        unsafe {
+            let out = task.out.slice((t + c) * task.weight.rows() + g * GROUP_ROWS, rows);
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, acc);
+        }
+    }
+}
+
+/// A plain type's inner step: one vector of weights times one token's value or pair of values.
+trait Plain {
+    /// k-values that one step takes.
+    const STEP: usize;
+    type Vector: Copy;
+    /// # Safety
+    /// The instruction set, and `group` holds step `s`.
+    unsafe fn load(group: *const u8, s: usize) -> Self::Vector;
+    /// # Safety
+    /// The instruction set, and row `t` of the activations has step `s`.
+    unsafe fn add(acc: __m512, w: Self::Vector, task: &Task<'_>, t: usize, s: usize) -> __m512;
+}
+
+struct F32;
+struct F16;
+struct Bf16;
+struct Bf16Spread;
+
+impl Plain for F32 {
+    const STEP: usize = 1;
+    type Vector = __m512;
+    #[inline(always)]
+    unsafe fn load(group: *const u8, s: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(group.cast::<f32>().add(GROUP_ROWS * s)) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512, task: &Task<'_>, t: usize, s: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_fmadd_ps(w, _mm512_set1_ps(*task.x.values.as_ptr().add(t * task.x.cols + s)), acc) }
+    }
+}
+
+impl Plain for F16 {
+    const STEP: usize = 1;
+    type Vector = __m512;
+    #[inline(always)]
+    unsafe fn load(group: *const u8, s: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(group.add(2 * GROUP_ROWS * s).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512, task: &Task<'_>, t: usize, s: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { F32::add(acc, w, task, t, s) }
+    }
+}
+
+/// The two bf16 values of a step of row `t`, in every 32-bit lane.
+#[inline(always)]
+unsafe fn pair(task: &Task<'_>, t: usize, s: usize) -> __m512i {
+    let padded = task.x.cols.next_multiple_of(2);
+    // SAFETY: the caller's promise that row `t` has step `s`.
+    unsafe { _mm512_set1_epi32(task.x.bf16.as_ptr().add(t * padded + 2 * s).cast::<i32>().read_unaligned()) }
+}
+
+impl Plain for Bf16 {
+    const STEP: usize = 2;
+    type Vector = __m512i;
+    #[inline(always)]
+    unsafe fn load(group: *const u8, s: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_si512(group.add(4 * GROUP_ROWS * s).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512i, task: &Task<'_>, t: usize, s: usize) -> __m512 {
+        // SAFETY: the caller's promise; both vectors are 32 bf16 values, whose type has the same size.
+        unsafe {
+            let (w, x) = (
+                std::mem::transmute::<__m512i, __m512bh>(w),
+                std::mem::transmute::<__m512i, __m512bh>(pair(task, t, s)),
+            );
+            _mm512_dpbf16_ps(acc, w, x)
+        }
+    }
+}
+
+/// BF16 where the machine has no bf16 products: both values of a pair as f32, one after the other.
+impl Plain for Bf16Spread {
+    const STEP: usize = 2;
+    type Vector = __m512i;
+    #[inline(always)]
+    unsafe fn load(group: *const u8, s: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { Bf16::load(group, s) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512i, task: &Task<'_>, t: usize, s: usize) -> __m512 {
+        // SAFETY: the caller's promise. A bf16 is the upper half of the f32 of the same value.
+        unsafe {
+            let x = pair(task, t, s);
+            let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
+            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
+            _mm512_fmadd_ps(high(w), high(x), _mm512_fmadd_ps(low(w), low(x), acc))
+        }
+    }
+}
+
+/// One group of a plain weight by `tokens`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,fma,avx2")]
+unsafe fn plain<P: Plain>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { plain_tiles::<P>(task, g, tokens) }
+}
+
+/// As `plain`, with bf16 products.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,f16c,fma,avx2")]
+unsafe fn plain_bf16(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { plain_tiles::<Bf16>(task, g, tokens) }
+}
+
+#[inline(always)]
+unsafe fn plain_tiles<P: Plain>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    let mut t = tokens.start;
+    // SAFETY: each tile stays inside `tokens`.
+    unsafe {
+        while t < tokens.end {
+            t += match tokens.end - t {
+                TILE_TOKENS.. => plain_tile::<P, 8>(task, g, t),
+                4.. => plain_tile::<P, 4>(task, g, t),
+                2.. => plain_tile::<P, 2>(task, g, t),
+                _ => plain_tile::<P, 1>(task, g, t),
+            };
+        }
+    }
+}
+
+/// Group `g` by tokens `t..t + C`; returns C.
+#[inline(always)]
+unsafe fn plain_tile<P: Plain, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
+    let group = task.weight.group(g).as_ptr();
+    // SAFETY: the group holds every step of K, zero-padded, and rows t..t + C of the activations exist.
+    unsafe {
+        let mut acc = [_mm512_setzero_ps(); C];
+        for s in 0..task.x.cols.div_ceil(P::STEP) {
+            let w = P::load(group, s);
+            for (c, acc) in acc.iter_mut().enumerate() {
+                *acc = P::add(*acc, w, task, t + c, s);
+            }
+        }
+        store(task, g, t, acc);
+    }
+    C
+}

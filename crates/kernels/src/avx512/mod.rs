@@ -1,0 +1,8 @@
+//! Kernels for x86-64 with AVX-512 and VNNI.
+
+// Fixed-size register arrays are indexed in step with each other; iterators would hide which register is meant.
+#![allow(clippy::needless_range_loop)]
+
+pub(crate) mod attention;
+pub(crate) mod matmul;
+mod unit;

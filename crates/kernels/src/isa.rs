@@ -1,0 +1,91 @@
+//! Which instruction set the kernels run on: found once, overridable by `QWENKIT_ISA`.
+
+use std::fmt;
+
+/// A family of kernels. Later ones are faster where they are present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, on any machine; the oracle of the others.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; BF16 products where the machine has them.
+    Avx512,
+}
+
+/// `QWENKIT_ISA` names an instruction set that is unknown or that this machine lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsaError {
+    found: String,
+    available: Vec<Isa>,
+}
+
+impl fmt::Display for IsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.available.iter().map(|isa| isa.name()).collect();
+        write!(f, "QWENKIT_ISA is `{}`; this machine can run: {}", self.found, names.join(", "))
+    }
+}
+
+impl std::error::Error for IsaError {}
+
+impl Isa {
+    const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+
+    /// The name that `QWENKIT_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// The instruction sets that this machine has, slowest first.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_present()).collect()
+    }
+
+    /// The best one present, or the one that `QWENKIT_ISA` names.
+    ///
+    /// # Errors
+    /// When `QWENKIT_ISA` names none that is present.
+    pub fn detect() -> Result<Isa, IsaError> {
+        let available = Isa::available();
+        match std::env::var("QWENKIT_ISA") {
+            Ok(found) if !found.is_empty() => {
+                let chosen = available.iter().copied().find(|isa| isa.name() == found);
+                chosen.ok_or(IsaError { found, available })
+            }
+            _ => Ok(available.last().copied().unwrap_or(Isa::Portable)),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_present(self) -> bool {
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => avx2,
+            Isa::Avx512 => {
+                avx2 && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_present(self) -> bool {
+        self == Isa::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

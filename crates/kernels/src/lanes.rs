@@ -1,0 +1,108 @@
+//! Small arithmetic over sixteen values at a time, compiled once for each instruction set.
+//!
+//! Sums have a fixed shape - sixteen partial sums, folded as a tree - so that results do not depend on the width of the
+//! machine's registers. Everything is inlined into its caller and takes on the caller's instruction set.
+
+/// Values handled together: one 512-bit register, two 256-bit ones.
+pub(crate) const LANES: usize = 16;
+
+pub(crate) type Lanes = [f32; LANES];
+
+/// Adds the lanes as a tree: halves onto halves.
+#[inline(always)]
+pub(crate) fn sum(mut lanes: Lanes) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest lane.
+#[inline(always)]
+pub(crate) fn max(lanes: Lanes) -> f32 {
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Sum of `f(x)` over a row, in sixteen partial sums.
+#[inline(always)]
+pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut partial = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        partial.iter_mut().zip(x).for_each(|(p, &x)| *p += f(x));
+    }
+    partial.iter_mut().zip(rest).for_each(|(p, &x)| *p += f(x));
+    sum(partial)
+}
+
+/// e^x to within 2 units in the last place, and 0 below -87: Cody-Waite reduction and a minimax-like Taylor polynomial of degree 7 over
+/// half an octave.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    // 2^n through the exponent's bits; n is within -126..=127.
+    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+
+/// Defines a function once and compiles it for every instruction set; the public wrapper takes the set first.
+macro_rules! for_each_isa {
+    ($(#[$meta:meta])* pub(crate) fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        pub(crate) fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            match isa {
+                // SAFETY: an `Isa` reaches the ops only through `Compute::new`, which has checked that it is present.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use for_each_isa;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        for i in -870_000..=880_000 {
+            let x = i as f32 * 1e-4;
+            let (found, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((found - exact).abs() <= exact * 3e-7, "exp({x}): {found} and {exact}");
+        }
+        assert!(exp(-1e30) < 2e-38);
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn sums_have_one_shape() {
+        let x: Vec<f32> = (0..37).map(|i| (i as f32).sin()).collect();
+        let exact: f64 = x.iter().map(|&x| f64::from(x * x)).sum();
+        assert!((f64::from(sum_by(&x, |x| x * x)) - exact).abs() < 1e-5);
+        assert_eq!(sum_by(&[], |x| x), 0.0);
+    }
+}

@@ -1,0 +1,244 @@
+//! How quantised weights lie in memory for the kernels: sixteen rows side by side.
+//!
+//! A *group* is 16 output rows; it holds two planes, quants and then scales, both in ascending k:
+//! - Quants: for each *unit* of 32 k-values, eight *steps* of 4 k-values; step `s` of row `r` is 4 bytes at `4 r` of a
+//!   64-byte vector, so that one 512-bit load feeds 16 rows. The low bits of steps share vectors: with 4 low bits vector
+//!   `v` holds step `v` in its low and step `v + 4` in its high nibbles; with 2 low bits vector `v` holds step `4 v + i`
+//!   at bits `2 i`. High bits follow in vectors of their own: one bit per step, or two in the order of the 2-bit form.
+//! - Scales: as the type has them (`Scales`), 16 rows side by side.
+//!
+//! The sizes equal the file's within 4%. Rows past the matrix's end are zero. Values and encodings: `blocks`.
+
+use half::f16;
+use qwenkit_tensor::DType;
+
+use crate::blocks::{self, Encoding, Split};
+
+/// Rows side by side in a group: the 32-bit lanes of a 512-bit register.
+pub(crate) const GROUP_ROWS: usize = 16;
+/// k-values that share a dot product's integer accumulator.
+pub(crate) const UNIT: usize = 32;
+
+/// What the scale plane holds; f16 and bytes are each 16 rows side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// Per unit: f16 `d`.
+    Unit,
+    /// Per unit: f16 `d`, f16 `m`; value `d q + m`.
+    UnitMin,
+    /// Per 256: f16 `d`, f16 `dmin`; then per unit: u8 scale, u8 minimum.
+    SuperMin,
+    /// Per 256: f16 `d`; then per unit: i8 scale.
+    Super,
+    /// Per 256: f16 `d`; then per unit: i8 scale of its first 16 k-values, i8 scale of its last.
+    SuperHalf,
+    /// Per 256: f16 `d`, f16 `dmin`; then per unit: `scale | min << 4` of its first 16 k-values, then of its last.
+    SuperHalfMin,
+}
+
+/// The layout of one quantised type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) low_bits: usize,
+    pub(crate) high_bits: usize,
+    pub(crate) scales: Scales,
+    pub(crate) encoding: Encoding,
+}
+
+impl Layout {
+    /// The layout of `dtype`; `None` for plain types.
+    pub(crate) const fn of(dtype: DType) -> Option<Layout> {
+        use DType::*;
+        let (low_bits, high_bits, scales) = match dtype {
+            Q4_0 | IQ4_NL => (4, 0, Scales::Unit),
+            Q4_1 => (4, 0, Scales::UnitMin),
+            Q5_0 => (4, 1, Scales::Unit),
+            Q5_1 => (4, 1, Scales::UnitMin),
+            Q8_0 => (8, 0, Scales::Unit),
+            Q2_K => (2, 0, Scales::SuperHalfMin),
+            Q3_K => (2, 1, Scales::SuperHalf),
+            Q4_K => (4, 0, Scales::SuperMin),
+            Q5_K => (4, 1, Scales::SuperMin),
+            Q6_K => (4, 2, Scales::SuperHalf),
+            IQ4_XS => (4, 0, Scales::Super),
+            _ => return None,
+        };
+        match blocks::encoding(dtype) {
+            Some(encoding) => Some(Layout { low_bits, high_bits, scales, encoding }),
+            None => None,
+        }
+    }
+
+    /// Bytes of a unit's quants, a multiple of 64.
+    pub(crate) const fn unit_bytes(&self) -> usize {
+        (self.low_bits + self.high_bits) * UNIT * GROUP_ROWS / 8
+    }
+
+    /// Bytes of the scale plane's repeated part, and the units it covers.
+    pub(crate) const fn scale_stride(&self) -> (usize, usize) {
+        match self.scales {
+            Scales::Unit => (32, 1),
+            Scales::UnitMin => (64, 1),
+            Scales::SuperMin | Scales::SuperHalfMin => (64 + 8 * 32, 8),
+            Scales::Super => (32 + 8 * 16, 8),
+            Scales::SuperHalf => (32 + 8 * 32, 8),
+        }
+    }
+
+    /// Bytes of a group's quants for rows of `cols`.
+    pub(crate) const fn quant_plane_bytes(&self, cols: usize) -> usize {
+        cols / UNIT * self.unit_bytes()
+    }
+
+    /// Bytes of a group for rows of `cols`: both planes, to whole 64-byte lines.
+    pub(crate) const fn group_bytes(&self, cols: usize) -> usize {
+        let (bytes, units) = self.scale_stride();
+        self.quant_plane_bytes(cols) + (cols / UNIT / units * bytes).next_multiple_of(64)
+    }
+
+    /// Where the fields of unit `u` begin in the scale plane: the super-block's factors, and the unit's own bytes.
+    pub(crate) const fn scale_offsets(&self, u: usize) -> (usize, usize) {
+        let (bytes, units) = self.scale_stride();
+        let start = u / units * bytes;
+        let own = match self.scales {
+            Scales::Unit | Scales::UnitMin => start,
+            Scales::SuperMin | Scales::SuperHalfMin => start + 64 + u % 8 * 32,
+            Scales::Super => start + 32 + u % 8 * 16,
+            Scales::SuperHalf => start + 32 + u % 8 * 32,
+        };
+        (start, own)
+    }
+
+    /// Lays one row of the file (`bytes`, whole blocks of `dtype`) as row `r` of a zeroed group.
+    pub(crate) fn pack_row(&self, dtype: DType, bytes: &[u8], cols: usize, r: usize, group: &mut [u8]) {
+        let (quants, scales) = group.split_at_mut(self.quant_plane_bytes(cols));
+        let units_per_block = dtype.block_len() / UNIT;
+        let mut block = Split::new();
+        for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
+            blocks::split(dtype, bytes, &mut block);
+            for i in 0..units_per_block {
+                let u = b * units_per_block + i;
+                let unit = &mut quants[u * self.unit_bytes()..][..self.unit_bytes()];
+                self.pack_unit(&block.q[i * UNIT..][..UNIT], r, unit);
+                self.pack_scales(&block, i, u, r, scales);
+            }
+        }
+    }
+
+    fn pack_unit(&self, q: &[u8], r: usize, unit: &mut [u8]) {
+        let (low, high) = unit.split_at_mut(self.low_bits * UNIT * GROUP_ROWS / 8);
+        let lane = |k: usize| 4 * r + k % 4;
+        for (k, &q) in q.iter().enumerate() {
+            let step = k / 4;
+            match self.low_bits {
+                8 => low[64 * step + lane(k)] = q,
+                4 => low[64 * (step % 4) + lane(k)] |= (q & 15) << (step / 4 * 4),
+                _ => low[64 * (step / 4) + lane(k)] |= (q & 3) << (step % 4 * 2),
+            }
+            match self.high_bits {
+                0 => {}
+                1 => high[lane(k)] |= (q >> self.low_bits & 1) << step,
+                _ => high[64 * (step / 4) + lane(k)] |= (q >> self.low_bits & 3) << (step % 4 * 2),
+            }
+        }
+    }
+
+    fn pack_scales(&self, block: &Split, i: usize, u: usize, r: usize, plane: &mut [u8]) {
+        let (factors, own) = self.scale_offsets(u);
+        let mut put = |at: usize, value: f16| plane[at + 2 * r..][..2].copy_from_slice(&value.to_le_bytes());
+        put(factors, block.d);
+        if matches!(self.scales, Scales::UnitMin | Scales::SuperMin | Scales::SuperHalfMin) {
+            put(factors + 32, block.dmin);
+        }
+        let (first, last) = (2 * i, 2 * i + 1);
+        match self.scales {
+            Scales::Unit | Scales::UnitMin => {}
+            Scales::SuperMin => {
+                plane[own + r] = block.scale[first] as u8;
+                plane[own + 16 + r] = block.min[first];
+            }
+            Scales::Super => plane[own + r] = block.scale[first] as u8,
+            Scales::SuperHalf => {
+                plane[own + r] = block.scale[first] as u8;
+                plane[own + 16 + r] = block.scale[last] as u8;
+            }
+            Scales::SuperHalfMin => {
+                plane[own + r] = block.scale[first] as u8 | block.min[first] << 4;
+                plane[own + 16 + r] = block.scale[last] as u8 | block.min[last] << 4;
+            }
+        }
+    }
+
+    /// The stored quant of row `r` at k-value `k` of its group, unsigned.
+    pub(crate) fn quant(&self, group: &[u8], k: usize, r: usize) -> u8 {
+        let unit = &group[k / UNIT * self.unit_bytes()..][..self.unit_bytes()];
+        let (low, high) = unit.split_at(self.low_bits * UNIT * GROUP_ROWS / 8);
+        let (step, lane) = (k % UNIT / 4, 4 * r + k % 4);
+        let low = match self.low_bits {
+            8 => low[64 * step + lane],
+            4 => low[64 * (step % 4) + lane] >> (step / 4 * 4) & 15,
+            _ => low[64 * (step / 4) + lane] >> (step % 4 * 2) & 3,
+        };
+        match self.high_bits {
+            0 => low,
+            1 => low | (high[lane] >> step & 1) << self.low_bits,
+            _ => low | (high[64 * (step / 4) + lane] >> (step % 4 * 2) & 3) << self.low_bits,
+        }
+    }
+
+    /// The integer that the stored quant stands for.
+    pub(crate) fn quant_value(&self, q: u8) -> i32 {
+        match self.encoding {
+            Encoding::Offset { log2 } => i32::from(q) - (1 << log2),
+            Encoding::Plain => i32::from(q),
+            Encoding::Codebook => i32::from(blocks::IQ4_VALUES[usize::from(q & 15)]),
+        }
+    }
+
+    /// Scale and addend of row `r` for the 16 k-values from `16 half` of unit `u`: value = `scale * q + addend`.
+    pub(crate) fn scale(&self, group: &[u8], cols: usize, u: usize, half: usize, r: usize) -> (f32, f32) {
+        let plane = &group[self.quant_plane_bytes(cols)..];
+        let (factors, own) = self.scale_offsets(u);
+        let f16_at = |at: usize| f16::from_le_bytes([plane[at + 2 * r], plane[at + 2 * r + 1]]).to_f32();
+        let d = f16_at(factors);
+        match self.scales {
+            Scales::Unit => (d, 0.0),
+            Scales::UnitMin => (d, f16_at(factors + 32)),
+            Scales::SuperMin => {
+                let (scale, min) = (plane[own + r], plane[own + 16 + r]);
+                (d * f32::from(scale), -(f16_at(factors + 32) * f32::from(min)))
+            }
+            Scales::Super => (d * f32::from(plane[own + r] as i8), 0.0),
+            Scales::SuperHalf => (d * f32::from(plane[own + 16 * half + r] as i8), 0.0),
+            Scales::SuperHalfMin => {
+                let packed = plane[own + 16 * half + r];
+                (d * f32::from(packed & 15), -(f16_at(factors + 32) * f32::from(packed >> 4)))
+            }
+        }
+    }
+
+    /// Whether the two halves of a unit have scales of their own.
+    pub(crate) const fn has_half_scales(&self) -> bool {
+        matches!(self.scales, Scales::SuperHalf | Scales::SuperHalfMin)
+    }
+
+    /// Whether values have an addend.
+    pub(crate) const fn has_addend(&self) -> bool {
+        matches!(self.scales, Scales::UnitMin | Scales::SuperMin | Scales::SuperHalfMin)
+    }
+
+    /// Values of row `r` of a group of rows of `out.len()`: (K).
+    pub(crate) fn unpack_row(&self, group: &[u8], r: usize, out: &mut [f32]) {
+        let cols = out.len();
+        for (h, out) in out.chunks_exact_mut(UNIT / 2).enumerate() {
+            let (scale, addend) = self.scale(group, cols, h / 2, h % 2, r);
+            for (i, x) in out.iter_mut().enumerate() {
+                let q = self.quant_value(self.quant(group, h * (UNIT / 2) + i, r));
+                *x = scale * q as f32;
+                if self.has_addend() {
+                    *x += addend;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Kernels in plain Rust: on any machine, written to be read, and the oracle of the fast ones.
+
+pub(crate) mod attention;
+pub(crate) mod matmul;

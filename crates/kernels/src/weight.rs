@@ -1,0 +1,204 @@
+//! `Weight`: a matrix of any stored type, packed for the kernels when it is loaded.
+//!
+//! Sixteen rows lie side by side (`layout` for quantised types). Plain types keep their precision: F32 and F16 as
+//! `[k][16 rows]`, BF16 as `[k / 2][16 rows][2]`. A matrix is never expanded to f32; loading holds some rows of the file
+//! at a time beside the packed form.
+
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use qwenkit_tensor::{AllocError, DType, HugeBuf};
+
+use crate::{
+    blocks,
+    layout::{GROUP_ROWS, Layout},
+    pool::Pool,
+    shared_out::SharedOut,
+};
+
+/// Rows of the file that a loading thread reads at once: enough to make reads large, little enough to stay in cache.
+const SLAB_GROUPS: usize = 8;
+
+/// The form of activations that a weight multiplies with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operand {
+    F32,
+    Bf16,
+    Quantized,
+}
+
+/// A matrix (rows, cols) = (N, K) ready to be multiplied: y = W x.
+pub struct Weight {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    pub(crate) layout: Option<Layout>,
+    group_bytes: usize,
+    data: HugeBuf,
+}
+
+/// Why a weight could not be loaded; `E` is the reader's error.
+#[derive(Debug)]
+pub enum LoadError<E> {
+    /// No memory for the packed form.
+    Alloc(AllocError),
+    /// A type that no kernel multiplies, or rows that are no whole number of its blocks.
+    Unsupported {
+        /// The type found.
+        dtype: DType,
+        /// The row length found.
+        cols: usize,
+    },
+    /// The reader failed.
+    Read(E),
+}
+
+impl Weight {
+    /// Loads a matrix of `rows` rows of `cols` values. `read(start, out)` fills `out` with the stored tensor's bytes from
+    /// `start`; it is called from all threads of the pool.
+    ///
+    /// # Errors
+    /// When the type is not a weight type, memory is short, or `read` fails.
+    pub fn load<E: Send>(
+        pool: &Pool,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        read: impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
+    ) -> Result<Weight, LoadError<E>> {
+        let unsupported = LoadError::Unsupported { dtype, cols };
+        let (true, Some(row_bytes)) = (blocks::is_weight_type(dtype), dtype.row_bytes(cols)) else {
+            return Err(unsupported);
+        };
+        let layout = Layout::of(dtype);
+        let group_bytes = match layout {
+            Some(layout) => layout.group_bytes(cols),
+            None => plain_group_bytes(dtype, cols),
+        };
+        let groups = rows.div_ceil(GROUP_ROWS);
+        let total_bytes = groups.checked_mul(group_bytes).ok_or(LoadError::Unsupported { dtype, cols })?;
+        let mut data = HugeBuf::zeroed(total_bytes).map_err(LoadError::Alloc)?;
+        let failure = Mutex::new(None);
+        let out = SharedOut::new(data.as_mut_slice::<u8>());
+        pool.run_split(groups, 1, |range| {
+            let mut slab = vec![0; SLAB_GROUPS.min(range.len()) * GROUP_ROWS * row_bytes];
+            for first in range.clone().step_by(SLAB_GROUPS) {
+                let end_row = ((first + SLAB_GROUPS).min(range.end) * GROUP_ROWS).min(rows);
+                let slab = &mut slab[..(end_row - first * GROUP_ROWS) * row_bytes];
+                if let Err(error) = read(first * GROUP_ROWS * row_bytes, slab) {
+                    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                    return;
+                }
+                for (i, bytes) in slab.chunks(GROUP_ROWS * row_bytes).enumerate() {
+                    // SAFETY: each group is in exactly one thread's range.
+                    let group = unsafe { out.slice((first + i) * group_bytes, group_bytes) };
+                    for (r, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+                        match layout {
+                            Some(layout) => layout.pack_row(dtype, bytes, cols, r, group),
+                            None => pack_plain_row(dtype, bytes, r, group),
+                        }
+                    }
+                }
+            }
+        });
+        match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(error) => Err(LoadError::Read(error)),
+            None => Ok(Weight { dtype, rows, cols, layout, group_bytes, data }),
+        }
+    }
+
+    /// A weight from the bytes of a stored tensor in memory.
+    ///
+    /// # Errors
+    /// As `load`, and when `bytes` is not the size of such a matrix.
+    pub fn from_bytes(
+        pool: &Pool,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Weight, LoadError<&'static str>> {
+        Weight::load(pool, dtype, rows, cols, |start, out| {
+            let found = bytes.get(start..start + out.len()).ok_or("fewer bytes than the matrix has")?;
+            out.copy_from_slice(found);
+            Ok(())
+        })
+    }
+
+    /// The stored element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Output features N.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes that one product reads: the packed size.
+    pub fn size_bytes(&self) -> usize {
+        self.data.len_bytes()
+    }
+
+    /// Writes the values of row `row`: (K).
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not of length K.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of ({}, {})", self.rows, self.cols);
+        let (group, r) = (self.group(row / GROUP_ROWS), row % GROUP_ROWS);
+        if let Some(layout) = self.layout {
+            return layout.unpack_row(group, r, out);
+        }
+        for (k, x) in out.iter_mut().enumerate() {
+            *x = match self.dtype {
+                DType::F32 => bytemuck::cast_slice::<u8, f32>(group)[k * GROUP_ROWS + r],
+                DType::F16 => bytemuck::cast_slice::<u8, f16>(group)[k * GROUP_ROWS + r].to_f32(),
+                _ => bytemuck::cast_slice::<u8, bf16>(group)[(k / 2 * GROUP_ROWS + r) * 2 + k % 2].to_f32(),
+            };
+        }
+    }
+
+    pub(crate) fn operand(&self) -> Operand {
+        match self.dtype {
+            DType::F32 | DType::F16 => Operand::F32,
+            DType::BF16 => Operand::Bf16,
+            _ => Operand::Quantized,
+        }
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(GROUP_ROWS)
+    }
+
+    /// The packed bytes of group `g`, 64-byte aligned.
+    pub(crate) fn group(&self, g: usize) -> &[u8] {
+        &self.data.as_slice::<u8>()[g * self.group_bytes..][..self.group_bytes]
+    }
+
+    /// Rows of group `g` that the matrix has: 16, or fewer in the last.
+    pub(crate) fn group_rows(&self, g: usize) -> usize {
+        GROUP_ROWS.min(self.rows - g * GROUP_ROWS)
+    }
+}
+
+fn plain_group_bytes(dtype: DType, cols: usize) -> usize {
+    let cols = if dtype == DType::BF16 { cols.next_multiple_of(2) } else { cols };
+    (cols * GROUP_ROWS * dtype.block_bytes()).next_multiple_of(64)
+}
+
+fn pack_plain_row(dtype: DType, bytes: &[u8], r: usize, group: &mut [u8]) {
+    let size = dtype.block_bytes();
+    for (k, value) in bytes.chunks_exact(size).enumerate() {
+        let at = match dtype {
+            DType::BF16 => (k / 2 * GROUP_ROWS + r) * 2 + k % 2,
+            _ => k * GROUP_ROWS + r,
+        };
+        group[at * size..][..size].copy_from_slice(value);
+    }
+}
