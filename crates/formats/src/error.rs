@@ -53,8 +53,8 @@ pub enum Error {
     DuplicateKey { path: PathBuf, key: String },
     #[error("tensor `{tensor}` in `{}`: found twice, expected once", path.display())]
     DuplicateTensor { path: PathBuf, tensor: String },
-    #[error("key `general.alignment` in `{}`: found {found}, expected a power of two", path.display())]
-    Alignment { path: PathBuf, found: u64 },
+    #[error("key `general.alignment` in `{}`: found {found}, expected a power of two up to {limit}", path.display())]
+    Alignment { path: PathBuf, found: u64, limit: u64 },
 
     // ---- tensors ----
     #[error("tensor `{tensor}` in `{}` has type {found}, which QwenKit does not read; supported: {supported}\n\

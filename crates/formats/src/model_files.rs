@@ -11,6 +11,7 @@ use crate::{Checkpoint, Error, Gguf, TensorInfo};
 
 /// An open model.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one stands for a whole open model; its size does not matter
 pub enum ModelFiles {
     /// A GGUF file or split set.
     Gguf(Gguf),

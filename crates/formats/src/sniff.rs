@@ -67,6 +67,9 @@ fn describe(head: &[u8], path: &Path) -> (String, String) {
     if head.iter().all(|&b| b == 0) {
         return found("filled with zeros", "the download reserved the space and never finished; fetch it again");
     }
+    if name.ends_with(".json") {
+        return found("a JSON file", "open the checkpoint folder that holds it, or the folder's config.json");
+    }
     if lower.starts_with('{') || lower.starts_with('[') {
         return found("a JSON document (often a server's error message)", REFETCH);
     }

@@ -11,7 +11,7 @@ use super::metadata::Metadata;
 use super::reader::{Reader, Thing};
 use super::tensor_type;
 use super::value::{Value, ValueType};
-use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_AXES};
+use super::{MAGIC, MAX_AXES, alignment};
 use crate::data_file::DataFile;
 use crate::{Error, TensorInfo, sniff};
 
@@ -162,14 +162,6 @@ fn strings(reader: &mut Reader, count: usize, thing: Thing) -> Result<Strings, E
         path: reader.file().path().to_path_buf(),
         thing: format!("string {index} of {thing}"),
     })
-}
-
-fn alignment(metadata: &Metadata) -> Result<u64, Error> {
-    let alignment = metadata.u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
-    if !alignment.is_power_of_two() {
-        return Err(Error::Alignment { path: metadata.path().to_path_buf(), found: alignment });
-    }
-    Ok(alignment)
 }
 
 /// A tensor entry as it stands in the header; `offset` counts from the beginning of the data.

@@ -26,6 +26,8 @@ use crate::{Error, TensorInfo};
 
 /// The alignment of tensor data where `general.alignment` does not say otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// Real files use 32, some a memory page; padding of more than 1 MiB per tensor is nobody's intention.
+const MAX_ALIGNMENT: u64 = 1 << 20;
 /// More axes no GGUF tensor has.
 const MAX_AXES: usize = 4;
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -100,4 +102,13 @@ impl Gguf {
     pub fn size_bytes(&self) -> u64 {
         self.table.size_bytes()
     }
+}
+
+/// The alignment of tensor data that `metadata` ask for.
+fn alignment(metadata: &Metadata) -> Result<u64, Error> {
+    let alignment = metadata.u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
+    if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
+        return Err(Error::Alignment { path: metadata.path().to_path_buf(), found: alignment, limit: MAX_ALIGNMENT });
+    }
+    Ok(alignment)
 }

@@ -12,7 +12,7 @@ use super::array::Array;
 use super::metadata::Metadata;
 use super::parts::{self, KEY_COUNT, KEY_NUMBER, KEY_TENSORS};
 use super::value::{Value, ValueType};
-use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_AXES, tensor_type};
+use super::{MAGIC, MAX_ALIGNMENT, MAX_AXES, alignment, tensor_type};
 use crate::Error;
 use crate::atomic_file::AtomicFile;
 
@@ -76,10 +76,7 @@ impl Writer {
         tensors: &[TensorSpec],
         limits: SplitLimits,
     ) -> Result<Self, Error> {
-        let alignment = metadata.u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
-        if !alignment.is_power_of_two() {
-            return Err(Error::Alignment { path: path.to_path_buf(), found: alignment });
-        }
+        let alignment = alignment(metadata)?;
         let sizes = checked_sizes(path, tensors)?;
         let counts = part_counts(&sizes, limits);
         let parts = plan(path, metadata, tensors, &sizes, &counts, alignment)?;
@@ -172,6 +169,7 @@ impl Writer {
 fn checked_sizes(path: &Path, tensors: &[TensorSpec]) -> Result<Vec<u64>, Error> {
     let mut names = HashSet::new();
     let mut sizes = Vec::with_capacity(tensors.len());
+    let mut total = 0_u64;
     for TensorSpec { name, dtype, shape } in tensors {
         let invalid = |found: String, expected: String| Error::WriteInvalid {
             path: path.to_path_buf(),
@@ -194,6 +192,14 @@ fn checked_sizes(path: &Path, tensors: &[TensorSpec]) -> Result<Vec<u64>, Error>
             let expected = format!("at most 4 axes, none empty, rows of a multiple of {}", dtype.block_len());
             return Err(invalid(format!("shape {shape:?} of {dtype}"), expected));
         };
+        // With the padding that may follow each: offsets then cannot overflow.
+        total = total.saturating_add(bytes as u64).saturating_add(MAX_ALIGNMENT);
+        if total > i64::MAX as u64 {
+            return Err(invalid(
+                format!("shape {shape:?} of {dtype}"),
+                "all tensors together within 2^63 bytes".into(),
+            ));
+        }
         sizes.push(bytes as u64);
     }
     Ok(sizes)
