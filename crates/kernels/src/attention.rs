@@ -35,11 +35,13 @@ pub struct AttentionSeq<'a> {
 
 /// What a tile's kernel gets.
 pub(crate) struct Tile<'a, E> {
-    /// Pages of the sequence from chunk 0: keys `[4][K][16]` and values `[64][K]` of this kv head.
+    /// Pages of the sequence from chunk 0: keys `[4][K][16]` and values `[64][K']` of this kv head.
     pub(crate) cache: &'a KvCache,
     pub(crate) pages: &'a [u32],
     pub(crate) kv_head: usize,
     pub(crate) head_dim: usize,
+    /// K' of the cache, the length of a result.
+    pub(crate) value_dim: usize,
     /// Queries, (`ranges.len()`, K), already scaled.
     pub(crate) queries: &'a [f32],
     /// Positions that each query sees; none is empty.
@@ -71,7 +73,7 @@ impl Compute {
     /// position and those before it; with a `window` of w the last w of them.
     ///
     /// # Panics
-    /// If shapes do not fit, or a head is larger than `HEAD_DIM_MAX` or no multiple of 16.
+    /// If shapes do not fit, or a head is larger than `HEAD_DIM_MAX`.
     pub fn attention(
         &self,
         cache: &KvCache,
@@ -83,7 +85,7 @@ impl Compute {
         let tokens: usize = seqs.iter().map(|s| s.rows.len()).sum();
         let Some(heads) = (q.len() / cache.head_dim).checked_div(tokens) else { return };
         assert!(q.len() == out.len() && q.len() == tokens * heads * cache.head_dim, "attention's queries");
-        assert!(heads.is_multiple_of(cache.kv_heads) && cache.head_dim.is_multiple_of(16));
+        assert!(heads.is_multiple_of(cache.kv_heads), "{heads} heads on {} kv heads", cache.kv_heads);
         assert!(cache.head_dim <= HEAD_DIM_MAX, "heads of {}", cache.head_dim);
         let out = SharedOut::new(out);
         let job = Job { compute: self, cache, window, scale, heads, q, out: &out };
@@ -129,6 +131,7 @@ impl Job<'_> {
     /// The queries of `kv_head` from the `first`: some tiles of them. Query number n is head n % R of token n / R.
     fn run<E: KvElement>(&self, seq: &AttentionSeq<'_>, kv_head: usize, first: usize) {
         let (dim, per_kv) = (self.cache.head_dim, self.heads / self.cache.kv_heads);
+        let value_dim = self.cache.value_dim();
         let end = (first + TILES_PER_JOB * TILE_QUERIES).min(seq.rows.len() * per_kv);
         let mut queries = [0.0; TILE_QUERIES * HEAD_DIM_MAX];
         let mut results = [0.0; TILE_QUERIES * HEAD_DIM_MAX];
@@ -152,14 +155,15 @@ impl Job<'_> {
                 pages: seq.pages,
                 kv_head,
                 head_dim: dim,
+                value_dim,
                 queries: &queries[..count * dim],
                 ranges: &ranges[..count],
                 _element: std::marker::PhantomData,
             };
-            run_tile(self.compute.isa, &tile, &mut results[..count * dim]);
+            run_tile(self.compute.isa, &tile, &mut results[..count * value_dim]);
             for n in 0..count {
                 // SAFETY: each query is in exactly one job.
-                unsafe { self.out.slice(row(n).1, dim) }.copy_from_slice(&results[n * dim..][..dim]);
+                unsafe { self.out.slice(row(n).1, dim) }.copy_from_slice(&results[n * value_dim..][..dim]);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The key/value cache of one layer, in pages of 64 positions.
 //!
 //! A page holds, for each kv head, keys as `[4 blocks][K][16 positions]` - so that one vector holds the same component
-//! of 16 keys - and values as `[64 positions][K]`. Elements are f16, or f32 for models with f32 weights. Which page is
+//! of 16 keys - and values as `[64 positions][K']`, K' being K rounded up to whole vectors. Elements are f16, or f32 for models with f32 weights. Which page is
 //! whose is the engine's business; here a sequence is a list of page numbers.
 
 use half::{f16, slice::HalfFloatSliceExt};
@@ -113,7 +113,7 @@ impl KvCache {
 
     /// Bytes of one page of one layer.
     pub fn page_bytes(kv_type: KvType, kv_heads: usize, head_dim: usize) -> usize {
-        2 * PAGE_TOKENS * kv_heads * head_dim * kv_type.size_bytes()
+        PAGE_TOKENS * kv_heads * (head_dim + head_dim.next_multiple_of(LANES)) * kv_type.size_bytes()
     }
 
     /// Pages in all.
@@ -121,16 +121,21 @@ impl KvCache {
         self.pages
     }
 
-    /// Elements of a head's keys (or values) in a page.
-    fn head_elements(&self) -> usize {
-        PAGE_TOKENS * self.head_dim
+    /// K': the length of a cached value.
+    pub(crate) fn value_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Keys `[4][K][16]` and values `[64][K]` of `head` in `page`.
+    /// Elements of a head's keys and values in a page.
+    fn head_elements(&self) -> usize {
+        PAGE_TOKENS * (self.head_dim + self.value_dim())
+    }
+
+    /// Keys `[4][K][16]` and values `[64][K']` of `head` in `page`.
     pub(crate) fn head<E: KvElement>(&self, page: u32, head: usize) -> (&[E], &[E]) {
         let n = self.head_elements();
-        let start = (page as usize * self.kv_heads + head) * 2 * n;
-        self.data.as_slice::<E>()[start..start + 2 * n].split_at(n)
+        let start = (page as usize * self.kv_heads + head) * n;
+        self.data.as_slice::<E>()[start..start + n].split_at(PAGE_TOKENS * self.head_dim)
     }
 
     /// Stores keys and values, both (T, G, K), at positions `first..first + T` of the sequence whose pages are `pages`.
@@ -146,6 +151,7 @@ impl KvCache {
 
     fn write_as<E: KvElement>(&mut self, compute: &Compute, pages: &[u32], first: usize, k: &[f32], v: &[f32]) {
         let (heads, dim, n) = (self.kv_heads, self.head_dim, self.head_elements());
+        let value_dim = self.value_dim();
         let tokens = k.len() / (heads * dim);
         assert!(k.len() == v.len() && k.len() == tokens * heads * dim, "keys and values of (T, {heads}, {dim})");
         assert!((first + tokens).div_ceil(PAGE_TOKENS) <= pages.len(), "positions past the sequence's pages");
@@ -154,14 +160,14 @@ impl KvCache {
             for t in 0..tokens {
                 let (page, slot) = (pages[(first + t) / PAGE_TOKENS] as usize, (first + t) % PAGE_TOKENS);
                 // SAFETY: each head of a page is written by the one thread that has this head.
-                let head_data = unsafe { data.slice((page * heads + head) * 2 * n, 2 * n) };
-                let (keys, values) = head_data.split_at_mut(n);
+                let head_data = unsafe { data.slice((page * heads + head) * n, n) };
+                let (keys, values) = head_data.split_at_mut(PAGE_TOKENS * dim);
                 let from = (t * heads + head) * dim;
                 let block = &mut keys[slot / KEY_BLOCK * KEY_BLOCK * dim..];
                 for (d, &x) in k[from..from + dim].iter().enumerate() {
                     block[d * KEY_BLOCK + slot % KEY_BLOCK] = E::from_f32(x);
                 }
-                for (value, &x) in values[slot * dim..].iter_mut().zip(&v[from..from + dim]) {
+                for (value, &x) in values[slot * value_dim..].iter_mut().zip(&v[from..from + dim]) {
                     *value = E::from_f32(x);
                 }
             }

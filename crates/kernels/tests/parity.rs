@@ -336,6 +336,8 @@ fn attention_is_exact_and_the_same_for_any_cut() {
         (5, 5, 48, Some(1), KvType::F32),
         (6, 2, 32, Some(70), KvType::F16),
         (8, 1, 256, Some(8), KvType::F32),
+        (4, 2, 10, None, KvType::F16),
+        (3, 1, 24, None, KvType::F32),
     ];
     for (heads, kv_heads, dim, window, kv_type) in cases {
         let case = AttentionCase { heads, kv_heads, dim, window, kv_type };

@@ -23,7 +23,7 @@ struct State {
     new: [f32; TILE_QUERIES],
 }
 
-/// Results of the tile's queries: out (queries, K).
+/// Results of the tile's queries: out (queries, K').
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for.
@@ -44,7 +44,7 @@ pub(crate) unsafe fn tile<E: KvElement>(tile: &Tile<'_, E>, out: &mut [f32]) {
 /// The tile in `Q` slots; slots past the last query repeat the first one's scores and are not stored.
 #[inline(always)]
 unsafe fn queries<E: KvElement, const Q: usize>(tile: &Tile<'_, E>, out: &mut [f32]) {
-    let (dim, count) = (tile.head_dim, tile.ranges.len());
+    let (dim, count) = (tile.value_dim, tile.ranges.len());
     let slots: [usize; Q] = std::array::from_fn(|i| if i < count { i } else { 0 });
     let mut state = State {
         largest: [f32::NEG_INFINITY; TILE_QUERIES],
@@ -58,7 +58,7 @@ unsafe fn queries<E: KvElement, const Q: usize>(tile: &Tile<'_, E>, out: &mut [f
     for c in tile.chunks() {
         let (keys, values) = tile.head(c);
         let end = (0..count).map(|i| tile.seen(i, c).end).max().unwrap_or(0);
-        // SAFETY: `keys` and `values` are a page's, of PAGE_TOKENS * dim elements each.
+        // SAFETY: `keys` and `values` are a page's, of 64 keys of K and 64 values of K'.
         unsafe {
             scores::<E, Q>(tile, &slots, keys, end, &mut state);
             for i in 0..count {

@@ -6,11 +6,11 @@ use crate::{
     lanes::{self, LANES},
 };
 
-/// Results of the tile's queries: out (queries, K).
+/// Results of the tile's queries: out (queries, K').
 #[inline(always)]
 pub(crate) fn tile<E: KvElement>(tile: &Tile<'_, E>, out: &mut [f32]) {
-    let dim = tile.head_dim;
-    for (i, out) in out.chunks_exact_mut(dim).enumerate() {
+    let (dim, value_dim) = (tile.head_dim, tile.value_dim);
+    for (i, out) in out.chunks_exact_mut(value_dim).enumerate() {
         let query = &tile.queries[i * dim..][..dim];
         out.fill(0.0);
         let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0);
@@ -25,7 +25,7 @@ pub(crate) fn tile<E: KvElement>(tile: &Tile<'_, E>, out: &mut [f32]) {
             weights[seen.end..].fill(f32::NEG_INFINITY);
             let (chunk_largest, chunk_total) = exponentials(&mut weights);
             let mut sum = [0.0; HEAD_DIM_MAX];
-            weighted_values(&weights[..seen.end], values, &mut sum[..dim]);
+            weighted_values(&weights[..seen.end], values, &mut sum[..value_dim]);
             let new_largest = f32::max(largest, chunk_largest);
             let (old, new) = (lanes::exp(largest - new_largest), lanes::exp(chunk_largest - new_largest));
             for (out, sum) in out.iter_mut().zip(&sum) {
@@ -67,7 +67,7 @@ fn exponentials(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
     (largest, lanes::sum_by(&scores[..], |x| x))
 }
 
-/// sum: (K) += weights: (keys) by values: (keys, K).
+/// sum: (K') += weights: (keys) by values: (keys, K').
 #[inline(always)]
 fn weighted_values<E: KvElement>(weights: &[f32], values: &[E], sum: &mut [f32]) {
     for (w, value) in weights.iter().zip(values.chunks_exact(sum.len())) {
