@@ -169,14 +169,14 @@ impl Config {
     }
 }
 
-/// Below 2^53 every whole f64 is exactly the integer that was meant.
+/// Below 2^53 every whole f64 is exactly the integer that was written.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 fn to_usize(value: &Value) -> Option<usize> {
     if let Some(whole) = value.as_u64() {
         return usize::try_from(whole).ok();
     }
-    let float = value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=MAX_EXACT).contains(x))?;
+    let float = value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..MAX_EXACT).contains(x))?;
     usize::try_from(float as u64).ok()
 }
 

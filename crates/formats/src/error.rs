@@ -37,9 +37,8 @@ pub enum Error {
     #[error("`{}` is a big-endian GGUF file (version {found}), expected little-endian\nhint: fetch the little-endian \
              file, or convert it with gguf_convert_endian", path.display())]
     GgufBigEndian { path: PathBuf, found: u32 },
-    #[error("{thing} in `{}`: found {found}, expected at most {limit}, which is what the rest of the file can hold",
-            path.display())]
-    Count { path: PathBuf, thing: String, found: u64, limit: u64 },
+    #[error("{thing} in `{}`: found {found}, expected at most {limit}: {reason}", path.display())]
+    Count { path: PathBuf, thing: String, found: u64, limit: u64, reason: &'static str },
     #[error("{thing} in `{}`: found bytes that are not UTF-8, expected text", path.display())]
     NotUtf8 { path: PathBuf, thing: String },
     #[error("{thing} in `{}`: found byte {found}, expected a bool (0 or 1)", path.display())]

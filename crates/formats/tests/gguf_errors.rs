@@ -67,7 +67,11 @@ fn truncated() {
 #[test]
 fn counts() {
     let pairs = Gguf { pair_count: Some(u64::MAX), ..Gguf::new() }.data(64).bytes();
-    assert_error!(refused(pairs), Count, "key count", "18446744073709551615", "at most 5");
+    assert_error!(refused(pairs), Count, "key count", "18446744073709551615", "at most 5", "room");
+    let many = Gguf { pair_count: Some((1 << 16) + 1), ..Gguf::new() }.data(1 << 20).bytes();
+    assert_error!(refused(many), Count, "key count", "65537", "at most 65536", "no real model");
+    let entries = Gguf { tensor_count: Some((1 << 20) + 1), ..Gguf::new() }.data(26 << 20).bytes();
+    assert_error!(refused(entries), Count, "tensor count", "1048577", "at most 1048576", "no real model");
     let tensors = Gguf { tensor_count: Some(1 << 40), ..Gguf::new() }.data(64).bytes();
     assert_error!(refused(tensors), Count, "tensor count", "1099511627776");
     let key = Gguf { pair_count: Some(1), ..Gguf::new() }.data(64);

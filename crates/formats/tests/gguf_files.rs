@@ -239,7 +239,8 @@ fn limits_by_bytes_and_sets_of_one_part() {
     let specs: Vec<_> = tensors.iter().map(|t| t.0.clone()).collect();
     let metadata = Metadata::new(&path);
     let one = SplitLimits { max_bytes: Some(1 << 30), max_tensors: None };
-    assert_eq!(write_all(Writer::create_split(&path, &metadata, &specs, one).unwrap(), &tensors), [path.clone()]);
+    write_all(Writer::create_split(&path, &metadata, &specs, one).unwrap(), &tensors);
+    assert_eq!(folder.names(), ["m.gguf"]);
     assert_eq!(Gguf::open(&path).unwrap().metadata().u64("split.count").unwrap(), None);
     let many = SplitLimits { max_bytes: Some(2000), max_tensors: None };
     let parts = write_all(Writer::create_split(&path, &metadata, &specs, many).unwrap(), &tensors);

@@ -129,12 +129,19 @@ fn headers() {
         r#"{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
     assert_error!(refused(safetensors(overlapping, 6)), SafetensorsHeader, "m.safetensors", "y");
     let backwards = r#"{"dtype":"U8","shape":[1],"data_offsets":[1,0]}"#;
-    assert_error!(one(backwards, 1), SafetensorsHeader, "x");
+    assert_error!(one(backwards, 1), SafetensorsHeader, "`x`", "bytes 1 to 0");
     let wrong_size = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#;
-    assert_error!(one(wrong_size, 4), SafetensorsHeader, "m.safetensors");
+    assert_error!(one(wrong_size, 4), SafetensorsHeader, "`x`", "found 4 bytes, expected 8 for shape [2] of F32");
     let overflow = r#"{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,4]}"#;
-    assert_error!(one(overflow, 4), SafetensorsHeader, "m.safetensors");
-    assert_error!(one(r#"{"dtype":"F33","shape":[1],"data_offsets":[0,4]}"#, 4), SafetensorsHeader, "F33");
+    assert_error!(one(overflow, 4), SafetensorsHeader, "`x`", "4294967296");
+    let axes = format!(r#"{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}"#, "1,".repeat(64));
+    assert_error!(one(&axes, 1), SafetensorsHeader, "`x`", "65 axes", "at most 64");
+    let twice =
+        r#"{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+    assert_error!(refused(safetensors(twice, 2)), SafetensorsHeader, "`x`", "found twice");
+    let gap = r#"{"dtype":"U8","shape":[1],"data_offsets":[1,2]}"#;
+    assert_error!(one(gap, 2), SafetensorsHeader, "x");
+    assert_error!(one(r#"{"dtype":"F33","shape":[1],"data_offsets":[0,4]}"#, 4), SafetensorsHeader, "`x`", "F33");
     assert_error!(one(r#"{"dtype":"U8","shape":[-1],"data_offsets":[0,4]}"#, 4), SafetensorsHeader, "m.safetensors");
     let deep = format!("{{\"x\":{}}}", "[".repeat(50_000));
     assert_error!(refused(safetensors(&deep, 0)), SafetensorsHeader, "m.safetensors");

@@ -21,6 +21,10 @@ const MAX_NESTING: usize = 4;
 const MIN_PAIR_BYTES: u64 = 8 + 4 + 1;
 /// The shortest tensor entry: an empty name's length, the number of axes (none), the type, the offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
+/// Real models have below 100 keys. A key takes ten times as much memory as the shortest pair takes in the file.
+const MAX_PAIRS: u64 = 1 << 16;
+/// Real models have below 100,000 tensors, those with unmerged experts included.
+const MAX_TENSORS: u64 = 1 << 20;
 
 pub(super) struct Header {
     pub(super) version: u32,
@@ -40,7 +44,7 @@ pub(super) fn parse(file: &DataFile) -> Result<Header, Error> {
     let tensor_count = reader.u64(Thing::Preamble)?;
     let pair_count = reader.u64(Thing::Preamble)?;
     let metadata = metadata(&mut reader, pair_count)?;
-    let count = reader.count(tensor_count, MIN_TENSOR_BYTES, Thing::Preamble, "tensor count")?;
+    let count = reader.count_up_to(MAX_TENSORS, tensor_count, MIN_TENSOR_BYTES, Thing::Preamble, "tensor count")?;
     // No capacity is reserved by the count: entries in memory are larger than in the file.
     let mut entries = Vec::new();
     for i in 0..count {
@@ -64,7 +68,7 @@ fn version(reader: &mut Reader) -> Result<u32, Error> {
 }
 
 fn metadata(reader: &mut Reader, pair_count: u64) -> Result<Metadata, Error> {
-    let count = reader.count(pair_count, MIN_PAIR_BYTES, Thing::Preamble, "key count")?;
+    let count = reader.count_up_to(MAX_PAIRS, pair_count, MIN_PAIR_BYTES, Thing::Preamble, "key count")?;
     let mut metadata = Metadata::new(reader.file().path());
     for i in 0..count {
         let key = reader.string(Thing::Key(i as u64))?;

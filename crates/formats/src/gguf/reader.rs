@@ -108,11 +108,29 @@ impl<'a> Reader<'a> {
         let limit = self.left() / min_bytes;
         match usize::try_from(found) {
             Ok(count) if found <= limit => Ok(count),
-            _ => {
-                let path = self.file.path().to_path_buf();
-                Err(Error::Count { path, thing: format!("{what} of {thing}"), found, limit })
-            }
+            _ => Err(self.too_many(found, limit, thing, what, "the rest of the file has room for no more")),
         }
+    }
+
+    /// As `count`, and at most `max`, beyond which only a hostile file would go.
+    pub(super) fn count_up_to(
+        &self,
+        max: u64,
+        found: u64,
+        min_bytes: u64,
+        thing: Thing,
+        what: &str,
+    ) -> Result<usize, Error> {
+        let count = self.count(found, min_bytes, thing, what)?;
+        if found > max {
+            return Err(self.too_many(found, max, thing, what, "no real model has as many"));
+        }
+        Ok(count)
+    }
+
+    fn too_many(&self, found: u64, limit: u64, thing: Thing, what: &str, reason: &'static str) -> Error {
+        let (path, thing) = (self.file.path().to_path_buf(), format!("{what} of {thing}"));
+        Error::Count { path, thing, found, limit, reason }
     }
 
     /// Appends the next `n` bytes to `out`. The caller has checked nothing; no more is reserved than the file holds.

@@ -1,15 +1,16 @@
 //! safetensors files, alone or as the shards of a checkpoint: bytes <-> named tensors.
 //!
-//! The header is parsed and checked by the format's own library; here only its 8 + n bytes are read, and n and the
+//! The header is parsed with and checked by the format's own library; here only its 8 + n bytes are read, and n and the
 //! length of the data are held against the file's size. Tensors of types QwenKit has no name for are refused.
 
+mod header;
 mod shards;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ::safetensors::tensor::{Dtype, Metadata};
+use ::safetensors::tensor::Dtype;
 use qwenkit_tensor::DType;
 
 pub(crate) use self::shards::open_shards;
@@ -19,8 +20,8 @@ use crate::data_file::DataFile;
 use crate::tensor_table::TensorTable;
 use crate::{Error, TensorInfo, sniff};
 
-/// Parsing JSON takes tens of times its size in memory, so a header is limited more tightly than the library's 100 MB.
-/// The largest real headers, of thousands of expert tensors, are below 10 MB.
+/// Parsed entries take several times their text in memory, so a header is limited more tightly than the library's
+/// 100 MB. The largest real headers, of thousands of expert tensors, are below 10 MB.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
 
 /// The types both sides have.
@@ -87,8 +88,8 @@ impl SafetensorsFile {
 fn parse(file: &DataFile, part: usize) -> Result<(BTreeMap<String, String>, Vec<TensorInfo>), Error> {
     let header = read_header(file)?;
     let path = || file.path().to_path_buf();
-    let invalid = |problem: String| Error::SafetensorsHeader { path: path(), problem };
-    let parsed: Metadata = serde_json::from_slice(&header).map_err(|e| invalid(e.to_string()))?;
+    let (remarks, parsed) =
+        header::parse(&header).map_err(|problem| Error::SafetensorsHeader { path: path(), problem })?;
     let data_start = 8 + header.len() as u64;
     let expected = u128::from(data_start) + parsed.data_len() as u128;
     if expected != file.len().into() {
@@ -113,7 +114,7 @@ fn parse(file: &DataFile, part: usize) -> Result<(BTreeMap<String, String>, Vec<
         let (shape, len_bytes) = (info.shape.clone(), end - start);
         tensors.push(TensorInfo { name, dtype: *dtype, shape, part, offset, len_bytes });
     }
-    Ok((parsed.metadata().clone().unwrap_or_default().into_iter().collect(), tensors))
+    Ok((remarks, tensors))
 }
 
 /// The JSON text of the header, without its length.
