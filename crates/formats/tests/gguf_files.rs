@@ -201,6 +201,18 @@ fn every_value_and_tensor_type_survives_writing_and_reading() {
 }
 
 #[test]
+fn a_file_of_the_python_package_is_written_again_byte_for_byte() {
+    let folder = Folder::new();
+    let path = folder.path().join("m.gguf");
+    let model = Gguf::open(Path::new(FOREIGN)).unwrap();
+    let tensors: Vec<(TensorSpec, Vec<u8>)> =
+        model.tensors().iter().map(|t| (spec(&t.name, t.dtype, &t.shape), bytes_of(&model, &t.name))).collect();
+    let specs: Vec<_> = tensors.iter().map(|t| t.0.clone()).collect();
+    write_all(Writer::create(&path, model.metadata(), &specs).unwrap(), &tensors);
+    assert!(std::fs::read(&path).unwrap() == std::fs::read(FOREIGN).unwrap());
+}
+
+#[test]
 fn a_split_set_opens_from_any_part_and_can_be_joined() {
     let folder = Folder::new();
     let path = folder.path().join("m.v1.gguf");
