@@ -45,6 +45,8 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Meter<'a> {
     /// Bytes of the files before the current one.
     pub(crate) before_bytes: u64,
+    /// The most that was reported by [`Meter::at_least`].
+    pub(crate) high_bytes: u64,
     pub(crate) events: &'a mut dyn FnMut(PullEvent),
 }
 
@@ -52,6 +54,14 @@ impl Meter<'_> {
     /// The current file has `bytes`.
     pub(crate) fn at(&mut self, bytes: u64) {
         (self.events)(PullEvent::Progress { done_bytes: self.before_bytes + bytes });
+    }
+
+    /// The current file has `bytes` by an estimate; less than was reported before is not news.
+    pub(crate) fn at_least(&mut self, bytes: u64) {
+        if bytes > self.high_bytes {
+            self.high_bytes = bytes;
+            self.at(bytes);
+        }
     }
 }
 

@@ -255,15 +255,17 @@ fn failure(error: ureq::Error, origin: &Origin) -> Failure {
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => true,
         ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::InvalidProxyUrl | ureq::Error::BadUri(_) => true,
         ureq::Error::Timeout(which) => matches!(which, Timeout::Resolve | Timeout::Connect),
-        ureq::Error::Io(error) => matches!(
+        // A failed name lookup has no kind of its own, so what only a living connection can say is listed instead.
+        ureq::Error::Io(error) => !matches!(
             error.kind(),
-            Kind::ConnectionRefused
-                | Kind::HostUnreachable
-                | Kind::NetworkUnreachable
-                | Kind::AddrNotAvailable
-                | Kind::NetworkDown
-                | Kind::PermissionDenied
-                | Kind::InvalidData
+            Kind::ConnectionReset
+                | Kind::ConnectionAborted
+                | Kind::BrokenPipe
+                | Kind::NotConnected
+                | Kind::UnexpectedEof
+                | Kind::TimedOut
+                | Kind::WouldBlock
+                | Kind::Interrupted
         ),
         _ => false,
     };
@@ -287,4 +289,53 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_resolved_against_the_address_they_came_from() {
+        let from = "https://hub.example/owner/name/file?x=1";
+        for (location, target) in [
+            ("https://cdn.example/y?z=/a", "https://cdn.example/y?z=/a"),
+            ("//cdn.example/y", "https://cdn.example/y"),
+            ("/y?u=https://a/b", "https://hub.example/y?u=https://a/b"),
+            ("other", "https://hub.example/owner/name/other"),
+        ] {
+            assert_eq!(follow(from, location).expect("a good redirect"), target);
+        }
+        assert_eq!(follow("http://hub.example", "x").expect("a good redirect"), "http://hub.example/x");
+    }
+
+    #[test]
+    fn redirects_out_of_https_or_to_nowhere_are_refused() {
+        for location in ["http://hub.example/y", "ftp://hub.example/y", "", "https://"] {
+            assert!(follow("https://hub.example/x", location).is_err(), "{location:?}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let origin = |url| Origin::of(url).expect("an address");
+        assert_eq!(origin("https://Hub.example/x"), origin("https://hub.example:443/y?z"));
+        assert_ne!(origin("https://hub.example"), origin("http://hub.example"));
+        assert_ne!(origin("https://hub.example"), origin("https://hub.example.evil"));
+        assert_ne!(origin("https://hub.example"), origin("https://hub.example:444"));
+        // What stands before an @ is a user name, not the host.
+        assert_ne!(origin("https://hub.example@evil/x"), origin("https://hub.example"));
+    }
+
+    #[test]
+    fn waits_double_up_to_half_a_minute() {
+        let seconds: Vec<u64> = [1, 2, 3, 5, 6, 60].into_iter().map(|n| backoff(n).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 16, 30, 30]);
+    }
+
+    #[test]
+    fn paths_are_encoded_segment_by_segment() {
+        assert_eq!(encode_path("a b/c#d?e%f"), "a%20b/c%23d%3Fe%25f");
+        assert_eq!(encode_segment("refs/pr/1"), "refs%2Fpr%2F1");
+    }
 }

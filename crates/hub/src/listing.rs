@@ -173,9 +173,10 @@ impl Remote<'_> {
     }
 
     fn repository_not_found(&self) -> Error {
-        let repositories = catalogue::catalogue().iter().map(|entry| entry.repository);
-        let mut nearest = nearest(self.repository, repositories);
-        nearest.retain(|near| near != self.repository);
+        let known = || catalogue::catalogue().iter().map(|entry| entry.repository);
+        // A mirror may lack what the catalogue knows; its neighbours are then no better names.
+        let misspelt = !known().any(|repository| repository == self.repository);
+        let nearest = if misspelt { nearest(self.repository, known()) } else { Vec::new() };
         Error::RepositoryNotFound {
             host: self.client.endpoint().to_owned(),
             repository: self.repository.to_owned(),
@@ -237,4 +238,59 @@ fn next_page(link: &str) -> Option<String> {
         let (address, rest) = part.trim().strip_prefix('<')?.split_once('>')?;
         rest.contains("rel=\"next\"").then(|| address.to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn hugging_face_files_carry_the_large_files_checksum() {
+        let sum = "AB".repeat(32);
+        let entry =
+            json!({"type": "file", "path": "a.gguf", "size": 130, "lfs": {"oid": sum, "size": 7_000_000_000_u64}});
+        let file = hugging_face_file(&entry).expect("a file");
+        assert_eq!((file.size_bytes, file.sha256), (Some(7_000_000_000), Some("ab".repeat(32))));
+        let small = hugging_face_file(&json!({"type": "file", "path": "config.json", "size": 30, "oid": "f00"}));
+        assert_eq!(small.expect("a file").sha256, None, "a git blob's id is no SHA-256");
+        assert_eq!(hugging_face_file(&json!({"type": "directory", "path": "onnx"})), None);
+    }
+
+    #[test]
+    fn modelscope_files_carry_their_checksum() {
+        let entry = json!({"Type": "blob", "Path": "a.gguf", "Size": 12, "Sha256": "cd".repeat(32)});
+        let file = modelscope_file(&entry).expect("a file");
+        assert_eq!((file.size_bytes, file.sha256), (Some(12), Some("cd".repeat(32))));
+        assert_eq!(modelscope_file(&json!({"Type": "blob", "Path": "b", "Sha256": ""})).expect("a file").sha256, None);
+        assert_eq!(modelscope_file(&json!({"Type": "tree", "Path": "onnx"})), None);
+    }
+
+    #[test]
+    fn paths_that_would_leave_the_folder_are_not_listed() {
+        for path in ["../x.gguf", "/etc/passwd", "a/../../b", "a//b", "C:\\x", "a\\b", "", "a/.", "x\n.gguf", ".."] {
+            assert_eq!(hugging_face_file(&json!({"type": "file", "path": path, "size": 1})), None, "{path:?}");
+        }
+        assert!(hugging_face_file(&json!({"type": "file", "path": "Q4_K_M/x.gguf", "size": 1})).is_some());
+    }
+
+    #[test]
+    fn the_next_page_is_found_among_links() {
+        let link = "<https://hub/a?cursor=x>; rel=\"next\", <https://hub/b>; rel=\"last\"";
+        assert_eq!(next_page(link).as_deref(), Some("https://hub/a?cursor=x"));
+        assert_eq!(next_page("<https://hub/b>; rel=\"last\""), None);
+        assert_eq!(next_page("nonsense"), None);
+    }
+
+    #[test]
+    fn a_licence_named_other_gives_its_own_name() {
+        let about = |card: Value| licence_of(&json!({ "cardData": card }));
+        assert_eq!(about(json!({"license": "apache-2.0"})).as_deref(), Some("apache-2.0"));
+        assert_eq!(
+            about(json!({"license": "other", "license_name": "qwen-research"})).as_deref(),
+            Some("qwen-research")
+        );
+        assert_eq!(about(json!({"license": ["mit", "apache-2.0"]})).as_deref(), Some("mit"));
+        assert_eq!(about(json!({})), None);
+    }
 }

