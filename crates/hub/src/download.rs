@@ -148,6 +148,10 @@ fn already_whole(job: &Job, meter: &mut Meter) -> Result<Option<FileRecord>, Err
 
 /// One request, its body appended to the partial file.
 fn continue_file(job: &Job, partial: &mut Partial, meter: &mut Meter) -> Result<(), Stop> {
+    if job.file.sha256.is_none() && partial.etag.is_none() {
+        // Neither a checksum nor an entity tag could show that the rest belongs to this beginning.
+        partial.discard()?;
+    }
     let url = job.remote.file_url(job.commit, &job.file.path);
     let ask = Ask { from_byte: partial.have_bytes, if_range: partial.etag.as_deref() };
     let reply = job.remote.client.get(&url, &ask).map_err(|failure| match failure {
@@ -163,10 +167,10 @@ fn continue_file(job: &Job, partial: &mut Partial, meter: &mut Meter) -> Result<
             reply.content_length()
         }
         206 => match reply.content_range() {
-            Some((first, total)) if first == partial.have_bytes => total,
+            Some((first, total)) if first == partial.have_bytes && partial.is_of_same_content(&reply) => total,
             _ => {
                 partial.discard()?;
-                return Err(again("the server continued at another place than asked"));
+                return Err(again("the server continued at another place or in other content than asked"));
             }
         },
         416 => {
@@ -252,6 +256,14 @@ impl Partial {
         self.have_bytes = 0;
         self.etag = None;
         Ok(())
+    }
+
+    /// A server that ignores `If-Range` still betrays other content by its entity tag.
+    fn is_of_same_content(&self, reply: &Reply) -> bool {
+        match (self.etag.as_deref(), reply.strong_etag()) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        }
     }
 
     fn restart(&mut self, reply: &Reply) -> Result<(), Error> {

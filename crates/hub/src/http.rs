@@ -279,7 +279,9 @@ fn failure(error: ureq::Error, origin: &Origin) -> Failure {
 
 /// An error with its causes, in one line.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let text = error.to_string();
+    // The client's name for "the system said" tells a reader nothing.
+    let mut text = text.strip_prefix("io: ").unwrap_or(&text).to_owned();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let words = inner.to_string();

@@ -192,6 +192,68 @@ fn a_range_answered_from_another_place_is_thrown_away() {
     assert_eq!(server.downloads()[2].range_start(), None);
 }
 
+/// A checkpoint's small file, which the hub lists without a checksum; download request 0 is cut after 400 bytes.
+fn small_file_hub(answer: impl Fn(usize, &server::Request) -> Reply + Send + Sync + 'static) -> Server {
+    let weights = HubFile { path: "model.safetensors", content: noise(10, 22), large: true };
+    let config = HubFile { path: "config.json", content: noise(1000, 23), large: false };
+    let (hub, count) = (Hub { repository: "owner/small", files: vec![config, weights] }, AtomicUsize::new(0));
+    Server::start(move |request| {
+        if !request.path.ends_with("/config.json") {
+            return hub.answer(request);
+        }
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        Reply { cut_after: (n == 0).then_some(400), ..answer(n, request) }
+    })
+}
+
+#[test]
+fn a_file_without_checksum_is_continued_only_under_its_entity_tag() {
+    let (old, new) = (noise(1000, 23), noise(1000, 24));
+    let (before, after) = (old.clone(), new.clone());
+    // The content changes between the attempts: once the server honours If-Range, once it ignores it.
+    let honest = small_file_hub(move |n, request| server::serve(request, if n == 0 { &before } else { &after }));
+    let (before, after) = (old.clone(), new.clone());
+    let careless = small_file_hub(move |n, request| {
+        let mut request = request.clone();
+        request.headers.retain(|(name, _)| name != "if-range");
+        server::serve(&request, if n == 0 { &before } else { &after })
+    });
+    // And once there is no tag at all.
+    let (before, after) = (old, new.clone());
+    let tagless = small_file_hub(move |n, request| {
+        let reply = server::serve(request, if n == 0 { &before } else { &after });
+        Reply { headers: reply.headers.into_iter().filter(|(name, _)| name != "etag").collect(), ..reply }
+    });
+    for server in [honest, careless, tagless] {
+        let mut bench = Bench::new(server.url());
+        let model = bench.pull("owner/small").expect("a later attempt is whole");
+        assert_eq!(fs::read(model.path.join("config.json")).expect("the file is there"), new);
+    }
+}
+
+#[test]
+fn a_file_that_an_interrupted_pull_had_finished_is_not_fetched_again() {
+    let weights = |n| HubFile {
+        path: ["a-q4_k_m-00001-of-00002.gguf", "a-q4_k_m-00002-of-00002.gguf"][n],
+        content: noise(2000, n as u64),
+        large: true,
+    };
+    let hub = Hub { repository: "owner/two", files: vec![weights(0), weights(1)] };
+    let (whole, cut) = (hub.clone(), hub);
+    let healthy = Server::start(move |request| whole.answer(request));
+    let failing = Server::start(move |request| {
+        let second = request.path.contains("00002-of-00002");
+        if second { Reply::status(503) } else { cut.answer(request) }
+    });
+    let mut bench = Bench::new(failing.url());
+    bench.pull("owner/two").expect_err("the second part does not come");
+    assert!(bench.store.list().is_empty(), "half a set is no model");
+    bench.options.endpoint = Some(healthy.url());
+    bench.pull("owner/two").expect("the hub behaves");
+    let asked: Vec<_> = healthy.downloads().into_iter().map(|r| r.path).collect();
+    assert!(asked.len() == 1 && asked[0].ends_with("00002-of-00002.gguf"), "{asked:?}");
+}
+
 #[test]
 fn wrong_content_is_deleted_and_both_checksums_are_named() {
     let (promised, forged) = (noise(LENGTH, 10), noise(LENGTH, 11));
