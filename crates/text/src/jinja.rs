@@ -5,7 +5,7 @@
 //! recursion limit. What a rendered conversation looks like is not decided here.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use minijinja_contrib::pycompat;
 
@@ -18,10 +18,14 @@ pub(crate) const TEMPLATE: &str = "chat_template";
 /// Nesting of macros, loops and blocks. A macro call counts several levels; Qwen's templates stay below ten calls.
 const RECURSION_MAX: usize = 150;
 
-/// Steps that any conversation may use: a tenth of a second of work, 128 MB of text.
-const FUEL_BASE: u64 = 2_000_000;
+/// Steps that any conversation may use: some 20 ms of work, 25 MB of text.
+const FUEL_BASE: u64 = 400_000;
 /// Steps per value of the input: templates visit every message a few times with about a hundred instructions.
-const FUEL_PER_VALUE: u64 = 2_000;
+const FUEL_PER_VALUE: u64 = 500;
+/// Most steps. A value can be nested one level deeper in six steps, and dropping a level takes up to 300 bytes of stack,
+/// so that this many fit into the stack that [`on_deep_stack`] provides.
+const FUEL_MAX: u64 = 8_000_000;
+const STACK_BYTES: usize = 512 << 20;
 
 /// An exception that the template raised itself.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +36,17 @@ pub(crate) struct Raised(pub(crate) String);
 /// bytes, and templates copy the text a dozen times, so one step a byte leaves a margin of five.
 pub(crate) fn fuel_for(values: usize, text_bytes: usize) -> u64 {
     let values = (values as u64).saturating_mul(FUEL_PER_VALUE);
-    FUEL_BASE.saturating_add(values).saturating_add(text_bytes as u64)
+    FUEL_BASE.saturating_add(values).saturating_add(text_bytes as u64).min(FUEL_MAX)
+}
+
+/// Runs the template engine where its recursion over syntax and values cannot overflow the stack. Only the pages that
+/// are really used cost memory.
+pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
+        let panicked = |_| std::io::Error::other("the template engine failed internally");
+        thread.spawn_scoped(scope, work)?.join().map_err(panicked)
+    })
 }
 
 /// An environment without templates.
@@ -55,10 +69,24 @@ pub(crate) fn environment() -> Result<Environment<'static>, Error> {
         ValueKind::String => Ok(value.clone()),
         _ => to_python_str(state, value).map(Value::from),
     });
-    env.add_filter("trim", |text: &str, chars: Option<&str>| strip(text, chars, Side::Both).to_owned());
-    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+    env.add_filter("trim", |state: &State, value: &Value, chars: Option<&str>| -> Result<String, Error> {
+        match value.as_str() {
+            Some(text) => Ok(strip(text, chars, Side::Both).to_owned()),
+            None => Ok(strip(&to_python_str(state, value)?, chars, Side::Both).to_owned()),
+        }
+    });
+    env.add_filter("join", join_filter);
+    env.remove_filter("pprint");
+    env.add_test("iterable", |value: &Value| {
+        !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Plain)
+    });
+    // Python's test asks for a length and an index, which strings, objects and undefined values have as well.
+    env.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    });
+    env.add_function("raise_exception", |state: &State, message: &Value| -> Result<Value, Error> {
         let error = Error::new(ErrorKind::InvalidOperation, "raise_exception was called");
-        Err(error.with_source(Raised(message.to_string())))
+        Err(error.with_source(Raised(to_python_str(state, message)?)))
     });
     env.add_function("strftime_now", |format: &str| clock::strftime_now(format));
     env.set_unknown_method_callback(method);
@@ -72,33 +100,75 @@ fn to_python_str(state: &State, value: &Value) -> Result<String, Error> {
 }
 
 /// transformers' `tojson`: `json.dumps` with `ensure_ascii=False` and the dictionary's own order.
-fn tojson(state: &State, value: &Value, args: Kwargs) -> Result<String, Error> {
-    let indent = match args.get::<Option<Value>>("indent")? {
+/// Positional arguments come in the order ensure_ascii, indent, separators, sort_keys.
+fn tojson(state: &State, value: &Value, positional: Rest<Value>, args: Kwargs) -> Result<String, Error> {
+    let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
+        let given = match positional.get(index) {
+            Some(value) => Some(value.clone()),
+            None => args.get::<Option<Value>>(name)?,
+        };
+        Ok(given.filter(|value| !value.is_none()))
+    };
+    if positional.len() > 4 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let indent = match argument(1, "indent")? {
         None => None,
-        Some(value) if value.is_none() => None,
         Some(value) => Some(match value.as_str() {
             Some(text) => text.to_owned(),
             None => " ".repeat(usize::try_from(value)?.min(64)),
         }),
     };
-    let separators: Option<(String, String)> = match args.get::<Option<Value>>("separators")? {
-        Some(pair) if !pair.is_none() => {
+    let separators: Option<(String, String)> = match argument(2, "separators")? {
+        Some(pair) => {
             let text = |index| pair.get_item_by_index(index).map(|value| value.to_string());
             Some((text(0)?, text(1)?))
         }
-        _ => None,
+        None => None,
     };
     let (item_separator, key_separator) = separators.unwrap_or_else(|| (", ".to_owned(), ": ".to_owned()));
     let style = JsonStyle {
         indent,
         item_separator,
         key_separator,
-        ensure_ascii: args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: args.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ensure_ascii: argument(0, "ensure_ascii")?.is_some_and(|value| value.is_true()),
+        sort_keys: argument(3, "sort_keys")?.is_some_and(|value| value.is_true()),
     };
     args.assert_all_used()?;
     let mut sink = Sink::new(state);
     python::write_json(&mut sink, value, &style, 0)?;
+    Ok(sink.into_string())
+}
+
+fn has_long_number(text: &str) -> bool {
+    text.as_bytes().windows(4).any(|window| window.iter().all(u8::is_ascii_digit))
+}
+
+fn join_filter(
+    state: &State,
+    items: &Value,
+    separator: Option<&str>,
+    attribute: Option<&str>,
+    args: Kwargs,
+) -> Result<String, Error> {
+    let separator = separator.or(args.get("d")?).unwrap_or_default();
+    let attribute = attribute.or(args.get("attribute")?);
+    args.assert_all_used()?;
+    join(state, separator, items, attribute)
+}
+
+fn join(state: &State, separator: &str, items: &Value, attribute: Option<&str>) -> Result<String, Error> {
+    let mut sink = Sink::new(state);
+    for (index, item) in items.try_iter()?.checked().enumerate() {
+        let mut item = item?;
+        for part in attribute.into_iter().flat_map(|path| path.split('.')) {
+            item = item.get_attr(part)?;
+        }
+        if index > 0 {
+            python::write_str(&mut sink, &Value::from(separator))?;
+        }
+        python::write_str(&mut sink, &item)?;
+    }
     Ok(sink.into_string())
 }
 
@@ -132,6 +202,17 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         Ok(Value::from(strip(text, chars, side)))
     };
     match name {
+        "join" => {
+            let (items,): (&Value,) = from_args(args)?;
+            join(state, text, items, None).map(Value::from)
+        }
+        // A width is written in few digits and filled with many bytes, before the engine could count them.
+        "format" if has_long_number(text) => {
+            Err(Error::new(ErrorKind::InvalidOperation, "a width of more than three digits in a format"))
+        }
+        "strip" | "lstrip" | "rstrip" if args.first().and_then(Value::as_str).is_some_and(|chars| chars.len() > 64) => {
+            Err(Error::new(ErrorKind::InvalidOperation, "more than 64 bytes of characters to strip"))
+        }
         "strip" => stripped(Side::Both),
         "lstrip" => stripped(Side::Left),
         "rstrip" => stripped(Side::Right),

@@ -19,6 +19,7 @@ mod stream;
 mod template;
 mod tokenizer;
 mod tokenizer_json;
+mod vetting;
 mod vocab;
 
 pub use chat::{ChatInput, encode_chat};

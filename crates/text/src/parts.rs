@@ -1,11 +1,12 @@
 //! A tokenizer taken apart: what both file formats say, checked once, in the same words.
 //!
-//! `tokenizer.json` and GGUF metadata become [`Parts`]; [`Parts::checked`] holds every promise that the tokenizer library
-//! takes for granted (it would panic on some broken vocabularies). Encoding is not here.
+//! `tokenizer.json` and GGUF metadata become [`Parts`]; [`Parts::build_model`] keeps every promise that the tokenizer
+//! library takes for granted (it would panic on some broken vocabularies). Encoding is not here.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, Vocab};
 
 use crate::Error;
 
@@ -21,6 +22,15 @@ pub(crate) struct Added {
     pub(crate) token: AddedToken,
 }
 
+/// What becomes of a merge that makes a token the vocabulary does not have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnmadeMerge {
+    /// An error, as in Hugging Face's library.
+    Refuse,
+    /// It is never applied. GGUF files lose a token where two had one id, and llama.cpp spells such tokens out.
+    Drop,
+}
+
 /// What a tokenizer consists of.
 pub(crate) struct Parts {
     /// The file, for messages.
@@ -29,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) tokens: Vec<(String, u32)>,
     /// Merges by rank: the two tokens that join.
     pub(crate) merges: Vec<(String, String)>,
+    /// What to do about merges without a result.
+    pub(crate) unmade: UnmadeMerge,
     /// Control tokens and other tokens matched as a whole.
     pub(crate) added: Vec<Added>,
     /// Whether text is brought into NFC first.
@@ -38,73 +50,76 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Refuses vocabularies that contradict themselves.
-    pub(crate) fn checked(self) -> Result<Self, Error> {
-        if self.tokens.is_empty() {
-            return Err(Error::EmptyVocabulary { origin: self.origin });
-        }
-        self.check_ids()?;
-        self.check_merges()?;
-        Ok(self)
-    }
-
-    /// Every entry, ordinary and added.
-    fn entries(&self) -> impl Iterator<Item = (&str, u32)> {
-        let added = self.added.iter().map(|added| (added.token.content.as_str(), added.id));
-        self.tokens.iter().map(|(token, id)| (token.as_str(), *id)).chain(added)
-    }
-
-    /// One id per token, one token per id, no id far beyond the number of tokens (tables are sized by the highest).
-    fn check_ids(&self) -> Result<(), Error> {
-        let count = self.tokens.len() + self.added.len();
-        let limit = count.saturating_mul(2).saturating_add(4096);
-        let mut id_of: HashMap<&str, u32> = HashMap::with_capacity(count);
-        let mut token_of: Vec<Option<&str>> = vec![None; limit];
-        for (token, id) in self.entries() {
-            let slot = token_of.get_mut(id as usize).ok_or_else(|| Error::IdOutOfRange {
-                origin: self.origin.clone(),
-                token: token.to_owned(),
-                id,
-                tokens: count,
-            })?;
-            if let Some(first) = id_of.insert(token, id).filter(|&first| first != id) {
-                return Err(Error::DuplicateToken {
-                    origin: self.origin.clone(),
-                    token: token.to_owned(),
-                    first,
-                    second: id,
-                });
-            }
-            if let Some(first) = slot.replace(token).filter(|&first| first != token) {
-                return Err(Error::DuplicateId {
-                    origin: self.origin.clone(),
-                    id,
-                    first: first.to_owned(),
-                    second: token.to_owned(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Both halves of a merge and what they join to are ordinary tokens.
-    fn check_merges(&self) -> Result<(), Error> {
-        let known: std::collections::HashSet<&str> = self.tokens.iter().map(|(token, _)| token.as_str()).collect();
+    /// Checks the vocabulary and builds the merging model from it; takes tokens and merges out of `self`.
+    ///
+    /// Added tokens get their ids from the model as well, so they stand in its vocabulary; no merge may make one.
+    pub(crate) fn build_model(&mut self) -> Result<BPE, Error> {
+        let vocab = self.take_vocab()?;
+        let added: HashSet<&str> = self.added.iter().map(|added| added.token.content.as_str()).collect();
+        let mut merges = std::mem::take(&mut self.merges);
         let mut joined = String::new();
-        for (index, (left, right)) in self.merges.iter().enumerate() {
+        let mut made = |left: &str, right: &str| {
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
-            let missing = [left.as_str(), right.as_str(), joined.as_str()].into_iter().find(|t| !known.contains(t));
-            if let Some(missing) = missing {
-                return Err(Error::Merge {
-                    origin: self.origin.clone(),
-                    index,
-                    merge: format!("{left} {right}"),
-                    problem: format!("but the vocabulary has no token `{missing}`"),
-                });
+            vocab.contains_key(joined.as_str()) && !added.contains(joined.as_str())
+        };
+        match self.unmade {
+            UnmadeMerge::Drop => merges.retain(|(left, right)| made(left, right)),
+            UnmadeMerge::Refuse => {
+                if let Some(index) = merges.iter().position(|(left, right)| !made(left, right)) {
+                    return Err(self.merge_error(&merges, index, None));
+                }
             }
         }
-        Ok(())
+        let unknown = |token: &String| !vocab.contains_key(token.as_str());
+        if let Some(index) = merges.iter().position(|(left, right)| unknown(left) || unknown(right)) {
+            let missing = merges.get(index).map(|(left, right)| if unknown(left) { left } else { right });
+            return Err(self.merge_error(&merges, index, missing));
+        }
+        BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .build()
+            .map_err(|problem| Error::TokenizerJson { origin: self.origin.clone(), problem: problem.to_string() })
+    }
+
+    fn merge_error(&self, merges: &[(String, String)], index: usize, missing: Option<&String>) -> Error {
+        let (left, right) = merges.get(index).cloned().unwrap_or_default();
+        let missing = missing.cloned().unwrap_or_else(|| format!("{left}{right}"));
+        Error::Merge {
+            origin: self.origin.clone(),
+            index,
+            merge: format!("{left} {right}"),
+            problem: format!("but the vocabulary has no ordinary token `{missing}`"),
+        }
+    }
+
+    /// The ids by token. One id per token, one token per id, no id far beyond the number of tokens (tables are sized by
+    /// the highest).
+    fn take_vocab(&mut self) -> Result<Vocab, Error> {
+        if self.tokens.is_empty() {
+            return Err(Error::EmptyVocabulary { origin: self.origin.clone() });
+        }
+        let count = self.tokens.len() + self.added.len();
+        let mut is_taken = vec![false; count.saturating_mul(2).saturating_add(4096)];
+        let mut vocab = Vocab::with_capacity(count);
+        let added = self.added.iter().map(|added| (added.token.content.clone(), added.id));
+        for (token, id) in std::mem::take(&mut self.tokens).into_iter().chain(added) {
+            let origin = || self.origin.clone();
+            match is_taken.get_mut(id as usize) {
+                None => return Err(Error::IdOutOfRange { origin: origin(), token, id, tokens: count }),
+                Some(true) => {
+                    let first = vocab.iter().find(|&(_, &other)| other == id).map(|(token, _)| token.clone());
+                    let first = first.unwrap_or_default();
+                    return Err(Error::DuplicateId { origin: origin(), id, first, second: token });
+                }
+                Some(slot) => *slot = true,
+            }
+            if let Some(&first) = vocab.get(token.as_str()) {
+                return Err(Error::DuplicateToken { origin: origin(), token, first, second: id });
+            }
+            vocab.insert(token, id);
+        }
+        Ok(vocab)
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use minijinja::{Environment, ErrorKind, Value};
 
 use crate::chat::{ChatInput, Prepared};
-use crate::{Error, jinja};
+use crate::{Error, jinja, vetting};
 
 /// A compiled chat template.
 #[derive(Clone)]
@@ -24,14 +24,20 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::TemplateSyntax`] with line and column.
     pub fn new(source: &str, origin: &str) -> Result<ChatTemplate, Error> {
-        let compile = || {
+        let syntax_error = |(line, column), problem| {
+            let origin = origin.to_owned();
+            Error::TemplateSyntax { origin, line, column, problem }
+        };
+        vetting::check(source).map_err(|fault| syntax_error(position(source, fault.at), fault.problem))?;
+        let compile = || -> Result<Environment<'static>, minijinja::Error> {
             let mut env = jinja::environment()?;
             env.add_template_owned(jinja::TEMPLATE, jinja::without_generation_tags(source))?;
             Ok(env)
         };
-        let env = compile().map_err(|error: minijinja::Error| {
-            let (line, column) = position(source, &error);
-            Error::TemplateSyntax { origin: origin.to_owned(), line, column, problem: describe(&error) }
+        let compiled = jinja::on_deep_stack(compile).map_err(|error| syntax_error((1, 1), error.to_string()))?;
+        let env = compiled.map_err(|error| {
+            let (line, column) = position(source, error.range().map_or(0, |range| range.start));
+            syntax_error((error.line().unwrap_or(line), column), describe(&error))
         })?;
         Ok(ChatTemplate { origin: origin.to_owned(), source: source.to_owned(), env })
     }
@@ -53,6 +59,11 @@ impl ChatTemplate {
         let fuel = jinja::fuel_for(input.values(), input.text_bytes());
         // Templates say everything at most a few times, whatever the tools and system texts they add.
         let limit_bytes = input.text_bytes().saturating_mul(8).saturating_add(4 << 20);
+        let work = || self.run(input, fuel, limit_bytes);
+        jinja::on_deep_stack(work).map_err(|error| self.failed(0, error.to_string()))?
+    }
+
+    fn run(&self, input: Prepared, fuel: u64, limit_bytes: usize) -> Result<String, Error> {
         let mut env = self.env.clone();
         env.set_fuel(Some(fuel));
         let mut out = Bounded { bytes: Vec::new(), limit_bytes };
@@ -96,13 +107,11 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// Line and column of an error, from 1.
-fn position(source: &str, error: &minijinja::Error) -> (usize, usize) {
-    let line = error.line().unwrap_or(1);
-    let start = error.range().map_or(0, |range| range.start);
-    let before = source.get(..start).unwrap_or_default();
+/// Line and column of a byte, from 1.
+fn position(source: &str, at: usize) -> (usize, usize) {
+    let before = source.get(..at).unwrap_or_default();
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    (line, column)
+    (before.matches('\n').count() + 1, column)
 }
 
 /// The engine's words without its repetition of place and source.

@@ -69,7 +69,7 @@ impl Tokenizer {
     /// # Errors
     /// When the file is not JSON, asks for something no Qwen tokenizer uses, or contradicts itself.
     pub fn from_json(bytes: &[u8], origin: &str) -> Result<Tokenizer, Error> {
-        Self::from_parts(tokenizer_json::read(bytes, origin)?.checked()?)
+        Self::from_parts(tokenizer_json::read(bytes, origin)?)
     }
 
     /// Builds the tokenizer of a GGUF file.
@@ -77,10 +77,10 @@ impl Tokenizer {
     /// # Errors
     /// When the vocabulary is of another family or contradicts itself.
     pub fn from_vocab(vocab: Vocab) -> Result<Tokenizer, Error> {
-        Self::from_parts(vocab.into_parts()?.checked()?)
+        Self::from_parts(vocab.into_parts()?)
     }
 
-    fn from_parts(parts: Parts) -> Result<Tokenizer, Error> {
+    fn from_parts(mut parts: Parts) -> Result<Tokenizer, Error> {
         let origin = parts.origin.clone();
         let problem = |problem: Box<dyn std::error::Error + Send + Sync>| Error::TokenizerJson {
             origin: origin.clone(),
@@ -91,12 +91,9 @@ impl Tokenizer {
             .map(|added| (added.token.content.clone(), TokenId(added.id)))
             .collect();
         special.sort_by_key(|&(_, id)| id);
-        // Added tokens take their ids from the model's vocabulary, so they stand there too; no merge can reach them.
-        let mut vocab: tokenizers::models::bpe::Vocab = parts.tokens.into_iter().collect();
-        vocab.extend(parts.added.iter().map(|added| (added.token.content.clone(), added.id)));
-        let missing_bytes = (0..=255).filter(|&byte| !vocab.contains_key(bytes::char_of(byte).to_string().as_str()));
-        let missing_bytes = missing_bytes.collect();
-        let model = BPE::builder().vocab_and_merges(vocab, parts.merges).build().map_err(&problem)?;
+        let model = parts.build_model()?;
+        let lacks = |&byte: &u8| model.token_to_id(bytes::char_of(byte).encode_utf8(&mut [0; 4])).is_none();
+        let missing_bytes = (0..=255).filter(lacks).collect();
         let nfc = parts.nfc.then_some(NFC);
         let split = Split::new(SplitPattern::Regex(parts.split), SplitDelimiterBehavior::Isolated, false);
         let mut added_parse = AddedVocabulary::new();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use crate::Error;
-use crate::parts::{Added, Parts};
+use crate::parts::{Added, Parts, UnmadeMerge};
 
 /// Reads the file.
 pub(crate) fn read(bytes: &[u8], origin: &str) -> Result<Parts, Error> {
@@ -29,7 +29,7 @@ pub(crate) fn read(bytes: &[u8], origin: &str) -> Result<Parts, Error> {
     let is_added: std::collections::HashSet<(&str, u32)> =
         added.iter().map(|added| (added.token.content.as_str(), added.id)).collect();
     tokens.retain(|(token, id)| !is_added.contains(&(token.as_str(), *id)));
-    Ok(Parts { origin: origin.to_owned(), tokens, merges, added, nfc, split })
+    Ok(Parts { origin: origin.to_owned(), tokens, merges, unmade: UnmadeMerge::Refuse, added, nfc, split })
 }
 
 fn broken(origin: &str, problem: String) -> Error {

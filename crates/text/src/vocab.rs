@@ -5,7 +5,7 @@
 use tokenizers::AddedToken;
 
 use crate::Error;
-use crate::parts::{Added, Parts, SPLIT_QWEN2, SPLIT_QWEN35};
+use crate::parts::{Added, Parts, SPLIT_QWEN2, SPLIT_QWEN35, UnmadeMerge};
 
 /// The tokenizer of a GGUF file, field by field.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,7 @@ impl Vocab {
                 _ => return Err(Error::TokenType { origin: self.origin, id, token, found }),
             }
         }
-        Ok(Parts { origin: self.origin, tokens, merges, added, nfc: true, split })
+        Ok(Parts { origin: self.origin, tokens, merges, unmade: UnmadeMerge::Drop, added, nfc: true, split })
     }
 
     fn split_pattern(&self) -> Result<&'static str, Error> {
