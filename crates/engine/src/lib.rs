@@ -1,2 +1,29 @@
-//! (to be written)
+//! Floor 3: the engine - one loop on one thread that turns requests into tokens, and the session that speaks text with it.
+//!
+//! The loop (`engine`, `scheduler`, `sampler`, `pages`) knows token ids only; `session` and `model_text` alone know
+//! tokenizers and templates. Contract: a request's tokens do not depend on what else the engine is doing. Nothing here
+//! prints, downloads or serves.
+
 #![forbid(unsafe_code)]
+
+mod engine;
+mod error;
+mod memory;
+mod model_text;
+mod pages;
+mod random;
+mod request;
+mod runner;
+mod sampler;
+mod scheduler;
+pub mod score;
+mod session;
+mod stop_text;
+
+pub use engine::{Canceller, Engine, Stream};
+pub use error::Error;
+pub use memory::available_memory_bytes;
+pub use model_text::{ModelText, text_of};
+pub use request::{Event, Finish, Request, TokenLogprobs};
+pub use sampler::Sampling;
+pub use session::{Answer, Ask, Info, Options, Piece, Prompt, Session, Summary, TextPiece};

@@ -1,2 +1,24 @@
-//! (to be written)
+//! Floor 2: Qwen models as data. A file's configuration becomes a `Plan`; shared blocks load and compute it.
+//!
+//! One definition serves every weight type, because a `Weight` knows how to multiply. No block asks which model it
+//! serves: switches in the plan say what to do. Scheduling, sampling and text are not here.
+
 #![forbid(unsafe_code)]
+
+pub mod arch;
+mod blocks;
+mod error;
+mod forward;
+mod load;
+mod names;
+mod plan;
+mod rope;
+mod state;
+mod tap;
+
+pub use error::Error;
+pub use forward::{Batch, BatchSeq, Buffers, Outputs};
+pub use load::{LoadEvent, Model};
+pub use plan::{AttentionPlan, Ffn, LayerPlan, Mixer, Plan, RopePlan, StateNeed, Yarn};
+pub use state::{LayerState, ModelState};
+pub use tap::{Site, Tap};

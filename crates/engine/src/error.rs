@@ -1,0 +1,104 @@
+//! What an engine refuses, and why it stops: facts with values.
+
+use qwenkit_tensor::{AllocError, TokenId};
+
+/// Why a model could not be opened or a request not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's file.
+    #[error(transparent)]
+    Model(#[from] qwenkit_models::Error),
+
+    /// The model's file, below its weights.
+    #[error(transparent)]
+    Format(#[from] qwenkit_formats::Error),
+
+    /// Tokenizer or chat template.
+    #[error(transparent)]
+    Text(#[from] qwenkit_text::Error),
+
+    /// The file names no tokenizer that can be read.
+    #[error("{origin}: no tokenizer found; expected {expected}")]
+    NoTokenizer {
+        /// The file or folder.
+        origin: String,
+        /// What would have been read.
+        expected: &'static str,
+    },
+
+    /// A conversation for a model without a chat template.
+    #[error("{origin} has no chat template, so it cannot hold a conversation; give it plain text (`--raw`)")]
+    NoTemplate {
+        /// The file or folder.
+        origin: String,
+    },
+
+    /// No memory.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+
+    /// The machine has too little memory for the model.
+    #[error(
+        "{what} needs {needed_bytes} bytes of memory and {available_bytes} are available; close other programs, take a \
+         smaller model or quantisation{hint}"
+    )]
+    Memory {
+        /// What was to be held.
+        what: &'static str,
+        /// Its size.
+        needed_bytes: u64,
+        /// What the machine, or this process's limit, has left.
+        available_bytes: u64,
+        /// More that can be done, as the end of the sentence.
+        hint: String,
+    },
+
+    /// A prompt with nothing in it.
+    #[error("the prompt holds no tokens; give it some text")]
+    PromptEmpty,
+
+    /// A prompt that the context cannot hold.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the context holds {context_tokens}, one of them for the answer; \
+         shorten the prompt{hint}"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of the context in force.
+        context_tokens: usize,
+        /// How to have more, as the end of the sentence.
+        hint: String,
+    },
+
+    /// A token id that the model does not have.
+    #[error("token id {found} is not in the model's vocabulary of {vocab}")]
+    TokenUnknown {
+        /// The id.
+        found: TokenId,
+        /// The model's ids are below this.
+        vocab: usize,
+    },
+
+    /// A sampling setting outside its range.
+    #[error("{setting} is {found}, expected {expected}")]
+    Sampling {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        found: f32,
+        /// Its range.
+        expected: &'static str,
+    },
+
+    /// The engine's thread could not be started.
+    #[error("cannot start the engine's thread: {reason}")]
+    Thread {
+        /// The system's words.
+        reason: std::io::Error,
+    },
+
+    /// The engine's thread has ended, after a fault or at shutdown.
+    #[error("the engine has stopped; start the program again and report what it printed before")]
+    Stopped,
+}

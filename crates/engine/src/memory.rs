@@ -1,0 +1,61 @@
+//! How much memory there is, and how much of it a model and its context may take.
+
+use qwenkit_kernels::{KvType, PAGE_TOKENS};
+use qwenkit_models::{ModelState, Plan};
+
+use crate::error::Error;
+
+/// Beside weights and context: buffers of a batch, tokenizer, program.
+const SCRATCH_BYTES: u64 = 256 << 20;
+
+/// Bytes that this process can still take: what the system has available, or less where a control group says so. `None`
+/// where the system does not tell.
+pub fn available_memory_bytes() -> Option<u64> {
+    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
+    let version_2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+    let version_1 = group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    [system, version_2, version_1].into_iter().flatten().min()
+}
+
+/// Refuses weights that the machine cannot hold, before they are read.
+pub(crate) fn check_weights(weight_bytes: u64, available_bytes: Option<u64>) -> Result<(), Error> {
+    match available_bytes {
+        Some(available_bytes) if weight_bytes + SCRATCH_BYTES > available_bytes => Err(Error::Memory {
+            what: "the model",
+            needed_bytes: weight_bytes + SCRATCH_BYTES,
+            available_bytes,
+            hint: String::new(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The context to run with: `wanted`, which must fit, or else the model's own, cut to the memory that is left after its
+/// weights.
+pub(crate) fn context_tokens(
+    plan: &Plan,
+    kv_type: KvType,
+    wanted: Option<usize>,
+    available_bytes: Option<u64>,
+) -> Result<usize, Error> {
+    let page_bytes = ModelState::page_bytes(plan, kv_type) as u64;
+    let left = available_bytes.map(|bytes| bytes.saturating_sub(SCRATCH_BYTES));
+    let fitting = left.map_or(usize::MAX, |bytes| (bytes / page_bytes.max(1)) as usize * PAGE_TOKENS);
+    let too_large = |tokens: usize| Error::Memory {
+        what: "the context",
+        needed_bytes: tokens.div_ceil(PAGE_TOKENS) as u64 * page_bytes + SCRATCH_BYTES,
+        available_bytes: available_bytes.unwrap_or(0),
+        hint: format!(", or a context (--ctx) of up to {fitting} tokens"),
+    };
+    match wanted {
+        Some(tokens) if tokens > fitting => Err(too_large(tokens)),
+        Some(tokens) => Ok(tokens),
+        None if fitting < PAGE_TOKENS => Err(too_large(PAGE_TOKENS)),
+        None => Ok(plan.context_tokens.min(fitting)),
+    }
+}

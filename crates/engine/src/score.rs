@@ -1,0 +1,104 @@
+//! Scoring: the logits of every position of a text, and greedy continuation, straight from a model without a loop.
+//!
+//! Perplexity, KL divergence, conformance and equivalence proofs are all made of these.
+
+use qwenkit_kernels::{Compute, PAGE_TOKENS};
+use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs};
+use qwenkit_tensor::TokenId;
+
+use crate::error::Error;
+
+/// Tokens of one batch; as a batch's logits are held at once, fewer than the scheduler takes.
+const CHUNK_TOKENS: usize = 128;
+
+/// One sequence with its state, fed piece by piece.
+pub struct Scorer<'a> {
+    model: &'a Model,
+    compute: &'a Compute,
+    state: ModelState,
+    pages: Vec<u32>,
+    buffers: Buffers,
+    logits: Vec<f32>,
+    position: usize,
+}
+
+impl<'a> Scorer<'a> {
+    /// A sequence that can grow to `tokens` tokens.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(model: &'a Model, compute: &'a Compute, tokens: usize) -> Result<Scorer<'a>, Error> {
+        let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
+        Ok(Scorer {
+            model,
+            compute,
+            state: ModelState::new(model.plan(), model.kv_type(), pages)?,
+            pages: (0..pages as u32).collect(),
+            buffers: Buffers::default(),
+            logits: Vec::new(),
+            position: 0,
+        })
+    }
+
+    /// Computes `ids` after what was fed before, and returns the logits of those rows that `outputs` wants: (rows, V).
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn feed(&mut self, ids: &[TokenId], outputs: Outputs) -> Result<&[f32], Error> {
+        let vocab = self.model.plan().vocab;
+        if let Some(&found) = ids.iter().find(|id| id.index() >= vocab) {
+            return Err(Error::TokenUnknown { found, vocab });
+        }
+        let seq = BatchSeq { rows: 0..ids.len(), first: self.position, pages: &self.pages, outputs };
+        let batch = Batch { tokens: ids, seqs: &[seq] };
+        self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
+        self.position += ids.len();
+        Ok(&self.logits)
+    }
+}
+
+/// Calls `sink(row, logits: (V))` for every position of `ids`, in order.
+///
+/// # Errors
+/// When `ids` is empty, an id is not in the vocabulary, or memory is short.
+pub fn logits(
+    model: &Model,
+    compute: &Compute,
+    ids: &[TokenId],
+    sink: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), Error> {
+    if ids.is_empty() {
+        return Err(Error::PromptEmpty);
+    }
+    let mut scorer = Scorer::new(model, compute, ids.len())?;
+    let mut row = 0;
+    for chunk in ids.chunks(CHUNK_TOKENS) {
+        for logits in scorer.feed(chunk, Outputs::All)?.chunks_exact(model.plan().vocab) {
+            sink(row, logits);
+            row += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The `tokens` most probable tokens after `prompt`, each from all before it, through the cache; nothing ends it early.
+///
+/// # Errors
+/// As `logits`.
+pub fn greedy(model: &Model, compute: &Compute, prompt: &[TokenId], tokens: usize) -> Result<Vec<TokenId>, Error> {
+    if prompt.is_empty() {
+        return Err(Error::PromptEmpty);
+    }
+    let mut scorer = Scorer::new(model, compute, prompt.len() + tokens)?;
+    let mut ids = Vec::with_capacity(tokens);
+    let mut input = prompt;
+    let mut last;
+    while ids.len() < tokens {
+        let logits = scorer.feed(input, Outputs::Last)?;
+        let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
+        last = [TokenId(best as u32)];
+        ids.push(last[0]);
+        input = &last;
+    }
+    Ok(ids)
+}

@@ -1,0 +1,69 @@
+//! The architectures: for each, one small file that turns a configuration into a `Plan`.
+//!
+//! To add one: a file here, its row in `ARCHITECTURES`, and whatever new block its plan asks for.
+
+mod hyper;
+mod qwen2;
+mod qwen3;
+
+use std::path::Path;
+
+use qwenkit_formats::ModelFiles;
+
+use crate::{error::Error, plan::Plan};
+use hyper::Hyper;
+
+/// One architecture: its names in both worlds, and how its numbers become a plan.
+struct Architecture {
+    /// `model_type` in config.json; the plan's name.
+    model_type: &'static str,
+    /// `general.architecture` in a GGUF file.
+    gguf: &'static str,
+    plan: fn(&Hyper) -> Result<Plan, Error>,
+}
+
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture { model_type: "qwen2", gguf: "qwen2", plan: qwen2::plan },
+    Architecture { model_type: "qwen3", gguf: "qwen3", plan: qwen3::plan },
+];
+
+/// The plan of the model in `files`.
+///
+/// # Errors
+/// When the architecture is unknown, or its numbers are missing, wrong or contradict each other.
+pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
+    let name = match files {
+        ModelFiles::Gguf(gguf) => gguf.metadata().require_string("general.architecture")?,
+        ModelFiles::Checkpoint(checkpoint) => checkpoint.config().require_string("model_type")?,
+    };
+    let spelling = |a: &'static Architecture| match files {
+        ModelFiles::Gguf(_) => a.gguf,
+        ModelFiles::Checkpoint(_) => a.model_type,
+    };
+    let Some(architecture) = ARCHITECTURES.iter().find(|a| spelling(a) == name) else {
+        let names: Vec<_> = ARCHITECTURES.iter().map(spelling).collect();
+        return Err(unknown(files.path(), name, &names));
+    };
+    let hyper = match files {
+        ModelFiles::Gguf(gguf) => Hyper::from_gguf(architecture.model_type, name, gguf)?,
+        ModelFiles::Checkpoint(checkpoint) => Hyper::from_config(architecture.model_type, checkpoint.config())?,
+    };
+    (architecture.plan)(&hyper)
+}
+
+/// The names of all architectures that this build computes, as `model_type` spells them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|a| a.model_type)
+}
+
+fn unknown(path: &Path, found: &str, names: &[&str]) -> Error {
+    // The longest common beginning decides: `qwen3moe` is nearer to qwen3 than to qwen2.
+    let common = |name: &str| name.bytes().zip(found.bytes()).take_while(|(a, b)| a == b).count();
+    let nearest = names.iter().max_by_key(|name| common(name)).filter(|name| common(name) >= 4);
+    Error::Architecture {
+        path: path.to_owned(),
+        found: found.chars().take(64).collect(),
+        supported: names.join(", "),
+        nearest: nearest.map(|name| format!("; the nearest is {name}")).unwrap_or_default(),
+    }
+}

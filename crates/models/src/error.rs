@@ -1,0 +1,105 @@
+//! Why a model could not be loaded: facts with values, and what to do.
+
+use std::path::PathBuf;
+
+use qwenkit_tensor::{AllocError, DType};
+
+/// Why a model could not be planned or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading the file failed, or a key of it is wrong.
+    #[error(transparent)]
+    Format(#[from] qwenkit_formats::Error),
+
+    /// An architecture that QwenKit does not compute.
+    #[error(
+        "{path}: architecture `{found}` is not one that this version runs; it runs {supported}{nearest}",
+        path = path.display()
+    )]
+    Architecture {
+        /// The file or folder.
+        path: PathBuf,
+        /// The name found.
+        found: String,
+        /// The names known.
+        supported: String,
+        /// The nearest known thing, as the end of the sentence.
+        nearest: String,
+    },
+
+    /// A value that no such model has.
+    #[error("{path}: `{key}` is {found}, expected {expected}", path = path.display())]
+    Value {
+        /// The file or folder.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The value found.
+        found: String,
+        /// What would have been right.
+        expected: String,
+    },
+
+    /// A tensor that the plan names is not in the file.
+    #[error(
+        "{path}: tensor `{name}` {shape:?} is missing; the file is incomplete or of another architecture than its {architecture}",
+        path = path.display()
+    )]
+    TensorMissing {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The shape that the plan gives it.
+        shape: Vec<usize>,
+        /// What the file says it is.
+        architecture: &'static str,
+    },
+
+    /// A tensor of another shape than the plan's.
+    #[error("{path}: tensor `{name}`: expected {expected:?}, found {found:?}", path = path.display())]
+    TensorShape {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The plan's shape.
+        expected: Vec<usize>,
+        /// The file's shape.
+        found: Vec<usize>,
+    },
+
+    /// A tensor of a type that cannot be used where it stands.
+    #[error("{path}: tensor `{name}` has type {found}, expected {expected}", path = path.display())]
+    TensorType {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The type found.
+        found: DType,
+        /// The types that would do.
+        expected: &'static str,
+    },
+
+    /// Tensors that the plan does not name.
+    #[error(
+        "{path}: {count} tensors belong to no part of a {architecture} model, the first is `{first}`; \
+         running without them would give wrong answers",
+        path = path.display()
+    )]
+    TensorsUnused {
+        /// The file or folder.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: String,
+        /// What the file says it is.
+        architecture: &'static str,
+    },
+
+    /// No memory.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+}

@@ -1,0 +1,138 @@
+//! The forward pass of a batch: tokens of one or many sequences in, logits of the rows that want them out.
+//!
+//! A token's logits have the same bits whatever else rides in the batch and however its prompt was cut.
+
+use std::ops::Range;
+
+use qwenkit_kernels::{AttentionSeq, Compute, Product};
+use qwenkit_tensor::TokenId;
+
+use crate::{
+    blocks::{BlockBuffers, Context, FfnBlock, MixerBlock},
+    load::Model,
+    state::ModelState,
+    tap::{Site, Tap, visit},
+};
+
+/// Tokens to compute.
+pub struct Batch<'a> {
+    /// (T)
+    pub tokens: &'a [TokenId],
+    /// The sequences they belong to; their rows cover the batch in order.
+    pub seqs: &'a [BatchSeq<'a>],
+}
+
+/// One sequence's part of a batch.
+pub struct BatchSeq<'a> {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Position of the first row in the sequence.
+    pub first: usize,
+    /// The sequence's pages, enough for every position up to the last row's.
+    pub pages: &'a [u32],
+    /// The rows whose logits are wanted.
+    pub outputs: Outputs,
+}
+
+/// Which rows of a sequence's part want logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: the middle of a prompt.
+    None,
+    /// The last: to choose the next token.
+    Last,
+    /// All: to score the tokens.
+    All,
+}
+
+/// Memory of one batch's inner values, kept for the next.
+#[derive(Default)]
+pub struct Buffers {
+    /// (T, D) each
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    out: Vec<f32>,
+    /// (T, R) each
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    block: BlockBuffers,
+}
+
+impl Model {
+    /// Computes a batch. `logits` becomes (rows that want them, V), in the order of the batch.
+    ///
+    /// # Panics
+    /// If the batch's rows, pages or token ids do not fit the model; the engine checks them.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        state: &mut ModelState,
+        batch: &Batch<'_>,
+        buffers: &mut Buffers,
+        mut tap: Option<&mut Tap<'_>>,
+        logits: &mut Vec<f32>,
+    ) {
+        let (plan, tokens) = (self.plan(), batch.tokens.len());
+        let width = plan.width;
+        let Buffers { x, normed, out, cos, sin, block } = buffers;
+        for buffer in [&mut *x, &mut *normed, &mut *out] {
+            buffer.resize(tokens * width, 0.0);
+        }
+        for (token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(width)) {
+            self.embedding.row(token.index(), x);
+        }
+        visit(&mut tap, Site::Embedding, 0, x);
+        cos.clear();
+        sin.clear();
+        let mut seqs = Vec::with_capacity(batch.seqs.len());
+        for seq in batch.seqs {
+            (0..seq.rows.len()).for_each(|i| self.rope.angles(seq.first + i, cos, sin));
+            seqs.push(AttentionSeq { rows: seq.rows.clone(), first: seq.first, pages: seq.pages });
+        }
+        assert_eq!(cos.len(), tokens * self.rope.pairs(), "the sequences' rows cover the batch");
+        for (i, (layer, state)) in self.layers.iter().zip(&mut state.layers).enumerate() {
+            let cx = &mut Context {
+                compute,
+                layer: i,
+                eps: plan.rms_norm_eps,
+                seqs: &seqs,
+                cos,
+                sin,
+                pairs: self.rope.pairs(),
+                tap: &mut tap,
+            };
+            compute.rms_norm(x, &layer.input_norm, cx.eps, normed);
+            visit(cx.tap, Site::MixerInput, i, normed);
+            match &layer.mixer {
+                MixerBlock::Attention(attention) => attention.forward(cx, state, block, normed, out),
+            }
+            compute.add(x, out, width);
+            visit(cx.tap, Site::ResidualMiddle, i, x);
+            compute.rms_norm(x, &layer.post_norm, cx.eps, normed);
+            visit(cx.tap, Site::FfnInput, i, normed);
+            match &layer.ffn {
+                FfnBlock::Dense(ffn) => ffn.forward(cx, block, normed, out),
+            }
+            compute.add(x, out, width);
+            visit(cx.tap, Site::Residual, i, x);
+        }
+        // Only rows that want logits go through the output head, the largest matrix of a small model.
+        let wanted: Vec<usize> = batch
+            .seqs
+            .iter()
+            .flat_map(|seq| match seq.outputs {
+                Outputs::None => 0..0,
+                Outputs::Last => seq.rows.end - 1..seq.rows.end,
+                Outputs::All => seq.rows.clone(),
+            })
+            .collect();
+        normed.resize(wanted.len() * width, 0.0);
+        for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(width)) {
+            compute.rms_norm(&x[row * width..][..width], &self.norm, plan.rms_norm_eps, normed);
+        }
+        visit(&mut tap, Site::HeadInput, 0, normed);
+        logits.resize(wanted.len() * plan.vocab, 0.0);
+        let weight = self.head.as_ref().unwrap_or(&self.embedding);
+        compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+    }
+}
