@@ -140,7 +140,7 @@ impl Civil {
                 let time = format_args!("{:02}:{:02}:{:02}", self.hour, self.minute, self.second);
                 write!(out, "{weekday:.3} {month:.3} {day:2} {time} {year}")
             }
-            'n' => write!(out, "\n"),
+            'n' => writeln!(out),
             't' => write!(out, "\t"),
             '%' => write!(out, "%"),
             other => write!(out, "%{other}"),

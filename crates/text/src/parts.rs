@@ -94,14 +94,33 @@ impl Parts {
         }
     }
 
-    /// The ids by token. One id per token, one token per id, no id far beyond the number of tokens (tables are sized by
-    /// the highest).
+    /// Most ids that this many tokens may spread over; tables are sized by the highest id.
+    fn id_limit(&self) -> usize {
+        (self.tokens.len() + self.added.len()).saturating_mul(2).saturating_add(4096)
+    }
+
+    /// Refuses ids far beyond the number of tokens; to be called before any table is made.
+    pub(crate) fn check_id_range(&self) -> Result<(), Error> {
+        let added = self.added.iter().map(|added| (&added.token.content, added.id));
+        let mut entries = self.tokens.iter().map(|(token, id)| (token, *id)).chain(added);
+        match entries.find(|&(_, id)| id as usize >= self.id_limit()) {
+            None => Ok(()),
+            Some((token, id)) => Err(Error::IdOutOfRange {
+                origin: self.origin.clone(),
+                token: token.clone(),
+                id,
+                tokens: self.tokens.len() + self.added.len(),
+            }),
+        }
+    }
+
+    /// The ids by token. One id per token, one token per id.
     fn take_vocab(&mut self) -> Result<Vocab, Error> {
         if self.tokens.is_empty() {
             return Err(Error::EmptyVocabulary { origin: self.origin.clone() });
         }
         let count = self.tokens.len() + self.added.len();
-        let mut is_taken = vec![false; count.saturating_mul(2).saturating_add(4096)];
+        let mut is_taken = vec![false; self.id_limit()];
         let mut vocab = Vocab::with_capacity(count);
         let added = self.added.iter().map(|added| (added.token.content.clone(), added.id));
         for (token, id) in std::mem::take(&mut self.tokens).into_iter().chain(added) {

@@ -86,6 +86,7 @@ impl Tokenizer {
             origin: origin.clone(),
             problem: problem.to_string(),
         };
+        parts.check_id_range()?;
         let table = Table::new(&parts);
         let mut special: Vec<_> = (parts.added.iter().filter(|added| added.token.special))
             .map(|added| (added.token.content.clone(), TokenId(added.id)))
