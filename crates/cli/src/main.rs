@@ -1,6 +1,59 @@
 //! `qwenkit`: one program that runs Qwen models on the machine at hand.
 //!
-//! Contract: data goes to stdout and everything else to stderr; exit codes are 0 done, 1 failed, 2 wrong usage.
+//! Contract: data goes to stdout and everything else to stderr; exit codes are 0 done, 1 failed, 2 wrong usage, 130
+//! stopped by Ctrl-C. No error ends in a backtrace. Not here: the commands themselves, each of which is a file in
+//! `commands`.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod answer;
+mod args;
+mod chat;
+mod commands;
+mod download;
+mod failure;
+mod interrupt;
+mod jsonl;
+mod locate;
+mod machine;
+mod opening;
+mod prompt;
+mod sampling;
+mod tensors;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version come this way too, with exit code 0.
+        Err(message) => {
+            let _ = message.print();
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(failure::WRONG_USAGE));
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let offline = cli.offline;
+    match cli.command {
+        Command::Run(args) => commands::run::run(&args, offline),
+        Command::Pull(args) => commands::pull::run(&args, offline),
+        Command::List(args) => commands::list::run(&args),
+        Command::Show(args) => commands::show::run(&args, offline),
+        Command::Rm(args) => commands::rm::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args, offline),
+        Command::Template(args) => commands::template::run(&args),
+        Command::Bench(args) => commands::bench::run(&args, offline),
+        Command::Logits(args) => commands::logits::run(&args, offline),
+        Command::Doctor(args) => commands::doctor::run(&args),
+    }
+}

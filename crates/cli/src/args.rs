@@ -1,0 +1,87 @@
+//! The command line: its subcommands, and the arguments that several of them share.
+//!
+//! Contract: whatever parses here is in range; what only makes sense together is checked by the command. Not here: the
+//! arguments of one command alone, which stand in its file.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{bench, doctor, list, logits, pull, rm, run, show, template, tokenize};
+
+const EXAMPLES: &str = "\
+Examples:
+  qwenkit run \"Write a Python function that reverses a string\"
+  qwenkit run qwen3:4b                      a chat in the terminal
+  cat report.txt | qwenkit run \"Summarise:\"
+  qwenkit list --all                        models that have a short name
+  qwenkit doctor                            what this machine can run
+
+A MODEL is a short name (qwen2.5-coder:0.5b), a hub id (Qwen/Qwen3-0.6B), a .gguf file or a checkpoint folder.
+Nothing leaves this machine except what `pull` asks a model hub for.";
+
+/// Run open Qwen models on your own machine: one program, no Python, no cloud.
+#[derive(Parser)]
+#[command(name = "qwenkit", version, arg_required_else_help = true, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Open no network connection, whatever is missing
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Chat in the terminal, or answer once
+    Run(run::RunArgs),
+    /// Fetch a model into the local store
+    Pull(pull::PullArgs),
+    /// List the models of the local store, or all short names
+    List(list::ListArgs),
+    /// Say what a model is: size, licence, architecture, types
+    Show(show::ShowArgs),
+    /// Remove a model from the local store
+    Rm(rm::RmArgs),
+    /// Turn text into token ids
+    Tokenize(tokenize::TokenizeArgs),
+    /// Work with chat templates
+    Template(template::TemplateArgs),
+    /// Measure prompt and generation speed
+    Bench(bench::BenchArgs),
+    /// Write the raw logits of a token sequence
+    Logits(logits::LogitsArgs),
+    /// Say what this machine can run, or check this build against reference models
+    Doctor(doctor::DoctorArgs),
+}
+
+/// The model, named either way.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a short name, a hub id, a .gguf file or a checkpoint folder
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    positional: Option<String>,
+    /// The same as MODEL, as an option
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+}
+
+impl ModelArgs {
+    /// The model's name, if one was given.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.model.as_deref().or(self.positional.as_deref())
+    }
+}
+
+/// How to compute.
+#[derive(Args)]
+pub(crate) struct ComputeArgs {
+    /// Threads that compute [default: one per core that this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl ComputeArgs {
+    /// The number of threads.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or_else(crate::machine::cores, usize::from)
+    }
+}

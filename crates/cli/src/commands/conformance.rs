@@ -1,0 +1,286 @@
+//! `qwenkit doctor --conformance`: this build held against checkpoints whose right answers are on record.
+//!
+//! Below a folder, every checkpoint with an `expected.safetensors` (`input_ids` (T), `logits` (T, V), `greedy_ids` (N))
+//! is computed, and so is its `model.gguf` where there is one. Contract: a difference above the limit, a NaN, an error
+//! while loading and a folder without any checkpoint all fail; only an architecture that this version does not run is
+//! skipped, and counted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use qwenkit_engine::score;
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::Compute;
+use qwenkit_models::{Error as ModelError, Model, arch};
+use qwenkit_tensor::TokenId;
+use serde_json::{Value, json};
+
+use crate::failure::Told;
+use crate::tensors::Recorded;
+use crate::terminal;
+
+const EXPECTED: &str = "expected.safetensors";
+/// The largest logit difference that the order of f32 sums explains.
+const LOGIT_DIFFERENCE_MAX: f32 = 5e-4;
+/// Greedy decoding is compared while the best two logits are further apart than this.
+const CLEAR_GAP: f32 = 1e-3;
+/// Folders this deep hold no checkpoints.
+const DEPTH_MAX: usize = 16;
+
+/// What holding one model against its record showed.
+enum Outcome {
+    Passed { difference: f32, compared: usize, recorded: usize },
+    Failed { reason: String },
+    Skipped { reason: String },
+}
+
+struct Finding {
+    name: String,
+    outcome: Outcome,
+}
+
+/// The right answers.
+struct Expected {
+    input_ids: Vec<TokenId>,
+    /// (T, V)
+    logits: Vec<f32>,
+    vocab: usize,
+    greedy_ids: Vec<TokenId>,
+}
+
+/// Checks every checkpoint below `dir`, printing a line for each as it is done.
+///
+/// # Errors
+/// When `dir` holds no checkpoint with a record; and `Told` when any fails.
+pub(crate) fn run(dir: &Path, compute: &Compute, as_json: bool) -> anyhow::Result<()> {
+    let mut folders = Vec::new();
+    find(dir, 0, &mut folders).with_context(|| format!("cannot search `{}`", dir.display())).map_err(with_cause)?;
+    folders.sort();
+    ensure!(
+        !folders.is_empty(),
+        "found no `{EXPECTED}` in `{}` or below it\nhint: name a folder of checkpoints with recorded logits",
+        dir.display()
+    );
+    let mut findings = Vec::new();
+    for folder in &folders {
+        let shown = folder.strip_prefix(dir).ok().filter(|rest| !rest.as_os_str().is_empty()).unwrap_or(folder);
+        let gguf = Some(folder.join("model.gguf")).filter(|path| path.exists());
+        let gguf = gguf.map(|path| (format!("{}/model.gguf", shown.display()), path));
+        for (name, path) in [(shown.display().to_string(), folder.clone())].into_iter().chain(gguf) {
+            let outcome = check(&path, folder, compute).unwrap_or_else(|e| Outcome::Failed { reason: e.to_string() });
+            let finding = Finding { name, outcome };
+            if !as_json {
+                terminal::print_line(&finding.line())?;
+            }
+            findings.push(finding);
+        }
+    }
+    conclude(&findings, as_json)
+}
+
+fn conclude(findings: &[Finding], as_json: bool) -> anyhow::Result<()> {
+    let count = |wanted: &str| findings.iter().filter(|finding| finding.outcome.word() == wanted).count();
+    let (passed, failed, skipped) = (count("pass"), count("fail"), count("skip"));
+    if as_json {
+        let models: Vec<Value> = findings.iter().map(Finding::to_json).collect();
+        terminal::print_json(&json!({ "models": models, "passed": passed, "failed": failed, "skipped": skipped }))?;
+    } else {
+        terminal::print_line(&format!("{passed} passed, {failed} failed, {skipped} skipped"))?;
+    }
+    if failed > 0 { Err(Told.into()) } else { Ok(()) }
+}
+
+/// Collects the folders that hold a record. Links to folders are not followed, so there are no circles.
+fn find(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if dir.join(EXPECTED).is_file() {
+        found.push(dir.to_path_buf());
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if depth < DEPTH_MAX && entry.file_type()?.is_dir() {
+            find(&entry.path(), depth + 1, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn with_cause(error: anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!("{error}: {}", error.root_cause())
+}
+
+/// Holds the model at `path` against the record in `folder`.
+fn check(path: &Path, folder: &Path, compute: &Compute) -> anyhow::Result<Outcome> {
+    let recorded = Recorded::open(&folder.join(EXPECTED))?;
+    if recorded.has("pixel_values") {
+        return Ok(Outcome::Skipped { reason: "it takes images, which this version does not read".to_owned() });
+    }
+    let files = ModelFiles::open(path)?;
+    match arch::plan(&files) {
+        Err(error @ ModelError::Architecture { .. }) => return Ok(Outcome::Skipped { reason: error.to_string() }),
+        other => other?,
+    };
+    let expected = Expected::read(&recorded)?;
+    let model = Model::load(&files, compute, &mut |_| {})?;
+    ensure!(
+        model.plan().vocab == expected.vocab,
+        "the model's vocabulary is {}, the record's {}",
+        model.plan().vocab,
+        expected.vocab
+    );
+    compare(&model, compute, &expected)
+}
+
+impl Expected {
+    fn read(recorded: &Recorded) -> anyhow::Result<Expected> {
+        let ids = |name: &str| anyhow::Ok(recorded.ids(name)?.into_iter().map(TokenId).collect::<Vec<_>>());
+        let (input_ids, greedy_ids) = (ids("input_ids")?, ids("greedy_ids")?);
+        let (shape, logits) = recorded.f32s("logits", 2)?;
+        let (rows, vocab) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
+        ensure!(
+            !input_ids.is_empty() && !greedy_ids.is_empty() && rows == input_ids.len() && vocab > 0,
+            "`{EXPECTED}` contradicts itself: {} input ids, {rows} rows of {vocab} logits, {} greedy ids",
+            input_ids.len(),
+            greedy_ids.len()
+        );
+        Ok(Expected { input_ids, logits, vocab, greedy_ids })
+    }
+}
+
+fn compare(model: &Model, compute: &Compute, expected: &Expected) -> anyhow::Result<Outcome> {
+    let mut worst = Worst { difference: 0.0, row: 0, column: 0 };
+    score::logits(model, compute, &expected.input_ids, &mut |row, ours| {
+        let theirs = expected.logits.get(row * expected.vocab..(row + 1) * expected.vocab).unwrap_or_default();
+        worst.take(row, ours, theirs);
+    })?;
+    // Written so that NaN fails too.
+    if !(worst.difference <= LOGIT_DIFFERENCE_MAX) {
+        let Worst { difference, row, column } = worst;
+        let reason = format!(
+            "largest logit difference {difference:.1e} at token {row}, id {column}; at most {LOGIT_DIFFERENCE_MAX:.0e} \
+             is allowed"
+        );
+        return Ok(Outcome::Failed { reason });
+    }
+    let recorded = expected.greedy_ids.len();
+    let ours = score::greedy(model, compute, &expected.input_ids, recorded)?;
+    let clear = clear_steps(model, compute, &expected.input_ids, &ours)?;
+    let differs = ours.iter().zip(&expected.greedy_ids).take(clear).position(|(ours, theirs)| ours != theirs);
+    Ok(match differs {
+        None => Outcome::Passed { difference: worst.difference, compared: clear, recorded },
+        Some(step) => {
+            let (found, wanted) = (ours.get(step), expected.greedy_ids.get(step));
+            let id = |id: Option<&TokenId>| id.map_or("none".to_owned(), ToString::to_string);
+            Outcome::Failed { reason: format!("greedy token {step} is {}, expected {}", id(found), id(wanted)) }
+        }
+    })
+}
+
+/// The largest difference so far.
+struct Worst {
+    difference: f32,
+    row: usize,
+    column: usize,
+}
+
+impl Worst {
+    fn take(&mut self, row: usize, ours: &[f32], theirs: &[f32]) {
+        if ours.len() != theirs.len() {
+            *self = Worst { difference: f32::NAN, row, column: 0 };
+        }
+        for (column, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            let difference = (ours - theirs).abs();
+            // A NaN once found stays.
+            if !self.difference.is_nan() && !(difference <= self.difference) {
+                *self = Worst { difference, row, column };
+            }
+        }
+    }
+}
+
+/// How many of our greedy tokens were chosen by a clear margin, up to the first that was not.
+fn clear_steps(model: &Model, compute: &Compute, prompt: &[TokenId], ours: &[TokenId]) -> anyhow::Result<usize> {
+    let fed = ours.len().saturating_sub(1);
+    let all: Vec<TokenId> = prompt.iter().chain(ours.iter().take(fed)).copied().collect();
+    let mut gaps = Vec::with_capacity(ours.len());
+    score::logits(model, compute, &all, &mut |row, logits| {
+        if row + 1 >= prompt.len() {
+            gaps.push(gap(logits));
+        }
+    })?;
+    Ok(gaps.iter().position(|gap| *gap < CLEAR_GAP).unwrap_or(ours.len()))
+}
+
+/// How far the best logit is above the second.
+fn gap(logits: &[f32]) -> f32 {
+    let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &logit in logits {
+        if logit > best {
+            (best, second) = (logit, best);
+        } else if logit > second {
+            second = logit;
+        }
+    }
+    best - second
+}
+
+impl Outcome {
+    fn word(&self) -> &'static str {
+        match self {
+            Outcome::Passed { .. } => "pass",
+            Outcome::Failed { .. } => "fail",
+            Outcome::Skipped { .. } => "skip",
+        }
+    }
+}
+
+impl Finding {
+    fn line(&self) -> String {
+        let what = match &self.outcome {
+            Outcome::Passed { difference, compared, recorded } => {
+                format!(
+                    "largest logit difference {difference:.1e}, {compared} of {recorded} greedy tokens compared, all equal"
+                )
+            }
+            Outcome::Failed { reason } | Outcome::Skipped { reason } => reason.replace('\n', "; "),
+        };
+        format!("{}  {}: {}", self.outcome.word(), self.name, terminal::printable(&what))
+    }
+
+    fn to_json(&self) -> Value {
+        let mut object = json!({ "model": self.name, "result": self.outcome.word() });
+        match &self.outcome {
+            Outcome::Passed { difference, compared, .. } => {
+                object["largest_logit_difference"] = json!(difference);
+                object["greedy_tokens_compared"] = json!(compared);
+            }
+            Outcome::Failed { reason } | Outcome::Skipped { reason } => object["reason"] = json!(reason),
+        }
+        object
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_difference_is_found_and_nan_is_the_worst_of_all() {
+        let mut worst = Worst { difference: 0.0, row: 0, column: 0 };
+        worst.take(0, &[1.0, 2.0], &[1.0, 2.5]);
+        worst.take(1, &[1.25], &[1.0]);
+        assert_eq!((worst.difference, worst.row, worst.column), (0.5, 0, 1));
+        worst.take(2, &[f32::NAN, 9.0], &[1.0, 0.0]);
+        assert!(worst.difference.is_nan() && worst.row == 2 && worst.column == 0);
+        let mut short = Worst { difference: 0.0, row: 0, column: 0 };
+        short.take(0, &[1.0], &[]);
+        assert!(short.difference.is_nan());
+    }
+
+    #[test]
+    fn the_gap_is_between_the_best_two_wherever_they_stand() {
+        assert_eq!(gap(&[1.0, 4.0, 3.5]), 0.5);
+        assert_eq!(gap(&[4.0, 1.0, 4.0]), 0.0);
+        assert_eq!(gap(&[2.0]), f32::INFINITY);
+    }
+}

@@ -1,0 +1,72 @@
+//! `qwenkit logits`: the raw logits of a token sequence, as safetensors.
+//!
+//! Contract: the file is there whole or not at all. Not here: the computing (`qwenkit_engine::score`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use qwenkit_engine::{Error, available_memory_bytes, score};
+use qwenkit_formats::write_safetensors;
+use qwenkit_kernels::Compute;
+use qwenkit_models::{Model, arch};
+use qwenkit_tensor::{DType, TokenId};
+
+use crate::args::{ComputeArgs, ModelArgs};
+use crate::failure::usage;
+use crate::{locate, opening, terminal};
+
+/// Arguments of `logits`.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  qwenkit logits --model ./model.gguf --ids 1,2,3 --out logits.safetensors
+
+The file holds one tensor `logits` of f32, (tokens, vocabulary): row i is what the model expects after token i.")]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The tokens
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+    ids: Vec<u32>,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &LogitsArgs, offline: bool) -> anyhow::Result<()> {
+    let name = args.model.name().ok_or_else(|| usage("no model is named\nhint: qwenkit logits --model MODEL ..."))?;
+    let files = locate::locate(Some(name), offline)?.files;
+    let plan = arch::plan(&files)?;
+    let ids: Vec<TokenId> = args.ids.iter().map(|&id| TokenId(id)).collect();
+    if let Some(&found) = ids.iter().find(|id| id.index() >= plan.vocab) {
+        return Err(Error::TokenUnknown { found, vocab: plan.vocab }.into());
+    }
+    if ids.len() > plan.context_tokens {
+        let (given, made_for) = (ids.len(), plan.context_tokens);
+        terminal::note(&format!("note: {given} tokens are more than the {made_for} that the model was made for"));
+    }
+    let shape = [ids.len(), plan.vocab];
+    let size_bytes = shape.iter().product::<usize>() * size_of::<f32>();
+    let needed_bytes = size_bytes as u64 + files.size_bytes();
+    if let Some(available_bytes) = available_memory_bytes().filter(|&available| needed_bytes > available) {
+        anyhow::bail!(
+            "{} rows of {} logits and the model need {needed_bytes} bytes of memory and {available_bytes} are available\n\
+             hint: ask for fewer tokens at once, or close other programs",
+            shape[0],
+            shape[1]
+        );
+    }
+    let compute = Compute::new(args.compute.threads(), opening::isa()?);
+    let mut bar = opening::loading_bar();
+    let model = Model::load(&files, &compute, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
+    bar.clear();
+    let mut bytes = Vec::with_capacity(size_bytes);
+    score::logits(&model, &compute, &ids, &mut |_, row| bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())))?;
+    write_safetensors(&args.out, &[("logits", DType::F32, &shape, &bytes)], &BTreeMap::new())?;
+    terminal::note(&format!("wrote `logits` ({}, {}) to {}", shape[0], shape[1], args.out.display()));
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The subcommands, a file each: its arguments and what it does.
+
+pub(crate) mod bench;
+pub(crate) mod conformance;
+pub(crate) mod doctor;
+pub(crate) mod list;
+pub(crate) mod logits;
+pub(crate) mod pull;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod show;
+pub(crate) mod template;
+pub(crate) mod tokenize;

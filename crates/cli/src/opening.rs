@@ -1,0 +1,59 @@
+//! From open files to a session that answers, with a bar when loading takes longer than a moment.
+//!
+//! Not here: which model (`locate`).
+
+use std::time::Duration;
+
+use clap::Args;
+use qwenkit_engine::{Options, Session};
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::Isa;
+
+use crate::args::ComputeArgs;
+use crate::terminal::{Bar, Unit};
+
+/// How to run a model.
+#[derive(Args)]
+#[command(next_help_heading = "How the model is run")]
+pub(crate) struct SessionArgs {
+    /// Tokens of context: prompt and answer together [default: the model's own, or what memory holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ctx: Option<u32>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+impl SessionArgs {
+    /// The context that was asked for.
+    pub(crate) fn context_tokens(&self) -> Option<usize> {
+        self.ctx.map(|tokens| tokens as usize)
+    }
+
+    /// The number of threads.
+    pub(crate) fn threads(&self) -> usize {
+        self.compute.threads()
+    }
+}
+
+/// Loads the model.
+///
+/// # Errors
+/// When the files are no whole model, an argument does not fit it, or memory is short.
+pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
+    let mut bar = loading_bar();
+    let options = Options { threads, isa: isa()?, context_tokens };
+    Ok(Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?)
+}
+
+/// The instruction set to compute with.
+///
+/// # Errors
+/// When `QWENKIT_ISA` names one that is not present.
+pub(crate) fn isa() -> anyhow::Result<Isa> {
+    Isa::detect().map_err(|error| anyhow::anyhow!("{error}\nhint: unset QWENKIT_ISA to have the best one chosen"))
+}
+
+/// A bar for loading, which shows itself only when loading is slow.
+pub(crate) fn loading_bar() -> Bar {
+    Bar::new("loading", Unit::Bytes, Duration::from_secs(1))
+}
