@@ -1,1 +1,327 @@
+//! The scheduler over a model made of arithmetic: its next token is a function of all tokens that its pages hold, so a
+//! page given to two sequences, a lost token or a stale prefix changes the answer. Invariants hold after every step.
 
+use std::sync::{Arc, Mutex};
+
+use qwenkit_kernels::PAGE_TOKENS;
+use qwenkit_models::{Batch, Outputs};
+use qwenkit_tensor::{SeqId, TokenId};
+
+use super::Scheduler;
+use crate::{
+    error::Error,
+    request::{Event, Finish, Request},
+    runner::Runner,
+    sampler::Sampling,
+};
+
+const VOCAB: usize = 40;
+/// Rows of the embedding that are no tokens; their logits are the largest, so that choosing one would show.
+const PADDING: usize = 8;
+
+/// Keeps every token it is given in its page's slot, and answers with a hash of what the sequence's pages hold.
+struct Mock {
+    pages: Vec<[Option<TokenId>; PAGE_TOKENS]>,
+    batches: Vec<usize>,
+}
+
+impl Runner for Mock {
+    fn vocab(&self) -> usize {
+        VOCAB + PADDING
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
+        self.batches.push(batch.tokens.len());
+        logits.clear();
+        for seq in batch.seqs {
+            for (i, row) in seq.rows.clone().enumerate() {
+                let at = seq.first + i;
+                self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS] = Some(batch.tokens[row]);
+            }
+            if seq.outputs == Outputs::Last {
+                let end = seq.first + seq.rows.len();
+                let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
+                logits
+                    .extend(planned(&(0..end).map(|at| held(at).expect("every position was fed")).collect::<Vec<_>>()));
+            }
+        }
+    }
+}
+
+fn planned(tokens: &[TokenId]) -> Vec<f32> {
+    let hash = tokens.iter().fold(17u64, |h, t| (h ^ u64::from(t.0)).wrapping_mul(0x0100_0000_01b3));
+    let mut logits: Vec<f32> =
+        (0..VOCAB as u64).map(|i| (hash.wrapping_mul(2 * i + 1) >> 44) as f32 / 65536.0).collect();
+    logits.extend([1e9; PADDING]);
+    logits
+}
+
+/// What the model says after `prompt`, by itself.
+fn expected(prompt: &[TokenId], max_tokens: usize, stop: &[TokenId]) -> (Vec<TokenId>, Finish) {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..max_tokens {
+        let logits = &planned(&tokens)[..VOCAB];
+        let best = (0..VOCAB).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        tokens.push(TokenId(best as u32));
+        if stop.contains(&TokenId(best as u32)) {
+            return (tokens.split_off(prompt.len()), Finish::Stop);
+        }
+    }
+    (tokens.split_off(prompt.len()), Finish::Length)
+}
+
+/// A scheduler with the events of every request.
+struct Bench {
+    scheduler: Scheduler<Mock>,
+    events: Vec<Arc<Mutex<Vec<Event>>>>,
+}
+
+impl Bench {
+    fn new(pages: usize) -> Bench {
+        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], batches: Vec::new() };
+        Bench { scheduler: Scheduler::new(mock, pages, VOCAB), events: Vec::new() }
+    }
+
+    fn submit(&mut self, request: Request) -> Result<usize, Error> {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&events);
+        let id = self.events.len();
+        self.scheduler.submit(
+            SeqId(id as u64),
+            request,
+            Box::new(move |event| {
+                heard.lock().unwrap().push(event);
+                true
+            }),
+        )?;
+        self.events.push(events);
+        Ok(id)
+    }
+
+    /// One step, and what must hold after it.
+    fn step(&mut self) {
+        self.scheduler.step();
+        let mut pages = self.scheduler.pages.idle_pages();
+        for s in &self.scheduler.running {
+            assert!(s.positions().div_ceil(PAGE_TOKENS) <= s.pages.len(), "a running sequence has all its pages");
+            pages.extend(&s.pages);
+        }
+        pages.sort_unstable();
+        let all: Vec<u32> = (0..self.scheduler.pages.total() as u32).collect();
+        assert_eq!(pages, all, "every page belongs to exactly one");
+    }
+
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            if self.scheduler.is_idle() {
+                return;
+            }
+            self.step();
+        }
+        panic!("the scheduler does not come to an end");
+    }
+
+    fn answer(&self, id: usize) -> (Vec<TokenId>, Option<Finish>) {
+        let events = self.events[id].lock().unwrap();
+        let ids = events.iter().filter_map(|e| match e {
+            Event::Token { id, .. } => Some(*id),
+            _ => None,
+        });
+        let finish = match events.last() {
+            Some(Event::Finished(finish)) => Some(*finish),
+            _ => None,
+        };
+        assert!(events.iter().filter(|e| matches!(e, Event::Finished(_))).count() <= 1);
+        (ids.collect(), finish)
+    }
+
+    fn cached(&self, id: usize) -> usize {
+        let events = self.events[id].lock().unwrap();
+        events
+            .iter()
+            .find_map(|e| if let Event::Prefill { cached_tokens, .. } = e { Some(*cached_tokens) } else { None })
+            .unwrap()
+    }
+}
+
+fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        sampling: Sampling::greedy(),
+        max_tokens,
+        stop_tokens: vec![TokenId(3)],
+        logprobs: None,
+    }
+}
+
+fn tokens(seed: u32, len: usize) -> Vec<TokenId> {
+    (0..len as u32).map(|i| TokenId((i * 7 + i * i * 3 + seed * 11) % VOCAB as u32)).collect()
+}
+
+#[test]
+fn many_requests_answer_as_each_alone() {
+    let mut bench = Bench::new(24);
+    let mut asked = Vec::new();
+    for i in 0..40 {
+        // Lengths around pages and batches; more of them than pages hold at once.
+        let prompt = tokens(i, [1, 2, 63, 64, 65, 200, 511, 600][i as usize % 8]);
+        let max_tokens = [1, 5, 64, 90][i as usize % 4];
+        bench.submit(request(&prompt, max_tokens)).unwrap();
+        asked.push((prompt, max_tokens));
+        if i % 3 == 0 {
+            bench.step();
+        }
+    }
+    bench.run();
+    for (i, (prompt, max_tokens)) in asked.iter().enumerate() {
+        let (ids, finish) = expected(prompt, *max_tokens, &[TokenId(3)]);
+        assert_eq!(bench.answer(i), (ids, Some(finish)), "request {i}");
+    }
+    assert!(bench.scheduler.runner.batches.iter().all(|&rows| rows <= super::BATCH_TOKENS));
+}
+
+#[test]
+fn a_long_prompt_does_not_hold_up_an_answer() {
+    let mut bench = Bench::new(60);
+    let mut short = request(&tokens(1, 3), 30);
+    short.stop_tokens.clear();
+    let short = bench.submit(short).unwrap();
+    bench.step();
+    let long = bench.submit(request(&tokens(2, 3_000), 1)).unwrap();
+    let mut steps = 0;
+    while bench.answer(long).1.is_none() {
+        let before = bench.answer(short).0.len();
+        bench.step();
+        steps += 1;
+        assert_eq!(bench.answer(short).0.len(), before + 1, "a token in every step");
+    }
+    assert_eq!(steps, 6, "3,000 tokens through the room that is left");
+}
+
+#[test]
+fn a_conversation_is_not_computed_again() {
+    let mut bench = Bench::new(30);
+    let mut prompt = tokens(5, 100);
+    for turn in 0..4 {
+        let id = bench.submit(request(&prompt, 20)).unwrap();
+        bench.run();
+        let (ids, finish) = bench.answer(id);
+        assert_eq!(
+            (ids.clone(), finish),
+            {
+                let (i, f) = expected(&prompt, 20, &[TokenId(3)]);
+                (i, Some(f))
+            },
+            "turn {turn}"
+        );
+        // All that was computed before: the prompt and all of the answer but its last token.
+        let cached = if turn == 0 { 0 } else { prompt.len() - 10 - 1 };
+        assert_eq!(bench.cached(id), cached, "turn {turn}");
+        prompt.extend(ids);
+        prompt.extend(tokens(90 + turn, 10));
+    }
+    // Another conversation, a fork of the first, and the first again.
+    let fork: Vec<_> = prompt[..130].iter().copied().chain(tokens(77, 50)).collect();
+    for (prompt, cached) in [(tokens(6, 100), 0), (fork, 130)] {
+        let id = bench.submit(request(&prompt, 8)).unwrap();
+        bench.run();
+        assert_eq!(bench.answer(id).0, expected(&prompt, 8, &[TokenId(3)]).0);
+        assert_eq!(bench.cached(id), cached);
+    }
+    let again = bench.submit(request(&prompt, 8)).unwrap();
+    bench.run();
+    assert_eq!(bench.answer(again).0, expected(&prompt, 8, &[TokenId(3)]).0);
+}
+
+#[test]
+fn the_same_prompt_again_computes_its_last_token_only() {
+    let mut bench = Bench::new(10);
+    for prompt in [tokens(1, 64), tokens(2, 128), tokens(3, 5)] {
+        for round in 0..2 {
+            let id = bench.submit(request(&prompt, 3)).unwrap();
+            bench.run();
+            assert_eq!(bench.answer(id).0, expected(&prompt, 3, &[TokenId(3)]).0);
+            assert_eq!(bench.cached(id), if round == 0 { 0 } else { prompt.len() - 1 });
+        }
+    }
+}
+
+#[test]
+fn cancelled_where_it_stands() {
+    let mut bench = Bench::new(12);
+    let running = bench.submit(request(&tokens(1, 600), 60)).unwrap();
+    let waiting = bench.submit(request(&tokens(2, 600), 60)).unwrap();
+    bench.step();
+    bench.scheduler.cancel(SeqId(waiting as u64));
+    bench.step();
+    assert_eq!(bench.answer(waiting), (Vec::new(), Some(Finish::Cancelled)));
+    bench.step();
+    let so_far = bench.answer(running).0.len();
+    assert!(so_far > 0);
+    bench.scheduler.cancel(SeqId(running as u64));
+    bench.run();
+    assert_eq!(bench.answer(running).1, Some(Finish::Cancelled));
+    assert_eq!(bench.answer(running).0.len(), so_far);
+    assert_eq!(bench.scheduler.pages.idle_pages().len(), 12);
+}
+
+#[test]
+fn nobody_listening_ends_the_answer() {
+    let mut bench = Bench::new(4);
+    let mut left = 3;
+    let listener = Box::new(move |_| {
+        left -= 1;
+        left > 0
+    });
+    bench.scheduler.submit(SeqId(0), request(&tokens(1, 4), 200), listener).unwrap();
+    bench.run();
+    assert!(bench.scheduler.runner.batches.len() <= 4);
+}
+
+#[test]
+fn an_answer_is_cut_to_what_pages_hold() {
+    let mut bench = Bench::new(2);
+    let mut long = request(&tokens(1, 100), 1_000_000);
+    long.stop_tokens.clear();
+    let id = bench.submit(long).unwrap();
+    bench.run();
+    let (ids, finish) = bench.answer(id);
+    assert_eq!((ids.len(), finish), (2 * PAGE_TOKENS - 100 + 1, Some(Finish::Length)));
+}
+
+#[test]
+fn refused_with_its_reason() {
+    let mut bench = Bench::new(2);
+    assert!(matches!(bench.submit(request(&[], 5)), Err(Error::PromptEmpty)));
+    let long = bench.submit(request(&tokens(1, 129), 5));
+    assert!(matches!(long, Err(Error::PromptTooLong { prompt_tokens: 129, context_tokens: 128, .. })));
+    let unknown = bench.submit(request(&[TokenId(48)], 5));
+    assert!(matches!(unknown, Err(Error::TokenUnknown { found: TokenId(48), vocab: 48 })));
+    let mut bad = request(&tokens(1, 3), 5);
+    bad.sampling.top_p = 2.0;
+    assert!(matches!(bench.submit(bad), Err(Error::Sampling { setting: "top_p", .. })));
+    let nothing = bench.submit(request(&tokens(1, 3), 0)).unwrap();
+    assert_eq!(bench.answer(nothing), (Vec::new(), Some(Finish::Length)));
+    assert!(bench.scheduler.is_idle());
+}
+
+#[test]
+fn logprobs_are_the_models_own() {
+    let mut bench = Bench::new(2);
+    let mut wanted = request(&tokens(1, 3), 1);
+    wanted.logprobs = Some(2);
+    // A bias decides the choice and leaves the log-probabilities alone.
+    wanted.sampling.logit_bias = vec![(TokenId(7), 1e6)];
+    let id = bench.submit(wanted).unwrap();
+    bench.run();
+    let events = bench.events[id].lock().unwrap();
+    let Some(Event::Token { id, logprobs: Some(found) }) = events.iter().find(|e| matches!(e, Event::Token { .. }))
+    else {
+        panic!("no token: {events:?}");
+    };
+    let logits = &planned(&tokens(1, 3))[..VOCAB];
+    let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+    assert_eq!(*id, TokenId(7));
+    assert!((f64::from(found.logprob) - (f64::from(logits[7]) - total.ln())).abs() < 1e-4);
+    assert_eq!(found.top[0].0, expected(&tokens(1, 3), 1, &[]).0[0]);
+}
