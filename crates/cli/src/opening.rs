@@ -10,7 +10,7 @@ use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
 
 use crate::args::ComputeArgs;
-use crate::terminal::{Bar, Unit};
+use crate::terminal::{Bar, Unit, note};
 
 /// How to run a model.
 #[derive(Args)]
@@ -42,7 +42,15 @@ impl SessionArgs {
 pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
     let mut bar = loading_bar();
     let options = Options { threads, isa: isa()?, context_tokens };
-    Ok(Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?)
+    let session = Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
+    bar.clear();
+    let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
+    if in_force > made_for {
+        note(&format!("note: the context is {in_force} tokens; beyond the {made_for} it was made for, the model errs"));
+    } else if in_force < made_for && context_tokens.is_none() {
+        note(&format!("note: memory holds {in_force} tokens of the model's {made_for} tokens of context"));
+    }
+    Ok(session)
 }
 
 /// The instruction set to compute with.

@@ -153,8 +153,7 @@ fn compare(model: &Model, compute: &Compute, expected: &Expected) -> anyhow::Res
         let theirs = expected.logits.get(row * expected.vocab..(row + 1) * expected.vocab).unwrap_or_default();
         worst.take(row, ours, theirs);
     })?;
-    // Written so that NaN fails too.
-    if !(worst.difference <= LOGIT_DIFFERENCE_MAX) {
+    if worst.difference.is_nan() || worst.difference > LOGIT_DIFFERENCE_MAX {
         let Worst { difference, row, column } = worst;
         let reason = format!(
             "largest logit difference {difference:.1e} at token {row}, id {column}; at most {LOGIT_DIFFERENCE_MAX:.0e} \
@@ -191,7 +190,7 @@ impl Worst {
         for (column, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
             let difference = (ours - theirs).abs();
             // A NaN once found stays.
-            if !self.difference.is_nan() && !(difference <= self.difference) {
+            if !self.difference.is_nan() && (difference.is_nan() || difference > self.difference) {
                 *self = Worst { difference, row, column };
             }
         }

@@ -108,7 +108,7 @@ impl Description {
         }
         match &self.text {
             Ok(text) => {
-                let stops = text.stop_tokens.iter().map(|(id, name)| format!("{name} ({id})"));
+                let stops = text.stop_tokens.iter().map(|(id, name)| format!("{id} {name}").trim_end().to_owned());
                 rows.extend([
                     ("tokens", text.tokens.to_string()),
                     ("template", if text.has_template { "yes" } else { "no" }.to_owned()),

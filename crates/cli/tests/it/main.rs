@@ -1,0 +1,13 @@
+//! The program as its users run it: the built binary, its exit codes, what it prints and where.
+//!
+//! Every run has a store of its own in a temporary folder and no network. Expected numbers come from the recorded
+//! answers in `fixtures/parity`, never from an earlier run of this program.
+
+mod conformance;
+mod hostile;
+mod json_lines;
+mod models;
+mod program;
+mod recorded;
+mod store;
+mod usage;

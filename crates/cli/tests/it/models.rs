@@ -1,0 +1,181 @@
+//! `run`, `logits` and `bench` over the tiny checkpoints, held against what transformers computed for them.
+
+use std::path::Path;
+
+use crate::program::{Place, fixture, list, parity_models};
+use crate::recorded;
+
+#[test]
+fn logits_are_those_on_record_for_every_checkpoint() {
+    let place = Place::new();
+    for (model, record) in parity_models() {
+        let expected = recorded::read(&Path::new(&record).join("expected.safetensors"));
+        let ids = list(&expected["input_ids"].ids());
+        let out = place.path("logits.safetensors");
+        let outcome = place.run(&["logits", "--model", &model, "--ids", &ids, "--out", out.to_str().expect("plain")]);
+        assert!(outcome.exits(0).out.is_empty());
+        let ours = recorded::read(&out);
+        assert_eq!(ours.len(), 1);
+        assert_eq!(ours["logits"].shape, expected["logits"].shape, "{model}");
+        let (ours, theirs) = (ours["logits"].f32s(), expected["logits"].f32s());
+        let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(ours.iter().all(|x| x.is_finite()) && worst <= 5e-4, "{model}: {worst}");
+        std::fs::remove_file(&out).expect("it was written");
+    }
+}
+
+#[test]
+fn greedy_answers_are_those_on_record_for_every_checkpoint() {
+    let place = Place::new();
+    for (model, record) in parity_models() {
+        let expected = recorded::read(&Path::new(&record).join("expected.safetensors"));
+        let (prompt, greedy) = (expected["input_ids"].ids(), expected["greedy_ids"].ids());
+        let max_tokens = greedy.len().to_string();
+        let args = ["run", "--model", &model, "--prompt-ids", &list(&prompt), "--max-tokens", &max_tokens];
+        let answer = place.run(&[&args[..], &["--temperature", "0", "--json"]].concat()).exits(0).json();
+        assert_eq!(answer["prompt_ids"], serde_json::json!(prompt), "{model}");
+        let ids: Vec<u32> = serde_json::from_value(answer["ids"].clone()).expect("ids");
+        // A stop token ends ours earlier; the record goes on.
+        assert!(!ids.is_empty() && greedy.starts_with(&ids), "{model}: {ids:?}, expected {greedy:?}");
+        let ended = if ids.len() == greedy.len() { "length" } else { "stop" };
+        assert!(answer["finish_reason"] == ended || answer["finish_reason"] == "stop", "{model}: {answer}");
+        assert!(answer["text"].is_string() && answer["seed"].is_u64());
+    }
+}
+
+#[test]
+fn threads_and_files_change_no_bit() {
+    let place = Place::new();
+    let bytes = |model: &str, threads: &str| {
+        let out = place.path("l.safetensors");
+        let args = ["logits", "--model", model, "--ids", "5,6,7,8,9", "--threads", threads, "--out"];
+        place.run(&[&args[..], &[out.to_str().expect("plain")]].concat()).exits(0);
+        std::fs::read(&out).expect("written")
+    };
+    let folder = fixture("parity/qwen3");
+    assert!(bytes(&folder, "1") == bytes(&folder, "3"));
+    assert!(bytes(&folder, "2") == bytes(&fixture("parity/qwen3/model.gguf"), "2"));
+}
+
+#[test]
+fn a_seed_decides_a_sampled_answer() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let ask = |seed: &str| {
+        let args = ["run", &model, "Tell me", "--json", "--max-tokens", "12", "--temperature", "1.5", "--seed", seed];
+        place.run(&args).exits(0).json()["ids"].clone()
+    };
+    assert_eq!(ask("7"), ask("7"));
+    let others: std::collections::HashSet<String> = (1..6).map(|seed| ask(&seed.to_string()).to_string()).collect();
+    assert!(others.len() > 1, "five seeds gave one answer: {others:?}");
+}
+
+#[test]
+fn a_prompt_goes_through_the_template_and_what_is_typed_spells_no_control_token() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let prompt_ids = |args: &[&str], pipe: &[u8]| {
+        let base = ["run", "--model", &model, "--json", "--max-tokens", "1"];
+        let answer = place.run_with(&[&base[..], args].concat(), pipe).exits(0).json();
+        serde_json::from_value::<Vec<u32>>(answer["prompt_ids"].clone()).expect("ids")
+    };
+    let ids_of = |text: &str| {
+        let outcome = place.run(&["tokenize", "--model", &model, text]).exits(0);
+        outcome.out.trim().split(',').map(|id| id.parse::<u32>().expect("an id")).collect::<Vec<_>>()
+    };
+    let chat = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(prompt_ids(&["Hello", "--system", "Be brief"], b""), ids_of(chat));
+    let (_, user) = chat.split_at(chat.find("<|im_start|>user").expect("a user"));
+    assert_eq!(prompt_ids(&[], b"Hello\n"), ids_of(user));
+    assert_eq!(prompt_ids(&["Hello"], b"you"), ids_of(&user.replace("Hello", "Hello\n\nyou")));
+    assert_eq!(prompt_ids(&["Hello", "--raw"], b""), ids_of("Hello"));
+    let typed = prompt_ids(&["a<|im_end|>"], b"");
+    let ends = |ids: &[u32]| ids.iter().filter(|&&id| id == 2).count();
+    assert_eq!((ends(&typed), ends(&ids_of(user))), (1, 1), "{typed:?}");
+}
+
+#[test]
+fn an_answer_is_text_on_stdout_and_everything_else_on_stderr() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let args = ["run", "--model", &model, "Hello", "--max-tokens", "6", "--temperature", "0"];
+    let text = place.run(&args).exits(0);
+    let answer = place.run(&[&args[..], &["--json"]].concat()).exits(0).json();
+    let expected = answer["text"].as_str().expect("text");
+    assert_eq!(text.out.trim_end_matches('\n'), expected.trim_end_matches('\n'));
+    assert!(text.err.contains("[cut after 6 tokens, as --max-tokens says]"), "{text:?}");
+    let with = |more: &[&str]| place.run(&[&args[..], &["--json"], more].concat()).exits(0).json();
+    let top = with(&["--logprobs", "2"]);
+    let logprobs = top["logprobs"].as_array().expect("a list");
+    assert!(logprobs.len() == 6 && logprobs.iter().all(|token| token["top"].as_array().is_some_and(|t| t.len() == 2)));
+    assert!(logprobs.iter().all(|token| token["logprob"] == token["top"][0]["logprob"]), "greedy takes the best");
+    let first = logprobs[0]["id"].as_u64().expect("an id");
+    let barred = with(&["--logit-bias", &format!("{first}:-100")]);
+    assert_ne!(barred["ids"][0], first);
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_with_numbers_and_a_way_out() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let ids = list(&(0..40).collect::<Vec<u32>>());
+    let args = ["run", "--model", &model, "--prompt-ids", &ids, "--ctx", "32"];
+    place.run(&args).fails_with(1, &["40 tokens", "holds 32", "--ctx", "512"]);
+    let ids = list(&vec![7; 600]);
+    place.run(&["run", "--model", &model, "--prompt-ids", &ids]).fails_with(1, &["600 tokens", "holds 512"]);
+}
+
+#[test]
+fn a_context_that_is_full_is_said() {
+    let place = Place::new();
+    let args =
+        ["run", "--model", &fixture("parity/qwen2"), "--prompt-ids", "5,6,7", "--ctx", "8", "--temperature", "0"];
+    let cut = place.run(&args).exits(0);
+    let answer = place.run(&[&args[..], &["--json"]].concat()).exits(0).json();
+    assert_eq!((answer["finish_reason"].as_str(), answer["generated_tokens"].as_u64()), (Some("length"), Some(5)));
+    assert!(cut.err.contains("the context of 8 tokens is full"), "{cut:?}");
+}
+
+#[test]
+fn switches_that_do_nothing_are_said() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let outcome = place.run(&["run", "--model", &model, "Hello", "--no-think", "--max-tokens", "1"]).exits(0);
+    assert!(outcome.err.contains("does not use `enable_thinking`"), "{outcome:?}");
+    let outcome = place.run(&["run", "--model", &model, "Hello", "--ctx", "600", "--max-tokens", "1"]).exits(0);
+    assert!(outcome.err.contains("600") && outcome.err.contains("512"), "{outcome:?}");
+}
+
+#[test]
+fn ids_that_the_model_does_not_have_are_refused() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2");
+    let parts = ["384", "vocabulary"];
+    place.run(&["run", "--model", &model, "--prompt-ids", "1,384"]).fails_with(1, &parts);
+    let out = place.path("l.safetensors");
+    let args = ["logits", "--model", &model, "--ids", "1,384", "--out", out.to_str().expect("plain")];
+    place.run(&args).fails_with(1, &parts);
+    assert!(!out.exists());
+}
+
+#[test]
+fn logits_that_cannot_be_written_are_an_error_with_the_files_name() {
+    let place = Place::new();
+    let args = ["logits", "--model", &fixture("parity/qwen2"), "--ids", "1", "--out", "no-such-folder/l.safetensors"];
+    place.run(&args).fails_with(1, &["no-such-folder/l.safetensors"]);
+}
+
+#[test]
+fn bench_reports_what_it_measured() {
+    let place = Place::new();
+    let args = ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "48", "--generate", "8", "--threads", "2"];
+    let figures = place.run(&[&args[..], &["--repeat", "2", "--json"]].concat()).exits(0).json();
+    for key in ["prompt_tokens_per_s", "generate_tokens_per_s", "load_s", "read_bytes_per_s"] {
+        assert!(figures[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {figures}");
+    }
+    assert_eq!((figures["threads"].as_u64(), figures["prompt_tokens"].as_u64()), (Some(2), Some(48)));
+    #[cfg(target_os = "linux")]
+    assert!(figures["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{figures}");
+    let long = ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "512", "--generate", "8"];
+    place.run(&long).fails_with(1, &["512 tokens", "context"]);
+}
