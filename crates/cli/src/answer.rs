@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use crate::terminal::{self, Bar, Unit, note, print_foreign};
 use crate::{interrupt, machine};
 
+/// Prompts from here on take long enough to want a bar from the start, even before the first part of them is done.
+const LONG_PROMPT_TOKENS: usize = 256;
+
 /// Where the text of an answer goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Show {
@@ -36,11 +39,17 @@ pub(crate) fn answer(session: &Session, ask: Ask, show: Show) -> anyhow::Result<
     let mut pieces = session.ask(ask)?;
     let _interruptible = interrupt::guard(pieces.canceller());
     let prompt_ids = pieces.prompt_ids().to_vec();
-    let mut bar = Bar::new("reading the prompt", Unit::Tokens, Duration::from_secs(1));
+    let mut bar = Bar::new("reading the prompt", Unit::Tokens, Duration::ZERO);
+    if prompt_ids.len() >= LONG_PROMPT_TOKENS {
+        bar.update(0, prompt_ids.len() as u64);
+    }
     let (mut logprobs, mut ends_line) = (Vec::new(), true);
     for piece in &mut pieces {
         match piece? {
-            Piece::Prefill { done_tokens, total_tokens } => bar.update(done_tokens as u64, total_tokens as u64),
+            Piece::Prefill { done_tokens, total_tokens } if total_tokens >= LONG_PROMPT_TOKENS => {
+                bar.update(done_tokens as u64, total_tokens as u64);
+            }
+            Piece::Prefill { .. } => {}
             Piece::Text(piece) => {
                 bar.clear();
                 logprobs.extend(piece.logprobs);
