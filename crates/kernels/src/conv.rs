@@ -1,0 +1,209 @@
+//! Short causal convolution, each channel for itself, with the last columns of a sequence kept between batches.
+//!
+//! A token's result is a function of its own input and the few before it, added oldest first: any cut of the prompt
+//! gives the same bits.
+
+use std::ops::Range;
+
+use qwenkit_tensor::{AllocError, HugeBuf};
+
+use crate::{
+    lanes::{self, for_each_isa},
+    matmul::Compute,
+};
+
+/// The widest convolution; Qwen's are 4 wide.
+pub const CONV_WIDTH_MAX: usize = 16;
+
+/// The new tokens of one sequence, for layers that keep a state of fixed size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecurrentSeq {
+    /// Rows of the batch that are this sequence's.
+    pub rows: Range<usize>,
+    /// Position of the first of them. At 0 the state is empty, whatever the slot held before.
+    pub first: usize,
+    /// Where the state is kept; no two sequences of a batch have the same.
+    pub slot: usize,
+}
+
+/// The columns before the next token, of every slot of one layer.
+pub struct ConvState {
+    width: usize,
+    channels: usize,
+    slots: usize,
+    /// (slots, width - 1, C), oldest first
+    data: HugeBuf,
+}
+
+impl ConvState {
+    /// Room for `slots` sequences of a convolution over `width` tokens of C = `channels`.
+    ///
+    /// # Errors
+    /// When the system refuses the address range.
+    ///
+    /// # Panics
+    /// If the width is 0 or above `CONV_WIDTH_MAX`.
+    pub fn new(width: usize, channels: usize, slots: usize) -> Result<ConvState, AllocError> {
+        assert!((1..=CONV_WIDTH_MAX).contains(&width), "convolution over {width} tokens");
+        let too_large = AllocError { wanted_bytes: usize::MAX };
+        let bytes = ConvState::slot_bytes(width, channels).checked_mul(slots).ok_or(too_large)?;
+        Ok(ConvState { width, channels, slots, data: HugeBuf::zeroed(bytes)? })
+    }
+
+    /// Bytes of one slot.
+    pub fn slot_bytes(width: usize, channels: usize) -> usize {
+        (width.saturating_sub(1)).saturating_mul(channels).saturating_mul(4)
+    }
+
+    fn slot(&self, slot: usize) -> &[f32] {
+        let len = (self.width - 1) * self.channels;
+        &self.data.as_slice::<f32>()[slot * len..][..len]
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> &mut [f32] {
+        let len = (self.width - 1) * self.channels;
+        &mut self.data.as_mut_slice::<f32>()[slot * len..][..len]
+    }
+
+    /// Keeps the last columns of x: (T, C) of `seq`.
+    fn keep(&mut self, seq: &RecurrentSeq, x: &[f32]) {
+        let (kept, channels) = (self.width - 1, self.channels);
+        let new = seq.rows.len().min(kept);
+        let slot = self.slot_mut(seq.slot);
+        slot.copy_within(new * channels.., 0);
+        slot[(kept - new) * channels..].copy_from_slice(&x[(seq.rows.end - new) * channels..seq.rows.end * channels]);
+    }
+}
+
+impl Compute {
+    /// `out = silu(sum over j of weight[j] * x[t - width + 1 + j])`; x, out: (T, C), weight: (width, C).
+    ///
+    /// # Panics
+    /// If shapes do not fit, the sequences do not cover the rows in order, or a slot does not exist.
+    pub fn causal_conv_silu(
+        &self,
+        state: &mut ConvState,
+        seqs: &[RecurrentSeq],
+        weight: &[f32],
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let (width, channels) = (state.width, state.channels);
+        check_seqs(seqs, state.slots, x.len() / channels);
+        assert!(x.len() == out.len() && weight.len() == width * channels, "convolution of {channels} channels");
+        for seq in seqs.iter().filter(|seq| seq.first == 0) {
+            state.slot_mut(seq.slot).fill(0.0);
+        }
+        let kept = &*state;
+        self.each_row(out, channels, |isa, row, out| {
+            let seq = &seqs[seqs.partition_point(|seq| seq.rows.end <= row)];
+            let before = kept.slot(seq.slot);
+            let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
+            for (j, input) in inputs[..width].iter_mut().enumerate() {
+                // Counted from the oldest kept column.
+                let column = row - seq.rows.start + j;
+                *input = match column.checked_sub(width - 1) {
+                    Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
+                    None => &before[column * channels..][..channels],
+                };
+            }
+            conv_row(isa, &inputs[..width], weight, out);
+        });
+        for seq in seqs {
+            state.keep(seq, x);
+        }
+    }
+}
+
+/// # Panics
+/// If the sequences do not cover `rows` rows in order, or share or lack a slot.
+pub(crate) fn check_seqs(seqs: &[RecurrentSeq], slots: usize, rows: usize) {
+    let mut end = 0;
+    for seq in seqs {
+        assert!(seq.rows.start == end && seq.rows.end >= end, "rows {:?} after row {end}", seq.rows);
+        assert!(seq.slot < slots, "state slot {} of {slots}", seq.slot);
+        end = seq.rows.end;
+    }
+    assert_eq!(end, rows, "the sequences' rows cover the batch");
+    let mut taken: Vec<usize> = seqs.iter().map(|seq| seq.slot).collect();
+    taken.sort_unstable();
+    assert!(taken.is_sorted_by(|a, b| a < b), "two sequences of a batch share a state slot: {taken:?}");
+}
+
+for_each_isa! {
+    pub(crate) fn conv_row(inputs: &[&[f32]], weight: &[f32], out: &mut [f32]) {
+        out.fill(0.0);
+        for (x, weight) in inputs.iter().zip(weight.chunks_exact(out.len())) {
+            for ((out, x), w) in out.iter_mut().zip(*x).zip(weight) {
+                *out += x * w;
+            }
+        }
+        out.iter_mut().for_each(|x| *x /= 1.0 + lanes::exp(-*x));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    const CHANNELS: usize = 5;
+    const WIDTH: usize = 4;
+
+    fn input(tokens: usize) -> Vec<f32> {
+        (0..tokens * CHANNELS).map(|i| (i as f32 * 0.7).sin()).collect()
+    }
+
+    fn weight() -> Vec<f32> {
+        (0..WIDTH * CHANNELS).map(|i| (i as f32 * 1.3).cos()).collect()
+    }
+
+    /// Feeds `x` in pieces of the given lengths to slot 1 of two.
+    fn fed(isa: Isa, x: &[f32], pieces: &[usize]) -> Vec<f32> {
+        let compute = Compute::new(2, isa);
+        let mut state = ConvState::new(WIDTH, CHANNELS, 2).unwrap();
+        state.slot_mut(1).fill(f32::NAN); // what a sequence before left
+        let (mut out, mut first) = (vec![0.0; x.len()], 0);
+        for &piece in pieces {
+            let seq = RecurrentSeq { rows: 0..piece, first, slot: 1 };
+            let at = first * CHANNELS..(first + piece) * CHANNELS;
+            compute.causal_conv_silu(&mut state, &[seq], &weight(), &x[at.clone()], &mut out[at]);
+            first += piece;
+        }
+        assert!(state.slot(0).iter().all(|&x| x == 0.0), "another sequence's state was touched");
+        out
+    }
+
+    #[test]
+    fn equals_the_sum_in_f64() {
+        let (x, weight) = (input(9), weight());
+        let out = fed(Isa::detect().unwrap(), &x, &[9]);
+        for t in 0..9 {
+            for c in 0..CHANNELS {
+                let tap = |j: usize| (t + j).checked_sub(WIDTH - 1).map_or(0.0, |s| f64::from(x[s * CHANNELS + c]));
+                let sum: f64 = (0..WIDTH).map(|j| f64::from(weight[j * CHANNELS + c]) * tap(j)).sum();
+                let exact = sum / (1.0 + (-sum).exp());
+                assert!((f64::from(out[t * CHANNELS + c]) - exact).abs() < 1e-5, "token {t} channel {c}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_cut_gives_the_same_bits() {
+        let x = input(9);
+        for isa in Isa::available() {
+            let whole = fed(isa, &x, &[9]);
+            for cut in 1..9 {
+                assert_eq!(fed(isa, &x, &[cut, 9 - cut]), whole, "cut at {cut}");
+            }
+            assert_eq!(fed(isa, &x, &[1; 9]), whole);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "share a state slot")]
+    fn a_shared_slot_is_refused() {
+        let seq = |rows| RecurrentSeq { rows, first: 0, slot: 0 };
+        check_seqs(&[seq(0..1), seq(1..2)], 2, 2);
+    }
+}
