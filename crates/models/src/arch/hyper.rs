@@ -15,12 +15,13 @@ use crate::{
 const LAYERS_MAX: usize = 1_000;
 const SIZE_MAX: usize = 1 << 24;
 const CONTEXT_MAX: usize = 1 << 30;
+/// What transformers takes where a config has no `max_window_layers`.
+const MAX_WINDOW_LAYERS: usize = 28;
 
 /// A model's numbers. Names are those of config.json.
 pub(super) struct Hyper {
     path: PathBuf,
     model_type: &'static str,
-    num_hidden_layers: usize,
     hidden_size: usize,
     intermediate_size: usize,
     num_attention_heads: usize,
@@ -43,24 +44,23 @@ impl Hyper {
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = meta.require_usize(&key("embedding_length"))?;
         let heads = meta.require_usize(&key("attention.head_count"))?;
-        let layers = meta.require_usize(&key("block_count"))?;
+        let layers = layer_count(gguf.path(), &key("block_count"), meta.require_usize(&key("block_count"))?)?;
         let head_dim = match meta.usize(&key("attention.key_length"))? {
             Some(dim) => dim,
             None => hidden_size.checked_div(heads).unwrap_or(0),
         };
         // GGUF does not state the vocabulary's size; the embedding has one row for each token.
-        let embedding = gguf.tensor("token_embd.weight").and_then(|t| t.shape.first().copied());
+        let vocab_size = embedding_rows(gguf, model_type, hidden_size)?;
         let context = meta.require_usize(&key("context_length"))?;
         let hyper = Hyper {
             path: gguf.path().to_owned(),
             model_type,
-            num_hidden_layers: layers,
             hidden_size,
             intermediate_size: meta.require_usize(&key("feed_forward_length"))?,
             num_attention_heads: heads,
             num_key_value_heads: meta.usize(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
-            vocab_size: embedding.unwrap_or(0),
+            vocab_size,
             max_position_embeddings: context,
             rms_norm_eps: meta.require_f32(&key("attention.layer_norm_rms_epsilon"))?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
@@ -70,13 +70,14 @@ impl Hyper {
                 yarn: gguf_yarn(gguf, &key, context)?,
             },
             attention_bias: None,
-            windows: vec![None; layers.min(LAYERS_MAX)],
+            windows: vec![None; layers],
         };
         hyper.check()
     }
 
     pub(super) fn from_config(model_type: &'static str, config: &Config) -> Result<Hyper, Error> {
         let layers = config.require_usize("num_hidden_layers")?;
+        let layers = layer_count(config.path(), "num_hidden_layers", layers)?;
         let hidden_size = config.require_usize("hidden_size")?;
         let heads = config.require_usize("num_attention_heads")?;
         let head_dim = match config.usize("head_dim")? {
@@ -87,7 +88,6 @@ impl Hyper {
         let hyper = Hyper {
             path: config.path().to_owned(),
             model_type,
-            num_hidden_layers: layers,
             hidden_size,
             intermediate_size: config.require_usize("intermediate_size")?,
             num_attention_heads: heads,
@@ -99,7 +99,7 @@ impl Hyper {
             tie_word_embeddings: config.bool("tie_word_embeddings")?.unwrap_or(false),
             rope: config_rope(config, head_dim, context)?,
             attention_bias: config.bool("attention_bias")?,
-            windows: config_windows(config, layers.min(LAYERS_MAX))?,
+            windows: config_windows(config, layers)?,
         };
         match config.string("hidden_act")? {
             None | Some("silu") => hyper.check(),
@@ -137,9 +137,30 @@ impl Hyper {
         wrong(&self.path, key, found, expected)
     }
 
+    /// Each comparison is written so that NaN fails it.
+    fn check_yarn(&self, yarn: &Yarn) -> Result<(), Error> {
+        let attention_factor = yarn.attention_factor.unwrap_or(1.0);
+        let (fast, slow) = (yarn.beta_fast, yarn.beta_slow);
+        let checks = [
+            ("factor", yarn.factor, yarn.factor >= 1.0 && yarn.factor.is_finite(), "1 or more"),
+            ("beta_slow", slow, slow > 0.0 && slow.is_finite(), "above 0"),
+            ("beta_fast", fast, fast >= slow && fast.is_finite(), "beta_slow or more"),
+            ("attention_factor", attention_factor, attention_factor > 0.0 && attention_factor.is_finite(), "above 0"),
+        ];
+        if let Some((key, found, _, expected)) = checks.into_iter().find(|(_, _, is_right, _)| !is_right) {
+            return Err(self.wrong(&format!("rope scaling {key}"), found, expected));
+        }
+        match yarn.original_tokens {
+            1..=CONTEXT_MAX => Ok(()),
+            found => {
+                let key = "rope scaling original_max_position_embeddings";
+                Err(self.wrong(key, found, &format!("1 to {CONTEXT_MAX}")))
+            }
+        }
+    }
+
     fn check(self) -> Result<Hyper, Error> {
         let sizes = [
-            ("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX),
             ("hidden_size", self.hidden_size, SIZE_MAX),
             ("intermediate_size", self.intermediate_size, SIZE_MAX),
             ("num_attention_heads", self.num_attention_heads, SIZE_MAX),
@@ -169,11 +190,32 @@ impl Hyper {
         if !(self.rms_norm_eps >= 0.0 && self.rms_norm_eps < 1.0) {
             return Err(self.wrong("rms_norm_eps", self.rms_norm_eps, "0 or a small positive number"));
         }
-        if self.rope.yarn.as_ref().is_some_and(|y| !(y.factor >= 1.0 && y.factor.is_finite() && y.original_tokens > 0))
-        {
-            return Err(self.wrong("rope scaling", "out of range", "a factor of 1 or more and the original context"));
+        if let Some(yarn) = &self.rope.yarn {
+            self.check_yarn(yarn)?;
         }
         Ok(self)
+    }
+}
+
+/// The number of layers, before anything is made for each of them.
+fn layer_count(path: &Path, key: &str, found: usize) -> Result<usize, Error> {
+    match found {
+        1..=LAYERS_MAX => Ok(found),
+        _ => Err(wrong(path, key, found, &format!("1 to {LAYERS_MAX}"))),
+    }
+}
+
+fn embedding_rows(gguf: &Gguf, architecture: &'static str, hidden_size: usize) -> Result<usize, Error> {
+    let name = "token_embd.weight";
+    match gguf.tensor(name).map(|t| t.shape.as_slice()) {
+        Some([rows, ..]) => Ok(*rows),
+        // The rows are what is not known; a whole model has at least one.
+        _ => Err(Error::TensorMissing {
+            path: gguf.path().to_owned(),
+            name: name.to_owned(),
+            shape: vec![1, hidden_size],
+            architecture,
+        }),
     }
 }
 
@@ -239,7 +281,7 @@ fn config_windows(config: &Config, layers: usize) -> Result<Vec<Option<usize>>, 
         return Err(wrong(config.path(), "sliding_window", 0, "1 or more positions"));
     }
     let Some(types) = config.strings("layer_types")? else {
-        let first = config.usize("max_window_layers")?.unwrap_or(layers);
+        let first = config.usize("max_window_layers")?.unwrap_or(MAX_WINDOW_LAYERS);
         return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
     };
     if types.len() != layers {
