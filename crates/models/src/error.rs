@@ -27,6 +27,17 @@ pub enum Error {
         nearest: String,
     },
 
+    /// A file that goes with a model and is none itself.
+    #[error("{path} holds {found}, expected a model; {hint}", path = path.display())]
+    NotAModel {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+
     /// A value that no such model has.
     #[error("{path}: `{key}` is {found}, expected {expected}", path = path.display())]
     Value {

@@ -8,7 +8,7 @@ mod qwen3;
 
 use std::path::Path;
 
-use qwenkit_formats::ModelFiles;
+use qwenkit_formats::{Gguf, ModelFiles};
 
 use crate::{error::Error, plan::Plan};
 use hyper::Hyper;
@@ -32,6 +32,9 @@ const ARCHITECTURES: &[Architecture] = &[
 /// # Errors
 /// When the architecture is unknown, or its numbers are missing, wrong or contradict each other.
 pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
+    if let ModelFiles::Gguf(gguf) = files {
+        refuse_companions(gguf)?;
+    }
     let name = match files {
         ModelFiles::Gguf(gguf) => gguf.metadata().require_string("general.architecture")?,
         ModelFiles::Checkpoint(checkpoint) => checkpoint.config().require_string("model_type")?,
@@ -54,6 +57,22 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
 /// The names of all architectures that this build computes, as `model_type` spells them.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ARCHITECTURES.iter().map(|a| a.model_type)
+}
+
+/// Refuses GGUF files that belong to a model and are none.
+fn refuse_companions(gguf: &Gguf) -> Result<(), Error> {
+    let meta = gguf.metadata();
+    let (kind, name) = (meta.string("general.type")?, meta.string("general.architecture")?);
+    let (found, hint) = match (kind, name) {
+        (Some("adapter"), _) => ("an adapter (LoRA)", "name its base model as the model"),
+        (Some("mmproj"), _) | (_, Some("clip")) => {
+            ("the image part of a model (mmproj)", "name the language model's own file, which lies beside it")
+        }
+        (Some("imatrix"), _) | (_, Some("imatrix")) => ("an importance matrix", "name the model that it was made for"),
+        (Some("vocab"), _) => ("a vocabulary without weights", "name a file with the model's weights"),
+        _ => return Ok(()),
+    };
+    Err(Error::NotAModel { path: gguf.path().to_owned(), found, hint })
 }
 
 fn unknown(path: &Path, found: &str, names: &[&str]) -> Error {
