@@ -26,7 +26,7 @@ pub(crate) fn pull(store: &Store, model: &ModelRef, offline: bool) -> Result<Sto
         }
     }
     let mut bar = Bar::new("fetching", Unit::Bytes, Duration::ZERO);
-    let (mut total, mut done) = (0, 0);
+    let mut total = 0;
     let stored = store.pull(model, &options, &mut |event| match event {
         PullEvent::Resolving { .. } | PullEvent::Done => {}
         PullEvent::Waiting { name } => bar.say(&format!("another process is pulling {name}; waiting for it")),
@@ -37,15 +37,11 @@ pub(crate) fn pull(store: &Store, model: &ModelRef, offline: bool) -> Result<Sto
             if !known_size {
                 bar.say(&format!("size: {}", bytes_in_words(total)));
             }
-            bar.update(done, total);
         }
         PullEvent::Resumed { have_bytes } => {
             bar.say(&format!("continuing an earlier pull at {}", bytes_in_words(have_bytes)));
         }
-        PullEvent::Progress { done_bytes } => {
-            done = done_bytes;
-            bar.update(done, total.max(done));
-        }
+        PullEvent::Progress { done_bytes } => bar.update(done_bytes, total.max(done_bytes)),
         PullEvent::Retrying { attempt, reason } => bar.say(&format!("{reason}; attempt {attempt}")),
         PullEvent::Verifying => bar.say("comparing the checksum"),
     })?;

@@ -48,7 +48,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => commands::run::run(&args, offline),
         Command::Pull(args) => commands::pull::run(&args, offline),
         Command::List(args) => commands::list::run(&args),
-        Command::Show(args) => commands::show::run(&args, offline),
+        Command::Show(args) => commands::show::run(&args),
         Command::Rm(args) => commands::rm::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args, offline),
         Command::Template(args) => commands::template::run(&args),

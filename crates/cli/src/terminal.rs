@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// The reader of stdout has gone: nobody is left to work for.
 #[derive(Debug)]
@@ -73,11 +73,12 @@ fn error_lines(message: &str) -> String {
     text
 }
 
-/// The text without the characters that steer a terminal; line ends and tabs stay.
+/// The text without the characters that steer a terminal; line ends and tabs stay, carriage returns go.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
     if text.contains(steers) {
-        Cow::Owned(text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect())
+        let shown = |c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c };
+        Cow::Owned(text.chars().filter(|&c| c != '\r').map(shown).collect())
     } else {
         Cow::Borrowed(text)
     }
@@ -119,10 +120,9 @@ impl Bar {
         }
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-            bar.set_style(style(self.unit));
+            bar.set_style(style(self.unit, done));
             bar.set_prefix(self.label);
-            // Rate and time left begin with what is already done.
-            bar.with_position(done).with_elapsed(Duration::ZERO)
+            bar.with_position(done)
         });
         bar.set_length(total);
         bar.set_position(done);
@@ -150,14 +150,33 @@ impl Drop for Bar {
     }
 }
 
-fn style(unit: Unit) -> ProgressStyle {
+/// Rate and time left are those since the bar began: what an earlier pull had fetched is not progress of this one.
+fn style(unit: Unit, first: u64) -> ProgressStyle {
     let template = match unit {
-        Unit::Bytes => {
-            "{prefix} {wide_bar:.cyan} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta}"
-        }
-        Unit::Tokens => "{prefix} {wide_bar:.cyan} {pos}/{len} tokens  {eta}",
+        Unit::Bytes => "{prefix} {wide_bar:.cyan} {decimal_bytes}/{decimal_total_bytes}  {rate}  {left}",
+        Unit::Tokens => "{prefix} {wide_bar:.cyan} {pos}/{len} tokens  {left}",
     };
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    let rate = move |state: &ProgressState| per_second(state.pos().saturating_sub(first), state.elapsed());
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = write!(out, "{}/s", DecimalBytes(rate(state) as u64));
+        })
+        .with_key("left", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let rest = state.len().unwrap_or(0).saturating_sub(state.pos());
+            if let Some(left) = time_left(rest, rate(state)) {
+                let _ = write!(out, "{:#}", HumanDuration(left));
+            }
+        })
+}
+
+fn per_second(count: u64, elapsed: Duration) -> f64 {
+    if elapsed.is_zero() { 0.0 } else { count as f64 / elapsed.as_secs_f64() }
+}
+
+/// `None` while nothing has moved.
+fn time_left(rest: u64, per_second: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(rest as f64 / per_second).ok()
 }
 
 /// Columns as wide as their widest cell, two spaces apart; the last one runs free.
@@ -187,7 +206,16 @@ mod tests {
     #[test]
     fn foreign_text_cannot_steer_the_terminal() {
         assert_eq!(printable("a\tb\nc"), "a\tb\nc");
-        assert_eq!(printable("\u{1b}]0;x\u{7}\u{9b}1m\r"), "\u{fffd}]0;x\u{fffd}\u{fffd}1m\u{fffd}");
+        assert_eq!(printable("\u{1b}]0;x\u{7}\u{9b}1m\r"), "\u{fffd}]0;x\u{fffd}\u{fffd}1m");
+    }
+
+    #[test]
+    fn time_left_follows_the_rate_and_is_unknown_without_one() {
+        assert_eq!(per_second(100, Duration::from_secs(4)), 25.0);
+        assert_eq!(per_second(100, Duration::ZERO), 0.0);
+        assert_eq!(time_left(50, 25.0), Some(Duration::from_secs(2)));
+        assert_eq!(time_left(50, 0.0), None);
+        assert_eq!(time_left(0, 0.0), None);
     }
 
     #[test]

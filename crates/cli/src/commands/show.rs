@@ -46,8 +46,8 @@ struct TextSide {
     stop_tokens: Vec<(u32, String)>,
 }
 
-/// Runs the command. It never fetches anything, so `_offline` changes nothing.
-pub(crate) fn run(args: &ShowArgs, _offline: bool) -> anyhow::Result<()> {
+/// Runs the command. It never fetches anything.
+pub(crate) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let store = Store::open(None)?;
     let model = resolve(&args.model)?;
     let Some(stored) = store.find(&model) else {
