@@ -5,7 +5,7 @@
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
-use crate::{layout::UNIT, pool::Pool, shared_out::SharedOut, weight::Operand};
+use crate::{Isa, lanes::for_each_isa, layout::UNIT, pool::Pool, shared_out::SharedOut, weight::Operand};
 
 /// What a kernel needs beside the quants of one unit of one row.
 #[repr(C)]
@@ -34,26 +34,26 @@ pub(crate) struct Activations {
 
 impl Activations {
     /// Prepares `x`: (T, K) in the forms `needed`.
-    pub(crate) fn prepare(&mut self, pool: &Pool, x: &[f32], cols: usize, needed: &[Operand]) {
+    pub(crate) fn prepare(&mut self, isa: Isa, pool: &Pool, x: &[f32], cols: usize, needed: &[Operand]) {
         self.cols = cols;
         self.rows = x.len() / cols;
         // A fork pays only for several rows.
         let parallel = self.rows >= 4;
         if needed.contains(&Operand::Quantized) {
-            self.quantize(pool, x, parallel);
+            self.quantize(isa, pool, x, parallel);
         }
         if needed.contains(&Operand::Bf16) {
             self.round_bf16(pool, x, parallel);
         }
     }
 
-    fn quantize(&mut self, pool: &Pool, x: &[f32], parallel: bool) {
+    fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], parallel: bool) {
         let (rows, cols) = (self.rows, self.cols);
         let units = cols / UNIT;
         self.quants.resize(rows * cols, 0);
         self.facts.resize(rows * units, UnitFacts::default());
         for_rows(pool, parallel, rows, (&mut self.quants, cols), (&mut self.facts, units), |row, quants, facts| {
-            quantize_row(&x[row * cols..][..cols], quants, facts);
+            quantize_row(isa, &x[row * cols..][..cols], quants, facts);
         });
     }
 
@@ -87,21 +87,47 @@ fn for_rows<A: Send, B: Send>(
     if parallel { pool.run_split(rows, 1, work) } else { work(0..rows) }
 }
 
-/// Quantises one row: x (K) into quants (K) and facts (K/32).
-fn quantize_row(x: &[f32], quants: &mut [i8], facts: &mut [UnitFacts]) {
-    for ((x, quants), facts) in x.chunks_exact(UNIT).zip(quants.chunks_exact_mut(UNIT)).zip(facts) {
-        let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 127.0 / largest } else { 0.0 };
-        for (q, v) in quants.iter_mut().zip(x) {
-            // A NaN becomes 0 here; its row's norm has already spread it over the row if it came from the model.
-            *q = (v * inverse).round_ties_even() as i8;
+for_each_isa! {
+    /// Quantises one row: x (K) into quants (K) and facts (K/32).
+    pub(crate) fn quantize_row(x: &[f32], quants: &mut [i8], facts: &mut [UnitFacts]) {
+        let units = x.as_chunks::<UNIT>().0.iter().zip(quants.as_chunks_mut::<UNIT>().0);
+        for ((x, quants), facts) in units.zip(facts) {
+            let largest = largest_magnitude(x);
+            let scale = largest / 127.0;
+            let inverse = if scale > 0.0 { 127.0 / largest } else { 0.0 };
+            let mut sums = [0; 2];
+            for (half, sum) in sums.iter_mut().enumerate() {
+                for i in half * UNIT / 2..(half + 1) * UNIT / 2 {
+                    // A NaN becomes 0 here; its row's norm has already spread it if it came from the model.
+                    let q = (x[i] * inverse).round_ties_even() as i32;
+                    quants[i] = q as i8;
+                    *sum += q;
+                }
+            }
+            let sums = [sums[0] + sums[1], sums[0], sums[1]];
+            *facts = UnitFacts {
+                scale,
+                minus_sum: sums.map(|s| -s),
+                sum: sums.map(|s| scale * s as f32),
+                _to_32_bytes: 0,
+            };
         }
-        let sum = |quants: &[i8]| quants.iter().map(|&q| i32::from(q)).sum::<i32>();
-        let (first, last) = (sum(&quants[..UNIT / 2]), sum(&quants[UNIT / 2..]));
-        let sums = [first + last, first, last];
-        *facts = UnitFacts { scale, minus_sum: sums.map(|s| -s), sum: sums.map(|s| scale * s as f32), _to_32_bytes: 0 };
     }
+}
+
+/// The largest |x|, lane by lane and then as a tree, which every instruction set does in few steps.
+#[inline(always)]
+fn largest_magnitude(x: &[f32; UNIT]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes: [f32; UNIT / 2] = std::array::from_fn(|i| larger(x[i].abs(), x[i + UNIT / 2].abs()));
+    let mut width = UNIT / 4;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -114,10 +140,10 @@ mod tests {
         let (rows, cols) = (5, 96);
         let x: Vec<f32> = (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * (i / cols) as f32).collect();
         let mut all = Activations::default();
-        all.prepare(&pool, &x, cols, &[Operand::Quantized]);
+        all.prepare(Isa::Portable, &pool, &x, cols, &[Operand::Quantized]);
         for row in 0..rows {
             let mut one = Activations::default();
-            one.prepare(&pool, &x[row * cols..][..cols], cols, &[Operand::Quantized]);
+            one.prepare(Isa::Portable, &pool, &x[row * cols..][..cols], cols, &[Operand::Quantized]);
             assert_eq!(one.quants, all.quants[row * cols..][..cols]);
             for (i, v) in x[row * cols..][..cols].iter().enumerate() {
                 let scale = one.facts[i / UNIT].scale;

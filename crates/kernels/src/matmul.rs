@@ -90,7 +90,7 @@ impl Compute {
             );
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
-        scratch.0.prepare(&self.pool, x, cols, &needed);
+        scratch.0.prepare(self.isa, &self.pool, x, cols, &needed);
         let x =
             Rows { rows, cols, values: x, quants: &scratch.0.quants, facts: &scratch.0.facts, bf16: &scratch.0.bf16 };
         let jobs: Vec<_> = products.iter_mut().map(|p| (p.weight, SharedOut::new(&mut *p.out))).collect();

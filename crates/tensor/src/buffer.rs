@@ -3,17 +3,39 @@
 //! A model read through 4 KiB pages spends its time in page walks; the same bytes on 2 MiB pages decode up to twice as
 //! fast. Pages arrive on first touch, so the thread that fills a part decides where it lies. Not for small buffers.
 
-use std::{fmt, ptr::NonNull};
+use std::{
+    fmt,
+    ptr::NonNull,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytemuck::Pod;
 
-/// Size of a huge page on the machines this runs on; also the alignment of every `HugeBuf`.
+/// Size of a huge page on the machines this runs on; mappings begin and end at its multiples.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Alignment of every buffer: a cache line, the widest vector.
+const ALIGNMENT_BYTES: usize = 64;
 
-/// A zero-initialised, 2 MiB aligned buffer whose pages the operating system is asked to make huge.
+/// A zero-initialised, 64-byte aligned buffer whose pages the operating system is asked to make huge: a mapping of its
+/// own, or a part of an arena's.
 pub struct HugeBuf {
-    start: NonNull<u8>,
+    mapping: Arc<Mapping>,
+    start_byte: usize,
     len_bytes: usize,
+}
+
+/// One mapping that many buffers share, so that a model's small matrices do not fill a huge page each. Its pages take
+/// memory only once they are written.
+pub struct HugeArena {
+    mapping: Arc<Mapping>,
+    /// Bytes given out; buffers never come back before all of them do.
+    used_bytes: Mutex<usize>,
+}
+
+/// Anonymous pages, given back when the last buffer in them goes.
+struct Mapping {
+    start: NonNull<u8>,
+    size_bytes: usize,
 }
 
 /// The machine had no memory of the size asked for.
@@ -31,19 +53,65 @@ impl fmt::Display for AllocError {
 
 impl std::error::Error for AllocError {}
 
+impl Mapping {
+    fn new(len_bytes: usize) -> Result<Arc<Mapping>, AllocError> {
+        let error = AllocError { wanted_bytes: len_bytes };
+        let size_bytes = len_bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or(error)?;
+        let start = match size_bytes {
+            0 => NonNull::dangling(),
+            _ => pages::map(size_bytes).ok_or(error)?,
+        };
+        Ok(Arc::new(Mapping { start, size_bytes }))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.size_bytes > 0 {
+            // SAFETY: `start` came from `pages::map` with this same size, and no buffer is left that points into it.
+            unsafe { pages::unmap(self.start, self.size_bytes) }
+        }
+    }
+}
+
+// SAFETY: a mapping is only an address range; its bytes are reached through `HugeBuf`s, whose ranges do not overlap.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl HugeArena {
+    /// An arena for `len_bytes` bytes of buffers, each rounded up to 64.
+    ///
+    /// # Errors
+    /// When the system refuses the address range.
+    pub fn new(len_bytes: usize) -> Result<HugeArena, AllocError> {
+        Ok(HugeArena { mapping: Mapping::new(len_bytes)?, used_bytes: Mutex::new(0) })
+    }
+
+    /// A buffer of `len_bytes` zero bytes in the arena, or with a mapping of its own when the arena is full.
+    ///
+    /// # Errors
+    /// When the system refuses that much memory.
+    pub fn zeroed(&self, len_bytes: usize) -> Result<HugeBuf, AllocError> {
+        let mut used_bytes = self.used_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = len_bytes.checked_next_multiple_of(ALIGNMENT_BYTES).and_then(|len| used_bytes.checked_add(len));
+        match end.filter(|end| *end <= self.mapping.size_bytes) {
+            Some(end) => {
+                let start_byte = std::mem::replace(&mut *used_bytes, end);
+                Ok(HugeBuf { mapping: Arc::clone(&self.mapping), start_byte, len_bytes })
+            }
+            None => HugeBuf::zeroed(len_bytes),
+        }
+    }
+}
+
 impl HugeBuf {
-    /// A buffer of `len_bytes` zero bytes.
+    /// A buffer of `len_bytes` zero bytes with a mapping of its own.
     ///
     /// # Errors
     /// When the system refuses that much memory.
     pub fn zeroed(len_bytes: usize) -> Result<HugeBuf, AllocError> {
-        if len_bytes == 0 {
-            return Ok(HugeBuf { start: NonNull::dangling(), len_bytes });
-        }
-        let error = AllocError { wanted_bytes: len_bytes };
-        let size_bytes = len_bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or(error)?;
-        let start = pages::map(size_bytes).ok_or(error)?;
-        Ok(HugeBuf { start, len_bytes })
+        Ok(HugeBuf { mapping: Mapping::new(len_bytes)?, start_byte: 0, len_bytes })
     }
 
     /// Length in bytes.
@@ -53,30 +121,31 @@ impl HugeBuf {
 
     /// The buffer as elements of `T`; a tail shorter than one element is left out.
     pub fn as_slice<T: Pod>(&self) -> &[T] {
-        const { assert!(align_of::<T>() <= HUGE_PAGE_BYTES && size_of::<T>() > 0) }
-        // SAFETY: `start` is aligned for T (dangling only when the length is 0, then cast below is of length 0 and
-        // re-aligned), the range is initialised and ours, and Pod accepts every bit pattern.
-        unsafe { std::slice::from_raw_parts(self.aligned::<T>(), self.len_bytes / size_of::<T>()) }
+        // SAFETY: see `elements`; Pod accepts every bit pattern, and the borrow is this buffer's.
+        unsafe { std::slice::from_raw_parts(self.elements::<T>(), self.len_bytes / size_of::<T>()) }
     }
 
     /// The buffer as mutable elements of `T`; a tail shorter than one element is left out.
     pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
-        const { assert!(align_of::<T>() <= HUGE_PAGE_BYTES && size_of::<T>() > 0) }
-        // SAFETY: as in `as_slice`, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.aligned::<T>(), self.len_bytes / size_of::<T>()) }
+        // SAFETY: as in `as_slice`; ranges of a mapping do not overlap, so the borrow of this buffer is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.elements::<T>(), self.len_bytes / size_of::<T>()) }
     }
 
-    fn aligned<T>(&self) -> *mut T {
-        if self.len_bytes == 0 { NonNull::dangling().as_ptr() } else { self.start.as_ptr().cast() }
+    /// Where the buffer begins, aligned for `T`: mappings begin at huge pages, ranges at multiples of 64. Every byte up to
+    /// `len_bytes` is mapped and initialised. Without bytes the pointer is only aligned.
+    fn elements<T: Pod>(&self) -> *mut T {
+        const { assert!(align_of::<T>() <= ALIGNMENT_BYTES && size_of::<T>() > 0) }
+        match self.len_bytes {
+            0 => NonNull::dangling().as_ptr(),
+            // SAFETY: the range lies inside the mapping.
+            _ => unsafe { self.mapping.start.as_ptr().add(self.start_byte).cast() },
+        }
     }
 }
 
-impl Drop for HugeBuf {
-    fn drop(&mut self) {
-        if self.len_bytes > 0 {
-            // SAFETY: `start` came from `pages::map` with this same size, and nothing borrows it any more.
-            unsafe { pages::unmap(self.start, self.len_bytes.next_multiple_of(HUGE_PAGE_BYTES)) }
-        }
+impl fmt::Debug for HugeBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HugeBuf({} bytes)", self.len_bytes)
     }
 }
 
@@ -154,17 +223,6 @@ mod pages {
     }
 }
 
-// SAFETY: the buffer owns its memory exclusively; sharing it gives out plain slices under Rust's borrow rules.
-unsafe impl Send for HugeBuf {}
-// SAFETY: as above; `&HugeBuf` only reads.
-unsafe impl Sync for HugeBuf {}
-
-impl fmt::Debug for HugeBuf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HugeBuf({} bytes)", self.len_bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,5 +241,19 @@ mod tests {
     fn empty_and_absurd_sizes() {
         assert!(HugeBuf::zeroed(0).unwrap().as_slice::<f32>().is_empty());
         assert_eq!(HugeBuf::zeroed(usize::MAX).unwrap_err(), AllocError { wanted_bytes: usize::MAX });
+    }
+
+    #[test]
+    fn an_arena_gives_disjoint_aligned_parts_and_overflows_into_new_mappings() {
+        let arena = HugeArena::new(3 << 20).unwrap();
+        let mut bufs: Vec<_> = [1, 63, 64, 65, 0, 2 << 20, 2 << 20].map(|len| arena.zeroed(len).unwrap()).into();
+        drop(arena);
+        for (i, buf) in bufs.iter_mut().enumerate() {
+            buf.as_mut_slice::<u8>().fill(i as u8 + 1);
+        }
+        for (i, buf) in bufs.iter().enumerate() {
+            assert!(buf.as_slice::<u8>().iter().all(|&b| b == i as u8 + 1), "buffer {i}");
+            assert!(buf.len_bytes() == 0 || (buf.as_slice::<u8>().as_ptr() as usize).is_multiple_of(ALIGNMENT_BYTES));
+        }
     }
 }

@@ -6,6 +6,6 @@ mod buffer;
 mod dtype;
 mod ids;
 
-pub use buffer::{AllocError, HugeBuf};
+pub use buffer::{AllocError, HugeArena, HugeBuf};
 pub use dtype::DType;
 pub use ids::{SeqId, TokenId};
