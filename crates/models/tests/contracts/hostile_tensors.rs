@@ -1,0 +1,196 @@
+//! Tensors that do not make the model which the configuration promises: missing, foreign, of another shape or type.
+
+use qwenkit_tensor::DType;
+use serde_json::json;
+
+use crate::{
+    refusal::{FORMS, Form, assert_refused, outcome},
+    tiny::{SMALL, Shape, Tensor, Tiny},
+};
+
+/// Quantised rows of one block, so that K types have a whole one.
+const WIDE: Shape = Shape { hidden_size: 256, intermediate_size: 256, layers: 1, ..SMALL };
+
+fn name(tensor: &Tensor, form: Form) -> String {
+    match form {
+        Form::Gguf => tensor.gguf.clone(),
+        Form::Checkpoint => tensor.hugging_face.clone(),
+    }
+}
+
+/// Replaces a tensor's type and shape, with zero bytes of the right number.
+fn replace(tensor: &mut Tensor, dtype: DType, shape: &[usize]) {
+    tensor.bytes = vec![0; dtype.tensor_bytes(shape).unwrap()];
+    (tensor.dtype, tensor.shape) = (dtype, shape.to_vec());
+}
+
+#[test]
+fn every_missing_tensor_is_named() {
+    for architecture in ["qwen2", "qwen3"] {
+        let whole = Tiny::new(&Shape { architecture, ..SMALL });
+        for i in 0..whole.tensors.len() {
+            let mut tiny = whole.clone();
+            let removed = tiny.tensors.remove(i);
+            for form in FORMS {
+                let named = name(&removed, form);
+                // A GGUF file without output head is a model with a tied one.
+                if named == "output.weight" {
+                    assert_eq!(outcome(&tiny, form), Ok(()));
+                    continue;
+                }
+                assert_refused(&tiny, form, &[&format!("`{named}`"), "missing", architecture], &named);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_wrong_shape_is_named_with_both() {
+    let whole = Tiny::new(&SMALL);
+    for i in 0..whole.tensors.len() {
+        let right = whole.tensors[i].shape.clone();
+        let grown = |axis: usize| (0..right.len()).map(|a| right[a] + usize::from(a == axis)).collect::<Vec<_>>();
+        let mut shapes: Vec<Vec<usize>> = (0..right.len()).map(grown).collect();
+        shapes.push(right.iter().copied().chain([1]).collect());
+        shapes.push(vec![right.iter().product(), 1, 1]);
+        if right.len() == 2 && right[0] != right[1] {
+            shapes.push(vec![right[1], right[0]]);
+        }
+        for shape in shapes {
+            let mut tiny = whole.clone();
+            replace(&mut tiny.tensors[i], DType::F32, &shape);
+            for form in FORMS {
+                let named = name(&tiny.tensors[i], form);
+                // GGUF has no other statement of the vocabulary than the embedding, so the head is what differs.
+                if form == Form::Gguf && named == "token_embd.weight" && shape[0] != right[0] {
+                    assert_refused(&tiny, form, &["expected", "found"], &named);
+                    continue;
+                }
+                assert_refused(&tiny, form, &[&named, &format!("{right:?}"), &format!("{shape:?}")], &named);
+            }
+        }
+    }
+}
+
+#[test]
+fn types_that_cannot_be_multiplied_are_named() {
+    let whole = Tiny::new(&WIDE);
+    for i in 0..whole.tensors.len() {
+        let shape = whole.tensors[i].shape.clone();
+        for dtype in [DType::I32, DType::I8, DType::I64, DType::F64] {
+            let mut tiny = whole.clone();
+            replace(&mut tiny.tensors[i], dtype, &shape);
+            for form in FORMS {
+                let named = name(&tiny.tensors[i], form);
+                assert_refused(&tiny, form, &[&named, dtype.name(), "expected", "F32"], &named);
+            }
+        }
+        // What only safetensors can hold: an FP8 checkpoint, say.
+        for dtype in [DType::F8_E4M3, DType::U8, DType::Bool] {
+            let mut tiny = whole.clone();
+            replace(&mut tiny.tensors[i], dtype, &shape);
+            let named = name(&tiny.tensors[i], Form::Checkpoint);
+            assert_refused(&tiny, Form::Checkpoint, &[&named, dtype.name(), "expected"], &named);
+        }
+        if shape == [256] {
+            for dtype in [DType::Q8_0, DType::Q4_K] {
+                let mut tiny = whole.clone();
+                replace(&mut tiny.tensors[i], dtype, &shape);
+                let named = name(&tiny.tensors[i], Form::Gguf);
+                assert_refused(&tiny, Form::Gguf, &[&named, dtype.name(), "F32, F16 or BF16"], "a quantised norm");
+            }
+        }
+    }
+}
+
+/// Rows of 32 values cannot be Q4_K. The writer refuses to write them, so the type's number is changed in the file.
+#[test]
+fn rows_that_are_no_whole_block_are_refused() {
+    let mut tiny = Tiny::new(&SMALL);
+    // 40 rows of 32 values as Q8_0.
+    let shape = tiny.tensors[0].shape.clone();
+    replace(&mut tiny.tensors[0], DType::Q8_0, &shape);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    tiny.write_gguf(&path);
+    assert_eq!(crate::refusal::refused(&path), Ok(()));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let name = b"token_embd.weight";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    // Number of axes in 4 bytes, two axes in 8 each, then the type: 8 is Q8_0, 12 is Q4_K.
+    let type_at = at + 4 + 16;
+    assert_eq!(bytes[type_at..type_at + 4], 8u32.to_le_bytes());
+    bytes[type_at] = 12;
+    std::fs::write(&path, bytes).unwrap();
+    let message = crate::refusal::refused(&path).unwrap_err();
+    for part in ["token_embd.weight", "Q4_K", "32", "256", "m.gguf"] {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
+#[test]
+fn tensors_of_nobody_are_counted_and_named() {
+    for form in FORMS {
+        let mut tiny = Tiny::new(&SMALL);
+        for extra in ["vision.patch.weight", "score.weight"] {
+            let mut tensor = tiny.tensors[0].clone();
+            (tensor.hugging_face, tensor.gguf) = (extra.to_owned(), extra.to_owned());
+            tiny.tensors.push(tensor);
+        }
+        let count = "2 tensors belong to no part of a qwen3 model";
+        assert_refused(&tiny, form, &[count, "wrong answers"], "two tensors of nobody");
+        // Biases of Qwen2 in a Qwen3 file, and a layer more than the configuration has.
+        for (hugging_face, gguf) in [
+            ("model.layers.1.self_attn.q_proj.bias", "blk.1.attn_q.bias"),
+            ("model.layers.2.input_layernorm.weight", "blk.2.attn_norm.weight"),
+        ] {
+            let mut tiny = Tiny::new(&SMALL);
+            let mut tensor = tiny.tensors[1].clone();
+            (tensor.hugging_face, tensor.gguf) = (hugging_face.to_owned(), gguf.to_owned());
+            tiny.tensors.push(tensor);
+            let named = name(tiny.tensors.last().unwrap(), form);
+            assert_refused(&tiny, form, &[&named, "1 tensor"], &named);
+        }
+    }
+}
+
+#[test]
+fn numbers_that_contradict_the_tensors_are_refused() {
+    for (key, value) in [
+        ("num_hidden_layers", 1),
+        ("num_hidden_layers", 3),
+        ("num_attention_heads", 2),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 1),
+        ("num_key_value_heads", 4),
+        ("head_dim", 8),
+        ("head_dim", 32),
+        ("hidden_size", 16),
+        ("hidden_size", 1 << 20),
+        ("intermediate_size", 1 << 20),
+        ("vocab_size", 39),
+        ("vocab_size", 1 << 20),
+    ] {
+        let mut tiny = Tiny::new(&SMALL);
+        tiny.config.insert(key.into(), json!(value));
+        assert_refused(&tiny, Form::Checkpoint, &["tensor"], &format!("{key} = {value}"));
+    }
+    let mut tiny = Tiny::new(&SMALL);
+    tiny.config.insert("model_type".into(), json!("qwen2"));
+    assert_refused(&tiny, Form::Checkpoint, &["q_proj.bias", "missing", "qwen2"], "qwen3's tensors as qwen2");
+}
+
+/// Adapters and embedding models in checkpoint form lack what a model has, and are told so.
+#[test]
+fn checkpoints_of_other_kinds_are_refused() {
+    let mut adapter = Tiny::new(&SMALL);
+    for tensor in &mut adapter.tensors {
+        tensor.hugging_face = format!("base_model.model.{}.lora_A.weight", tensor.hugging_face);
+    }
+    assert_refused(&adapter, Form::Checkpoint, &["model.embed_tokens.weight", "missing"], "an adapter");
+    let mut embedding = Tiny::new(&SMALL);
+    for tensor in &mut embedding.tensors {
+        tensor.hugging_face = tensor.hugging_face.trim_start_matches("model.").to_owned();
+    }
+    assert_refused(&embedding, Form::Checkpoint, &["model.embed_tokens.weight", "missing"], "an embedding model");
+}
