@@ -54,6 +54,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Template(args) => commands::template::run(&args),
         Command::Bench(args) => commands::bench::run(&args, offline),
         Command::Logits(args) => commands::logits::run(&args, offline),
-        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args, offline),
     }
 }

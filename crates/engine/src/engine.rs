@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
     mpsc::{Receiver, Sender, TryRecvError, channel},
 };
-use std::thread::{self, JoinHandle};
+use std::{
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use qwenkit_tensor::SeqId;
 
@@ -18,7 +21,7 @@ use crate::{
 
 /// Everything that can be said to the loop.
 enum Command {
-    Submit { id: SeqId, request: Box<Request>, events: Sender<Event>, taken: Sender<Result<(), Error>> },
+    Submit { id: SeqId, request: Box<Request>, events: Sender<Timed>, taken: Sender<Result<(), Error>> },
     Cancel(SeqId),
     Stop,
 }
@@ -30,9 +33,12 @@ pub struct Engine {
     thread: Option<JoinHandle<()>>,
 }
 
+/// An event and when it happened, which is not when it is heard.
+type Timed = (Instant, Event);
+
 /// The events of one request. Dropping it cancels the request.
 pub struct Stream {
-    events: Receiver<Event>,
+    events: Receiver<Timed>,
     canceller: Canceller,
 }
 
@@ -79,11 +85,11 @@ impl Drop for Engine {
 }
 
 impl Stream {
-    /// The next event; waits for it.
+    /// The next event, with the moment at which it happened; waits for it.
     ///
     /// # Errors
     /// When the engine has stopped before the request's `Finished`.
-    pub fn recv(&self) -> Result<Event, Error> {
+    pub fn recv(&self) -> Result<(Instant, Event), Error> {
         self.events.recv().map_err(|_| Error::Stopped)
     }
 
@@ -116,7 +122,7 @@ fn run<R: Runner>(mut scheduler: Scheduler<R>, commands: &Receiver<Command>) {
         };
         match command {
             Ok(Command::Submit { id, request, events, taken }) => {
-                let listener = Box::new(move |event| events.send(event).is_ok());
+                let listener = Box::new(move |event| events.send((Instant::now(), event)).is_ok());
                 let result = scheduler.submit(id, *request, listener);
                 // Whoever asked may have gone; the stream's end cancels the request then.
                 let _ = taken.send(result);

@@ -295,8 +295,8 @@ impl Answer {
         &self.prompt_ids
     }
 
-    fn token(&mut self, id: TokenId, logprobs: Option<TokenLogprobs>) -> Piece {
-        let elapsed_ms = self.asked.elapsed().as_secs_f64() * 1e3;
+    fn token(&mut self, time: Instant, id: TokenId, logprobs: Option<TokenLogprobs>) -> Piece {
+        let elapsed_ms = (time - self.asked).as_secs_f64() * 1e3;
         if self.summary.ids.is_empty() {
             self.summary.prompt_ms = elapsed_ms;
         }
@@ -348,14 +348,14 @@ impl Iterator for Answer {
         }
         loop {
             match self.stream.recv() {
-                Ok(Event::Prefill { done_tokens, total_tokens, cached_tokens }) => {
+                Ok((_, Event::Prefill { done_tokens, total_tokens, cached_tokens })) => {
                     self.summary.cached_tokens = cached_tokens;
                     return Some(Ok(Piece::Prefill { done_tokens, total_tokens }));
                 }
                 // Tokens computed between a stop text and its cancellation belong to nobody.
-                Ok(Event::Token { .. }) if self.stopped => {}
-                Ok(Event::Token { id, logprobs }) => return Some(Ok(self.token(id, logprobs))),
-                Ok(Event::Finished(finish)) => return Some(Ok(self.finished(finish))),
+                Ok((_, Event::Token { .. })) if self.stopped => {}
+                Ok((time, Event::Token { id, logprobs })) => return Some(Ok(self.token(time, id, logprobs))),
+                Ok((_, Event::Finished(finish))) => return Some(Ok(self.finished(finish))),
                 Err(error) => {
                     self.ended = true;
                     return Some(Err(error));

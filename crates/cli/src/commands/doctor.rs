@@ -1,6 +1,7 @@
-//! `qwenkit doctor`: what this machine is and can run; or, with `--conformance`, whether this build computes rightly.
+//! `qwenkit doctor`: what this machine is and can run; or, with `--conformance` or `--reference`, whether
+//! this build computes rightly.
 //!
-//! Not here: the conformance check (`conformance`), how the facts are found (`machine`).
+//! Not here: the checks themselves (`conformance`, `reference`), how the facts are found (`machine`).
 
 use std::path::PathBuf;
 
@@ -10,20 +11,27 @@ use qwenkit_hub::{CatalogueEntry, Store, bytes_in_words, catalogue};
 use qwenkit_kernels::{Compute, Isa};
 use serde_json::{Value, json};
 
-use super::conformance;
+use super::{conformance, reference};
 use crate::args::ComputeArgs;
-use crate::{machine, opening, terminal};
+use crate::{locate, machine, opening, terminal};
 
 /// Arguments of `doctor`.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   qwenkit doctor
-  qwenkit doctor --conformance DIR          checkpoints below DIR with an expected.safetensors; exit code 1 if any fails")]
+  qwenkit doctor --conformance DIR          checkpoints below DIR with an expected.safetensors; exit code 1 if any fails
+  qwenkit doctor --reference FILE.json      a real model against log-probabilities on record; exit code 1 if it is too far")]
 pub(crate) struct DoctorArgs {
     /// Hold this build against every checkpoint below DIR whose logits are on record
     #[arg(long, value_name = "DIR")]
     conformance: Option<PathBuf>,
+    /// Hold a real model against the log-probabilities and greedy answers in FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "conformance")]
+    reference: Option<PathBuf>,
+    /// The model that --reference is about [default: as for run]
+    #[arg(long, value_name = "MODEL", requires = "reference")]
+    model: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,10 +56,14 @@ struct Report {
 const BESIDE_WEIGHTS_BYTES: f64 = 600e6;
 
 /// Runs the command.
-pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &DoctorArgs, offline: bool) -> anyhow::Result<()> {
     let (threads, isa) = (args.compute.threads(), opening::isa()?);
     if let Some(dir) = &args.conformance {
         return conformance::run(dir, &Compute::new(threads, isa), args.json);
+    }
+    if let Some(path) = &args.reference {
+        let located = locate::locate(args.model.as_deref(), offline)?;
+        return reference::run(path, &located, &Compute::new(threads, isa), args.json);
     }
     let report = Report {
         processor: machine::processor(),
