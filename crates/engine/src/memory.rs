@@ -48,7 +48,7 @@ pub(crate) fn context_tokens(
     let fitting = left.map_or(usize::MAX, |bytes| (bytes / page_bytes.max(1)) as usize * PAGE_TOKENS);
     let too_large = |tokens: usize| Error::Memory {
         what: "the context",
-        needed_bytes: tokens.div_ceil(PAGE_TOKENS) as u64 * page_bytes + SCRATCH_BYTES,
+        needed_bytes: (tokens.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page_bytes).saturating_add(SCRATCH_BYTES),
         available_bytes: available_bytes.unwrap_or(0),
         hint: format!(", or a context (--ctx) of up to {fitting} tokens"),
     };
