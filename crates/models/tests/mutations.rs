@@ -1,5 +1,5 @@
-//! Random damage: whatever bytes of a header, of metadata or of a config.json are changed, opening and loading ends in a
-//! model or in an error, and takes memory in proportion to the file.
+//! Random damage: whatever bytes of a header, of metadata or of a config.json are changed, and whatever value a key is
+//! given, opening and loading ends in a model that computes or in an error, and takes memory in proportion to the file.
 //!
 //! One test alone in its process: the counting allocator sees every thread.
 
@@ -11,9 +11,11 @@ use proptest::{
     prelude::*,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-use qwenkit_formats::ModelFiles;
+use qwenkit_formats::{ModelFiles, gguf::Value};
 use qwenkit_kernels::{Compute, Isa};
-use qwenkit_models::Model;
+use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs};
+use qwenkit_tensor::TokenId;
+use serde_json::json;
 
 #[path = "contracts/tiny.rs"]
 mod tiny;
@@ -95,6 +97,7 @@ fn load_within_bounds(path: &Path, file_bytes: usize, compute: &Compute) -> bool
         // Packing pads a matrix to sixteen rows.
         Ok(model) => {
             assert!(model.weight_bytes() <= 16 * file_bytes, "{} bytes of weights", model.weight_bytes());
+            compute_three_tokens(&model, compute);
             true
         }
         Err(message) => {
@@ -104,14 +107,107 @@ fn load_within_bounds(path: &Path, file_bytes: usize, compute: &Compute) -> bool
     }
 }
 
-/// Runs `check` on so many damages, the same on every machine.
-fn for_each_damage(cases: u32, check: impl Fn(&[Damage]) -> bool) -> (u32, u32) {
+/// What was accepted must compute, whatever the values are.
+fn compute_three_tokens(model: &Model, compute: &Compute) {
+    let mut state = ModelState::new(model.plan(), model.kv_type(), 1).unwrap();
+    let tokens = [0, 1, 2].map(|id| TokenId(id % model.plan().vocab as u32));
+    let seq = BatchSeq { rows: 0..3, first: 0, pages: &[0], outputs: Outputs::Last };
+    let (batch, mut logits) = (Batch { tokens: &tokens, seqs: &[seq] }, Vec::new());
+    model.forward(compute, &mut state, &batch, &mut Buffers::default(), None, &mut logits);
+    assert_eq!(logits.len(), model.plan().vocab);
+}
+
+/// Numbers at the edges of what anybody would write.
+fn numbers() -> impl Strategy<Value = f64> {
+    let edges = vec![0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 16.0, 1e-6, 1e-45, 1e9, 1e38, 1e300, -1e300];
+    prop_oneof![2 => prop::sample::select(edges), 1 => (0u32..70).prop_map(f64::from)]
+}
+
+fn json_values() -> impl Strategy<Value = serde_json::Value> {
+    let words = vec!["yarn", "default", "qwen2", "qwen3", "full_attention", "sliding_attention", "silu", ""];
+    let word = prop::sample::select(words);
+    let rope_keys = vec!["rope_type", "type", "factor", "beta_fast", "beta_slow", "attention_factor", "rope_theta"];
+    let leaf = prop_oneof![
+        numbers().prop_map(|x| json!(x)),
+        (0u64..70).prop_map(|x| json!(x)),
+        any::<u64>().prop_map(|x| json!(x)),
+        any::<bool>().prop_map(|x| json!(x)),
+        word.prop_map(|x| json!(x)),
+        Just(serde_json::Value::Null),
+    ];
+    let pair = (prop::sample::select(rope_keys), leaf.clone());
+    prop_oneof![
+        4 => leaf.clone(),
+        1 => vec(leaf, 0..4).prop_map(|x| json!(x)),
+        2 => vec(pair, 0..6).prop_map(|pairs| {
+            json!(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<serde_json::Map<_, _>>())
+        }),
+    ]
+}
+
+fn metadata_values() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec!["yarn", "none", "qwen2", "qwen3", "model", ""]);
+    prop_oneof![
+        4 => (0u32..70).prop_map(Value::U32),
+        1 => any::<u64>().prop_map(Value::U64),
+        1 => any::<i32>().prop_map(Value::I32),
+        4 => numbers().prop_map(|x| Value::F32(x as f32)),
+        1 => prop::num::f32::ANY.prop_map(Value::F32),
+        1 => numbers().prop_map(Value::F64),
+        1 => any::<bool>().prop_map(Value::Bool),
+        2 => word.prop_map(Value::from),
+    ]
+}
+
+/// Keys that a configuration may hold, those a whole one lacks included.
+const CONFIG_KEYS: [&str; 19] = [
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "rope_parameters",
+    "rope_theta",
+    "partial_rotary_factor",
+    "tie_word_embeddings",
+    "attention_bias",
+    "use_sliding_window",
+    "sliding_window",
+    "layer_types",
+];
+
+const METADATA_KEYS: [&str; 15] = [
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+];
+
+/// Runs `check` on so many cases of `strategy`, the same on every machine; how many were (accepted, refused).
+fn for_each<S: Strategy>(strategy: S, cases: u32, check: impl Fn(S::Value) -> bool) -> (u32, u32) {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let (accepted, refused) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let result = runner.run(&vec(damage(), 1..4), |damages| {
-        let counter = if check(&damages) { &accepted } else { &refused };
+    let result = runner.run(&strategy, |case| {
+        let counter = if check(case) { &accepted } else { &refused };
         counter.set(counter.get() + 1);
         Ok(())
     });
@@ -133,32 +229,53 @@ fn damaged_models_are_refused_or_loaded_and_nothing_else() {
     let data_bytes: usize = whole.tensors.iter().map(|t| t.bytes.len().next_multiple_of(32)).sum();
     let header_bytes = bytes.len() - data_bytes;
     assert!(load_within_bounds(&gguf, bytes.len(), &compute));
-    let (accepted, refused) = for_each_damage(1500, |damages| {
+    let (accepted, refused) = for_each(vec(damage(), 1..4), 1500, |damages| {
         let mut bytes = bytes.clone();
         damages.iter().for_each(|d| apply(&mut bytes, header_bytes, d));
         std::fs::write(&gguf, &bytes).unwrap();
         load_within_bounds(&gguf, bytes.len(), &compute)
     });
-    // Both outcomes are common, so that neither a reader that refuses all nor one that believes all would pass.
-    assert!(accepted >= 20 && refused >= 600, "GGUF: {accepted} accepted, {refused} refused");
+    // Some of the damage does no harm; most does. A reader that refuses all, or believes all, would not pass.
+    assert!(accepted >= 3 && refused >= 600, "GGUF: {accepted} accepted, {refused} refused");
+    let pairs = vec((prop::sample::select(METADATA_KEYS.to_vec()), metadata_values()), 1..4);
+    let (accepted, refused) = for_each(pairs, 400, |pairs| {
+        let mut tiny = whole.clone();
+        for (key, value) in pairs {
+            let key = format!("qwen3.{key}");
+            tiny.metadata.retain(|(k, _)| *k != key);
+            tiny.metadata.push((key, value));
+        }
+        tiny.write_gguf(&gguf);
+        load_within_bounds(&gguf, bytes.len(), &compute)
+    });
+    assert!(accepted >= 20 && refused >= 150, "GGUF keys: {accepted} accepted, {refused} refused");
 
     let dir = folder.path().join("checkpoint");
     std::fs::create_dir(&dir).unwrap();
     whole.write_checkpoint(&dir);
     let (config, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
-    for (path, cases) in [(&config, 1500), (&weights, 500)] {
+    // Nothing in the header of the weights can be changed without harm but spaces.
+    for (path, cases, least) in [(&config, 1500, 3), (&weights, 500, 0)] {
         let (right, total) = (std::fs::read(path).unwrap(), std::fs::metadata(&weights).unwrap().len() as usize);
         let damaged_bytes = if path == &config { right.len() } else { right.len() - total_data_bytes(&whole) };
         assert!(load_within_bounds(&dir, total, &compute));
-        let (accepted, refused) = for_each_damage(cases, |damages| {
+        let (accepted, refused) = for_each(vec(damage(), 1..4), cases, |damages| {
             let mut bytes = right.clone();
             damages.iter().for_each(|d| apply(&mut bytes, damaged_bytes, d));
             std::fs::write(path, &bytes).unwrap();
             load_within_bounds(&dir, total, &compute)
         });
         std::fs::write(path, &right).unwrap();
-        assert!(accepted >= 5 && refused >= 200, "{}: {accepted} accepted, {refused} refused", path.display());
+        assert!(accepted >= least && refused >= 200, "{}: {accepted} accepted, {refused} refused", path.display());
     }
+    let pairs = vec((prop::sample::select(CONFIG_KEYS.to_vec()), json_values()), 1..4);
+    let (accepted, refused) = for_each(pairs, 1500, |pairs| {
+        let mut changed = whole.config.clone();
+        changed.extend(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        std::fs::write(&config, serde_json::to_string(&changed).unwrap()).unwrap();
+        load_within_bounds(&dir, total_data_bytes(&whole), &compute)
+    });
+    assert!(accepted >= 20 && refused >= 600, "config keys: {accepted} accepted, {refused} refused");
 }
 
 fn total_data_bytes(tiny: &Tiny) -> usize {

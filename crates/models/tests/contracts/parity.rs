@@ -63,8 +63,7 @@ fn compare(found: &[f32], expected: &[f32]) -> Result<f32, String> {
     let mut largest = 0.0f32;
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let difference = (found - expected).abs();
-        // Written so that NaN fails too.
-        if !(difference <= LOGIT_DIFFERENCE_MAX) {
+        if difference.is_nan() || difference > LOGIT_DIFFERENCE_MAX {
             return Err(format!("logit {i} is {found}, expected {expected}: {difference:e} apart"));
         }
         largest = largest.max(difference);

@@ -1,0 +1,7 @@
+//! Sessions over tiny checkpoints: text in, text out, with everything that can stop, cut, share or refuse an answer.
+
+mod answers;
+mod fixture;
+mod model_text;
+mod prompts;
+mod sharing;

@@ -1,0 +1,78 @@
+//! One engine for many: what was computed before or is computed beside an answer changes its speed and nothing else.
+
+use qwenkit_engine::{Ask, Prompt, Sampling, Session};
+use qwenkit_tensor::TokenId;
+
+use crate::fixture::{chat, checkpoint, greedy, open, qwen2, read, tell};
+
+const LONG: &str = "Tell me about the river that runs past the old mill, and about the people who lived there.";
+
+#[test]
+fn the_second_turn_finds_the_first_in_the_cache() {
+    for name in ["qwen2", "qwen2-sliding", "qwen3"] {
+        let session = open(&checkpoint(name), None);
+        let first = tell(&session, greedy(chat(&[("user", LONG)]), 20)).summary;
+        assert_eq!(first.cached_tokens, 0);
+        assert!(first.prompt_tokens > 64, "more than a page, or nothing is remembered");
+        let turns = [("user", LONG), ("assistant", first.text.as_str()), ("user", "And then?")];
+        let second = tell(&session, greedy(chat(&turns), 20)).summary;
+        assert!(second.cached_tokens >= first.prompt_tokens - 1, "{name}: {} cached", second.cached_tokens);
+        assert!(second.cached_tokens < second.prompt_tokens);
+        let fresh = tell(&open(&checkpoint(name), None), greedy(chat(&turns), 20)).summary;
+        assert_eq!(fresh.cached_tokens, 0);
+        assert_eq!(second.ids, fresh.ids, "{name}: the cache changed the answer");
+        // The same prompt again is all there but its last token, whose logits are wanted.
+        let again = tell(&session, greedy(chat(&turns), 20)).summary;
+        assert_eq!((again.cached_tokens, again.ids), (second.prompt_tokens - 1, second.ids));
+    }
+}
+
+/// Asks of different lengths, beginnings and samplings.
+fn asks() -> Vec<Ask> {
+    let ids = |count: u32, step: u32| Prompt::Ids((0..count).map(|i| TokenId((3 + i * step) % 250 + 3)).collect());
+    let sampled = |seed| Sampling { seed: Some(seed), ..Sampling::default() };
+    vec![
+        greedy(chat(&[("user", LONG)]), 30),
+        greedy(Prompt::Text("Hello".into()), 60),
+        Ask { sampling: sampled(1), ..greedy(ids(150, 7), 25) },
+        Ask { sampling: sampled(2), ..greedy(ids(150, 7), 25) },
+        greedy(ids(64, 3), 10),
+        greedy(ids(65, 3), 10),
+        Ask { sampling: sampled(3), ..greedy(ids(1, 1), 40) },
+        greedy(ids(300, 11), 5),
+    ]
+}
+
+fn together(session: &Session, asks: &[Ask]) -> Vec<Vec<TokenId>> {
+    std::thread::scope(|scope| {
+        let tell = |ask: &Ask| {
+            let ask = ask.clone();
+            scope.spawn(move || read(session.ask(ask).unwrap()).summary.ids)
+        };
+        let threads: Vec<_> = asks.iter().map(tell).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn answers_together_are_answers_alone() {
+    let asks = asks();
+    let alone: Vec<_> = asks.iter().map(|ask| tell(&qwen2(), ask.clone()).summary.ids).collect();
+    // Room for all at once, and room for one or two while the others wait.
+    for context_tokens in [4096, 384] {
+        let session = open(&checkpoint("qwen2"), Some(context_tokens));
+        for round in 0..3 {
+            assert_eq!(together(&session, &asks), alone, "context {context_tokens}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn dropping_the_session_ends_its_answers() {
+    let session = open(&checkpoint("qwen2"), Some(1 << 16));
+    let answer = session.ask(Ask { max_tokens: None, ..greedy(Prompt::Text("Hello".into()), 0) }).unwrap();
+    drop(session);
+    let last = answer.last().unwrap();
+    let error = last.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("the engine has stopped"), "{error}");
+}

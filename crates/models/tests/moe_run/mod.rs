@@ -1,0 +1,224 @@
+//! Runs models without an engine, and writes checkpoints and GGUF files again with something changed.
+//!
+//! Recorded logits are what transformers computes for the checkpoints in `fixtures/parity`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use qwenkit_formats::{
+    Gguf, ModelFiles, TensorInfo,
+    gguf::{Metadata, TensorSpec, Writer},
+    read_safetensors_file, write_safetensors,
+};
+use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
+use qwenkit_models::{Batch, BatchSeq, Buffers, Error, Model, ModelState, Outputs};
+use qwenkit_tensor::{DType, TokenId};
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity").join(name)
+}
+
+pub fn compute() -> Compute {
+    Compute::new(2, Isa::detect().unwrap())
+}
+
+pub fn try_load(path: &Path, compute: &Compute) -> Result<Model, Error> {
+    Model::load(&ModelFiles::open(path)?, compute, &mut |_| {})
+}
+
+/// Part of a sequence: its tokens, the position of the first, the sequence's pages, its slot.
+pub type Part<'a> = (&'a [TokenId], usize, &'a [u32], usize);
+
+/// A model with state.
+pub struct Run<'a> {
+    model: &'a Model,
+    compute: &'a Compute,
+    state: ModelState,
+    buffers: Buffers,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(model: &'a Model, compute: &'a Compute, pages: usize, slots: usize) -> Run<'a> {
+        let state = ModelState::new(model.plan(), model.kv_type(), pages, slots).unwrap();
+        Run { model, compute, state, buffers: Buffers::default() }
+    }
+
+    /// Logits (T, V) of one batch.
+    pub fn feed(&mut self, parts: &[Part<'_>]) -> Vec<f32> {
+        let (mut tokens, mut seqs, mut logits) = (Vec::new(), Vec::new(), Vec::new());
+        for &(ids, first, pages, slot) in parts {
+            let rows = tokens.len()..tokens.len() + ids.len();
+            tokens.extend_from_slice(ids);
+            seqs.push(BatchSeq { rows, first, pages, slot, outputs: Outputs::All });
+        }
+        let batch = Batch { tokens: &tokens, seqs: &seqs };
+        self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut logits);
+        logits
+    }
+}
+
+/// Logits (T, V) of `ids`, fed in pieces of the given lengths and the rest.
+pub fn logits(model: &Model, compute: &Compute, ids: &[TokenId], pieces: &[usize]) -> Vec<f32> {
+    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
+    let mut run = Run::new(model, compute, pages.len(), 1);
+    let (mut all, mut first) = (Vec::new(), 0);
+    let rest = ids.len() - pieces.iter().sum::<usize>();
+    for &piece in pieces.iter().chain([&rest]).filter(|piece| **piece > 0) {
+        all.extend(run.feed(&[(&ids[first..first + piece], first, &pages, 0)]));
+        first += piece;
+    }
+    all
+}
+
+/// The right answers of a fixture.
+pub struct Expected {
+    pub input_ids: Vec<TokenId>,
+    /// (T, V)
+    pub logits: Vec<f32>,
+    pub greedy_ids: Vec<TokenId>,
+}
+
+pub fn expected(name: &str) -> Expected {
+    let file = read_safetensors_file(&fixture(name).join("expected.safetensors")).unwrap();
+    let bytes = |name: &str| {
+        let info = file.tensor(name).unwrap();
+        let mut bytes = vec![0; info.len_bytes];
+        file.read(info, 0, &mut bytes).unwrap();
+        bytes
+    };
+    let ids = |name: &str| {
+        bytes(name).as_chunks::<8>().0.iter().map(|b| TokenId(i64::from_le_bytes(*b) as u32)).collect::<Vec<_>>()
+    };
+    let logits = bytes("logits").as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Expected { input_ids: ids("input_ids"), logits, greedy_ids: ids("greedy_ids") }
+}
+
+/// Holds the model at `path` against the fixture's record: all logits within `limit`, all greedy tokens through the
+/// cache. Says the largest difference.
+pub fn assert_parity(path: &Path, name: &str, limit: f32) {
+    let (compute, expected) = (compute(), expected(name));
+    let model = try_load(path, &compute).unwrap();
+    let found = logits(&model, &compute, &expected.input_ids, &[]);
+    assert_eq!(found.len(), expected.logits.len());
+    let differences = found.iter().zip(&expected.logits).map(|(a, b)| (a - b).abs());
+    let worst = differences.fold(0.0, |worst: f32, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
+    println!("{}: largest difference {worst:.2e}", path.display());
+    assert!(worst <= limit, "{}: largest difference {worst:.2e}, at most {limit:.0e} allowed", path.display());
+    assert_eq!(greedy(&model, &compute, &expected), expected.greedy_ids, "{}: greedy tokens", path.display());
+}
+
+/// As many most probable tokens after the input as are on record, each through the cache.
+fn greedy(model: &Model, compute: &Compute, expected: &Expected) -> Vec<TokenId> {
+    let vocab = model.plan().vocab;
+    let (mut input, mut position) = (expected.input_ids.clone(), 0);
+    let pages: Vec<u32> = (0..(input.len() + expected.greedy_ids.len()).div_ceil(PAGE_TOKENS) as u32).collect();
+    let mut run = Run::new(model, compute, pages.len(), 1);
+    let mut found = Vec::new();
+    while found.len() < expected.greedy_ids.len() {
+        let logits = run.feed(&[(&input, position, &pages, 0)]);
+        position += input.len();
+        let last = &logits[logits.len() - vocab..];
+        let best = (0..vocab).rev().max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+        input = vec![TokenId(best as u32)];
+        found.extend(&input);
+    }
+    found
+}
+
+/// Refuses two lists that differ in a bit, naming the first place.
+pub fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    if let Some(i) = found.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
+        panic!("{what}: value {i} is {:e}, expected {:e}", found[i], expected[i]);
+    }
+}
+
+/// The same input cut in two at every position, and token by token, gives the same bits.
+pub fn assert_any_cut(path: &Path, name: &str) {
+    let (compute, ids) = (compute(), expected(name).input_ids);
+    let model = try_load(path, &compute).unwrap();
+    let whole = logits(&model, &compute, &ids, &[]);
+    for cut in 1..ids.len() {
+        assert_same_bits(&logits(&model, &compute, &ids, &[cut]), &whole, &format!("{name} cut at {cut}"));
+    }
+    assert_same_bits(&logits(&model, &compute, &ids, &vec![1; ids.len()]), &whole, &format!("{name} token by token"));
+}
+
+/// Three sequences in one batch, one of them in its middle, answer as each does alone; and on one thread as on three.
+pub fn assert_batch_as_alone(path: &Path, name: &str) {
+    let (two, ids) = (compute(), expected(name).input_ids);
+    let model = try_load(path, &two).unwrap();
+    let vocab = model.plan().vocab;
+    let (a, b, c) = (&ids[..], &ids[20..27], &ids[9..10]);
+    let alone = [a, b, c].map(|ids| logits(&model, &two, ids, &[]));
+    for threads in [1, 3] {
+        let compute = Compute::new(threads, two.isa());
+        let mut run = Run::new(&model, &compute, 6, 4);
+        // Another sequence has had the slots and pages before.
+        for slot in 0..4 {
+            run.feed(&[(&ids[5..30], 0, &[slot as u32], slot)]);
+        }
+        let start = run.feed(&[(&a[..11], 0, &[3], 2)]);
+        let rest = run.feed(&[(b, 0, &[1], 0), (&a[11..], 11, &[3], 2), (c, 0, &[0], 3)]);
+        let (b_rows, c_rows) = (b.len() * vocab, rest.len() - c.len() * vocab);
+        assert_same_bits(&start, &alone[0][..start.len()], &format!("{name}: start"));
+        assert_same_bits(&rest[..b_rows], &alone[1], &format!("{name}: second sequence"));
+        assert_same_bits(&rest[b_rows..c_rows], &alone[0][start.len()..], &format!("{name}: first sequence"));
+        assert_same_bits(&rest[c_rows..], &alone[2], &format!("{name}: third sequence"));
+    }
+}
+
+/// A tensor in memory.
+#[derive(Clone)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// All tensors of the model at `path`.
+pub fn tensors(path: &Path) -> Vec<Tensor> {
+    let files = ModelFiles::open(path).unwrap();
+    let read = |info: &TensorInfo| {
+        let mut bytes = vec![0; info.len_bytes];
+        files.read(info, 0, &mut bytes).unwrap();
+        Tensor { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), bytes }
+    };
+    files.tensors().iter().map(read).collect()
+}
+
+/// A checkpoint folder of `tensors`, with the fixture's config.json after `change`.
+pub fn checkpoint(
+    fixture_name: &str,
+    change: impl FnOnce(&mut serde_json::Value),
+    tensors: &[Tensor],
+) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(fixture(fixture_name).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    change(&mut config);
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let views: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone(), t.bytes.clone())).collect();
+    write(&dir.path().join("model.safetensors"), &views);
+    dir
+}
+
+/// A GGUF file of `tensors`, with the fixture's metadata after `change`.
+pub fn gguf(fixture_name: &str, change: impl FnOnce(&mut Metadata), tensors: &[Tensor]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let original = Gguf::open(&fixture(fixture_name).join("model.gguf")).unwrap();
+    let mut metadata = original.metadata().clone();
+    change(&mut metadata);
+    let spec = |t: &Tensor| TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+    let mut writer = Writer::create(&path, &metadata, &tensors.iter().map(spec).collect::<Vec<_>>()).unwrap();
+    for tensor in tensors {
+        writer.write(&tensor.name, &tensor.bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    (dir, path)
+}
