@@ -17,23 +17,23 @@ use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
 use qwenkit_models::{Batch, BatchSeq, Buffers, Error, Model, ModelState, Outputs};
 use qwenkit_tensor::{DType, TokenId};
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity").join(name)
 }
 
-pub fn compute() -> Compute {
+pub(crate) fn compute() -> Compute {
     Compute::new(2, Isa::detect().unwrap())
 }
 
-pub fn try_load(path: &Path, compute: &Compute) -> Result<Model, Error> {
+pub(crate) fn try_load(path: &Path, compute: &Compute) -> Result<Model, Error> {
     Model::load(&ModelFiles::open(path)?, compute, &mut |_| {})
 }
 
 /// Part of a sequence: its tokens, the position of the first, the sequence's pages, its slot.
-pub type Part<'a> = (&'a [TokenId], usize, &'a [u32], usize);
+pub(crate) type Part<'a> = (&'a [TokenId], usize, &'a [u32], usize);
 
 /// A model with state.
-pub struct Run<'a> {
+pub(crate) struct Run<'a> {
     model: &'a Model,
     compute: &'a Compute,
     state: ModelState,
@@ -41,13 +41,13 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(model: &'a Model, compute: &'a Compute, pages: usize, slots: usize) -> Run<'a> {
+    pub(crate) fn new(model: &'a Model, compute: &'a Compute, pages: usize, slots: usize) -> Run<'a> {
         let state = ModelState::new(model.plan(), model.kv_type(), pages, slots).unwrap();
         Run { model, compute, state, buffers: Buffers::default() }
     }
 
     /// Logits (T, V) of one batch.
-    pub fn feed(&mut self, parts: &[Part<'_>]) -> Vec<f32> {
+    pub(crate) fn feed(&mut self, parts: &[Part<'_>]) -> Vec<f32> {
         let (mut tokens, mut seqs, mut logits) = (Vec::new(), Vec::new(), Vec::new());
         for &(ids, first, pages, slot) in parts {
             let rows = tokens.len()..tokens.len() + ids.len();
@@ -61,7 +61,7 @@ impl<'a> Run<'a> {
 }
 
 /// Logits (T, V) of `ids`, fed in pieces of the given lengths and the rest.
-pub fn logits(model: &Model, compute: &Compute, ids: &[TokenId], pieces: &[usize]) -> Vec<f32> {
+pub(crate) fn logits(model: &Model, compute: &Compute, ids: &[TokenId], pieces: &[usize]) -> Vec<f32> {
     let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
     let mut run = Run::new(model, compute, pages.len(), 1);
     let (mut all, mut first) = (Vec::new(), 0);
@@ -74,14 +74,14 @@ pub fn logits(model: &Model, compute: &Compute, ids: &[TokenId], pieces: &[usize
 }
 
 /// The right answers of a fixture.
-pub struct Expected {
-    pub input_ids: Vec<TokenId>,
+pub(crate) struct Expected {
+    pub(crate) input_ids: Vec<TokenId>,
     /// (T, V)
-    pub logits: Vec<f32>,
-    pub greedy_ids: Vec<TokenId>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) greedy_ids: Vec<TokenId>,
 }
 
-pub fn expected(name: &str) -> Expected {
+pub(crate) fn expected(name: &str) -> Expected {
     let file = read_safetensors_file(&fixture(name).join("expected.safetensors")).unwrap();
     let bytes = |name: &str| {
         let info = file.tensor(name).unwrap();
@@ -98,7 +98,7 @@ pub fn expected(name: &str) -> Expected {
 
 /// Holds the model at `path` against the fixture's record: all logits within `limit`, all greedy tokens through the
 /// cache. Says the largest difference.
-pub fn assert_parity(path: &Path, name: &str, limit: f32) {
+pub(crate) fn assert_parity(path: &Path, name: &str, limit: f32) {
     let (compute, expected) = (compute(), expected(name));
     let model = try_load(path, &compute).unwrap();
     let found = logits(&model, &compute, &expected.input_ids, &[]);
@@ -129,7 +129,7 @@ fn greedy(model: &Model, compute: &Compute, expected: &Expected) -> Vec<TokenId>
 }
 
 /// Refuses two lists that differ in a bit, naming the first place.
-pub fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
+pub(crate) fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: number of values");
     if let Some(i) = found.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
         panic!("{what}: value {i} is {:e}, expected {:e}", found[i], expected[i]);
@@ -137,7 +137,7 @@ pub fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
 }
 
 /// The same input cut in two at every position, and token by token, gives the same bits.
-pub fn assert_any_cut(path: &Path, name: &str) {
+pub(crate) fn assert_any_cut(path: &Path, name: &str) {
     let (compute, ids) = (compute(), expected(name).input_ids);
     let model = try_load(path, &compute).unwrap();
     let whole = logits(&model, &compute, &ids, &[]);
@@ -148,7 +148,7 @@ pub fn assert_any_cut(path: &Path, name: &str) {
 }
 
 /// Three sequences in one batch, one of them in its middle, answer as each does alone; and on one thread as on three.
-pub fn assert_batch_as_alone(path: &Path, name: &str) {
+pub(crate) fn assert_batch_as_alone(path: &Path, name: &str) {
     let (two, ids) = (compute(), expected(name).input_ids);
     let model = try_load(path, &two).unwrap();
     let vocab = model.plan().vocab;
@@ -173,15 +173,15 @@ pub fn assert_batch_as_alone(path: &Path, name: &str) {
 
 /// A tensor in memory.
 #[derive(Clone)]
-pub struct Tensor {
-    pub name: String,
-    pub dtype: DType,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// All tensors of the model at `path`.
-pub fn tensors(path: &Path) -> Vec<Tensor> {
+pub(crate) fn tensors(path: &Path) -> Vec<Tensor> {
     let files = ModelFiles::open(path).unwrap();
     let read = |info: &TensorInfo| {
         let mut bytes = vec![0; info.len_bytes];
@@ -192,7 +192,7 @@ pub fn tensors(path: &Path) -> Vec<Tensor> {
 }
 
 /// A checkpoint folder of `tensors`, with the fixture's config.json after `change`.
-pub fn checkpoint(
+pub(crate) fn checkpoint(
     fixture_name: &str,
     change: impl FnOnce(&mut serde_json::Value),
     tensors: &[Tensor],
@@ -202,13 +202,17 @@ pub fn checkpoint(
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     change(&mut config);
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let views: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone(), t.bytes.clone())).collect();
-    write(&dir.path().join("model.safetensors"), &views);
+    let views: Vec<_> = tensors.iter().map(|t| (&*t.name, t.dtype, &*t.shape, &*t.bytes)).collect();
+    write_safetensors(&dir.path().join("model.safetensors"), &views, &BTreeMap::new()).unwrap();
     dir
 }
 
 /// A GGUF file of `tensors`, with the fixture's metadata after `change`.
-pub fn gguf(fixture_name: &str, change: impl FnOnce(&mut Metadata), tensors: &[Tensor]) -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn gguf(
+    fixture_name: &str,
+    change: impl FnOnce(&mut Metadata),
+    tensors: &[Tensor],
+) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     let original = Gguf::open(&fixture(fixture_name).join("model.gguf")).unwrap();
