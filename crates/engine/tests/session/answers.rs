@@ -8,7 +8,7 @@ use qwenkit_kernels::{Compute, Isa};
 use qwenkit_models::Model;
 use qwenkit_tensor::TokenId;
 
-use crate::fixture::{byte_tokens, chat, checkpoint, greedy, open, qwen2, read, script, tell};
+use crate::fixture::{byte_tokens, chat, checkpoint, copy, edit, greedy, open, qwen2, read, script, tell};
 
 fn text(text: &str) -> Prompt {
     Prompt::Text(text.to_owned())
@@ -112,6 +112,14 @@ fn a_stop_token_is_the_last_and_no_text() {
     let told = tell(&session, Ask { ignore_stop_tokens: true, max_tokens: Some(6), ..ask });
     assert_eq!((told.summary.ids.len(), told.summary.finish), (6, Finish::Length));
     assert_eq!(told.summary.ids[..4], ids);
+    // A file may declare a token that would have been text.
+    let ids = byte_tokens(session.tokenizer(), "yes!");
+    let folder = copy("qwen2");
+    edit(&folder, "generation_config.json", |config| config["eos_token_id"] = ids[3].0.into());
+    let session = open(folder.path(), None);
+    let ask = Ask { ignore_stop_tokens: false, max_tokens: None, ..scripted(&ids, 0) };
+    let told = tell(&session, ask);
+    assert_eq!((told.summary.text.as_str(), told.summary.ids, told.summary.finish), ("yes", ids, Finish::Stop));
 }
 
 #[test]
