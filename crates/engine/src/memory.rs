@@ -8,6 +8,15 @@ use crate::error::Error;
 /// Beside weights and context: buffers of a batch, tokenizer, program.
 const SCRATCH_BYTES: u64 = 256 << 20;
 
+/// Sequences of a model with recurrent layers that run at the same time; others wait. Each has a state of fixed size,
+/// up to some hundred megabytes in the largest models.
+const RECURRENT_SLOTS: usize = 8;
+
+/// Slots for the state of recurrent layers; none for models without such layers.
+pub(crate) fn slots(plan: &Plan) -> usize {
+    if plan.has_recurrent_state() { RECURRENT_SLOTS } else { 0 }
+}
+
 /// Bytes that this process can still take: what the system has available, or less where a control group says so. `None`
 /// where the system does not tell.
 pub fn available_memory_bytes() -> Option<u64> {
@@ -44,11 +53,12 @@ pub(crate) fn context_tokens(
     available_bytes: Option<u64>,
 ) -> Result<usize, Error> {
     let page_bytes = ModelState::page_bytes(plan, kv_type) as u64;
-    let left = available_bytes.map(|bytes| bytes.saturating_sub(SCRATCH_BYTES));
+    let fixed_bytes = SCRATCH_BYTES + (ModelState::slot_bytes(plan) * slots(plan)) as u64;
+    let left = available_bytes.map(|bytes| bytes.saturating_sub(fixed_bytes));
     let fitting = left.map_or(usize::MAX, |bytes| (bytes / page_bytes.max(1)) as usize * PAGE_TOKENS);
     let too_large = |tokens: usize| Error::Memory {
         what: "the context",
-        needed_bytes: (tokens.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page_bytes).saturating_add(SCRATCH_BYTES),
+        needed_bytes: (tokens.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page_bytes).saturating_add(fixed_bytes),
         available_bytes: available_bytes.unwrap_or(0),
         hint: format!(", or a context (--ctx) of up to {fitting} tokens"),
     };

@@ -8,6 +8,11 @@ use qwenkit_models::{Batch, Buffers, Model, ModelState};
 pub(crate) trait Runner {
     /// V
     fn vocab(&self) -> usize;
+    /// Sequences that can run at the same time, where layers keep a state in slots that cannot be taken back to an
+    /// earlier position; `None` where there is no such state.
+    fn slots(&self) -> Option<usize> {
+        None
+    }
     /// Computes `batch`; `logits` becomes (rows that want them, V).
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
 }
@@ -17,12 +22,18 @@ pub(crate) struct ModelRunner {
     pub(crate) model: Model,
     pub(crate) compute: Compute,
     pub(crate) state: ModelState,
+    /// Slots that the state was made with.
+    pub(crate) slots: usize,
     pub(crate) buffers: Buffers,
 }
 
 impl Runner for ModelRunner {
     fn vocab(&self) -> usize {
         self.model.plan().vocab
+    }
+
+    fn slots(&self) -> Option<usize> {
+        self.model.plan().has_recurrent_state().then_some(self.slots)
     }
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {

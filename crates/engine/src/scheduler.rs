@@ -28,6 +28,8 @@ pub(crate) type Listener = Box<dyn FnMut(Event) -> bool + Send>;
 pub(crate) struct Scheduler<R> {
     runner: R,
     pages: PagePool,
+    /// Slots of recurrent state that no running sequence has; absent where the runner has no such state.
+    free_slots: Option<Vec<usize>>,
     /// Ids below this are real tokens; rows of the embedding beyond are padding and never chosen.
     real_tokens: usize,
     waiting: VecDeque<Sequence>,
@@ -48,6 +50,8 @@ struct Sequence {
     logprobs: Option<usize>,
     sampler: Sampler,
     pages: Vec<u32>,
+    /// Its own while it runs; 0 where the runner has no recurrent state.
+    slot: usize,
     listener: Listener,
     finish: Option<Finish>,
 }
@@ -69,6 +73,7 @@ impl<R: Runner> Scheduler<R> {
     pub(crate) fn new(runner: R, pages: usize, real_tokens: usize) -> Scheduler<R> {
         let real_tokens = real_tokens.min(runner.vocab());
         Scheduler {
+            free_slots: runner.slots().map(|slots| (0..slots).rev().collect()),
             runner,
             pages: PagePool::new(pages),
             real_tokens,
@@ -107,6 +112,7 @@ impl<R: Runner> Scheduler<R> {
             stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             pages: Vec::new(),
+            slot: 0,
             listener,
             finish: None,
         };
@@ -160,12 +166,17 @@ impl<R: Runner> Scheduler<R> {
         self.retire();
     }
 
-    /// Moves waiting sequences in, first come first served, while their pages are there.
+    /// Moves waiting sequences in, first come first served, while their pages and a slot are there.
     fn admit(&mut self) {
         while let Some(mut sequence) = self.waiting.pop_front() {
+            if self.free_slots.as_ref().is_some_and(Vec::is_empty) {
+                self.waiting.push_front(sequence);
+                return;
+            }
             match self.pages.take(&sequence.tokens, sequence.positions()) {
                 Some(taken) => {
                     sequence.pages = taken.pages;
+                    sequence.slot = self.free_slots.as_mut().and_then(Vec::pop).unwrap_or(0);
                     sequence.computed = taken.cached_tokens;
                     sequence.cached_tokens = taken.cached_tokens;
                     self.running.push(sequence);
@@ -203,7 +214,7 @@ impl<R: Runner> Scheduler<R> {
             let end = s.computed + rows.len();
             tokens.extend_from_slice(&s.tokens[s.computed..end]);
             let outputs = if end == s.tokens.len() { Outputs::Last } else { Outputs::None };
-            seqs.push(BatchSeq { rows: rows.clone(), first: s.computed, pages: &s.pages, outputs });
+            seqs.push(BatchSeq { rows: rows.clone(), first: s.computed, pages: &s.pages, slot: s.slot, outputs });
         }
         self.runner.forward(&Batch { tokens: &tokens, seqs: &seqs }, &mut self.logits);
     }
@@ -212,11 +223,20 @@ impl<R: Runner> Scheduler<R> {
     fn retire(&mut self) {
         let (ended, waiting) = self.waiting.drain(..).partition::<VecDeque<_>, _>(|s| s.finish.is_some());
         self.waiting = waiting;
-        for mut sequence in ended.into_iter().chain(self.running.extract_if(.., |s| s.finish.is_some())) {
+        // A sequence that has waited has neither pages nor a slot.
+        let ended = ended.into_iter().map(|s| (s, false));
+        let ran = self.running.extract_if(.., |s| s.finish.is_some()).map(|s| (s, true));
+        for (mut sequence, has_run) in ended.chain(ran) {
             if let Some(finish) = sequence.finish {
                 sequence.tell(Event::Finished(finish));
             }
             sequence.tokens.truncate(sequence.computed);
+            if let Some(free) = &mut self.free_slots {
+                // What pages hold is worth nothing without the recurrent state at that position, which the next owner
+                // of the slot overwrites: the pages are given back empty, so that no later sequence takes them over.
+                sequence.tokens.clear();
+                free.extend(has_run.then_some(sequence.slot));
+            }
             self.pages.give_back(sequence.tokens, sequence.pages);
         }
     }

@@ -22,6 +22,8 @@ const PADDING: usize = 8;
 /// Keeps every token it is given in its page's slot, and answers with a hash of what the sequence's pages hold.
 struct Mock {
     pages: Vec<[Option<TokenId>; PAGE_TOKENS]>,
+    /// What slots remember, of a mock with recurrent state.
+    slots: Option<Vec<Vec<TokenId>>>,
     batches: Vec<usize>,
 }
 
@@ -30,16 +32,32 @@ impl Runner for Mock {
         VOCAB + PADDING
     }
 
+    fn slots(&self) -> Option<usize> {
+        self.slots.as_ref().map(Vec::len)
+    }
+
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.batches.push(batch.tokens.len());
         logits.clear();
         for seq in batch.seqs {
+            if let Some(slots) = &mut self.slots {
+                let remembered = &mut slots[seq.slot];
+                if seq.first == 0 {
+                    remembered.clear();
+                }
+                assert_eq!(remembered.len(), seq.first, "recurrent state goes on where it stopped");
+                remembered.extend_from_slice(&batch.tokens[seq.rows.clone()]);
+            }
             for (i, row) in seq.rows.clone().enumerate() {
                 let at = seq.first + i;
                 self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS] = Some(batch.tokens[row]);
             }
             if seq.outputs == Outputs::Last {
                 let end = seq.first + seq.rows.len();
+                if let Some(slots) = &self.slots {
+                    logits.extend(planned(&slots[seq.slot]));
+                    continue;
+                }
                 let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
                 logits
                     .extend(planned(&(0..end).map(|at| held(at).expect("every position was fed")).collect::<Vec<_>>()));
@@ -78,7 +96,13 @@ struct Bench {
 
 impl Bench {
     fn new(pages: usize) -> Bench {
-        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], batches: Vec::new() };
+        Bench::with_slots(pages, None)
+    }
+
+    /// A model with recurrent state in so many slots.
+    fn with_slots(pages: usize, slots: Option<usize>) -> Bench {
+        let slots = slots.map(|slots| vec![Vec::new(); slots]);
+        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], slots, batches: Vec::new() };
         Bench { scheduler: Scheduler::new(mock, pages, VOCAB), events: Vec::new() }
     }
 
@@ -109,6 +133,11 @@ impl Bench {
         pages.sort_unstable();
         let all: Vec<u32> = (0..self.scheduler.pages.total() as u32).collect();
         assert_eq!(pages, all, "every page belongs to exactly one");
+        if let Some(free) = &self.scheduler.free_slots {
+            let mut slots: Vec<usize> = self.scheduler.running.iter().map(|s| s.slot).chain(free.clone()).collect();
+            slots.sort_unstable();
+            assert!(slots.into_iter().eq(0..self.scheduler.runner.slots().unwrap()), "every slot belongs to one");
+        }
     }
 
     fn run(&mut self) {
@@ -178,6 +207,28 @@ fn many_requests_answer_as_each_alone() {
         assert_eq!(bench.answer(i), (ids, Some(finish)), "request {i}");
     }
     assert!(bench.scheduler.runner.batches.iter().all(|&rows| rows <= super::BATCH_TOKENS));
+}
+
+#[test]
+fn recurrent_sequences_wait_for_slots_and_take_over_no_prefix() {
+    let mut bench = Bench::with_slots(60, Some(3));
+    let mut asked = Vec::new();
+    for i in 0..12 {
+        // Every second prompt is the one before it, gone on with; one request is cancelled while it waits.
+        let prompt = tokens(i / 2, [130, 300][i as usize % 2]);
+        let id = bench.submit(request(&prompt, 9)).unwrap();
+        asked.push((id, prompt));
+    }
+    bench.step();
+    assert_eq!(bench.scheduler.running.len(), 3);
+    bench.scheduler.cancel(SeqId(11));
+    bench.run();
+    for (id, prompt) in asked.iter().take(11) {
+        let (ids, finish) = expected(prompt, 9, &[TokenId(3)]);
+        assert_eq!(bench.answer(*id), (ids, Some(finish)), "request {id}");
+        assert_eq!(bench.cached(*id), 0, "request {id}");
+    }
+    assert_eq!(bench.answer(11), (Vec::new(), Some(Finish::Cancelled)));
 }
 
 #[test]

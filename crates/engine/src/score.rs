@@ -32,7 +32,7 @@ impl<'a> Scorer<'a> {
         Ok(Scorer {
             model,
             compute,
-            state: ModelState::new(model.plan(), model.kv_type(), pages)?,
+            state: ModelState::new(model.plan(), model.kv_type(), pages, 1)?,
             pages: (0..pages as u32).collect(),
             buffers: Buffers::default(),
             logits: Vec::new(),
@@ -49,7 +49,7 @@ impl<'a> Scorer<'a> {
         if let Some(&found) = ids.iter().find(|id| id.index() >= vocab) {
             return Err(Error::TokenUnknown { found, vocab });
         }
-        let seq = BatchSeq { rows: 0..ids.len(), first: self.position, pages: &self.pages, outputs };
+        let seq = BatchSeq { rows: 0..ids.len(), first: self.position, pages: &self.pages, slot: 0, outputs };
         let batch = Batch { tokens: ids, seqs: &[seq] };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
         self.position += ids.len();

@@ -161,7 +161,8 @@ impl Session {
         let available = memory::available_memory_bytes();
         let context_tokens = memory::context_tokens(plan, kv_type, options.context_tokens, available)?;
         let pages = context_tokens.div_ceil(PAGE_TOKENS);
-        let state = ModelState::new(plan, kv_type, pages)?;
+        let slots = memory::slots(plan);
+        let state = ModelState::new(plan, kv_type, pages, slots)?;
         let info = Info {
             architecture: plan.architecture,
             layers: plan.layers.len(),
@@ -177,7 +178,7 @@ impl Session {
             threads: compute.pool().threads(),
             has_template: text.template.is_some(),
         };
-        let runner = ModelRunner { model, compute, state, buffers: Buffers::default() };
+        let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default() };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()))?;
         Ok(Session { engine, text, info, origin: files.path().display().to_string() })
     }

@@ -4,13 +4,13 @@
 
 use std::ops::Range;
 
-use qwenkit_kernels::{AttentionSeq, Compute, Product};
+use qwenkit_kernels::{AttentionSeq, Compute, Product, RecurrentSeq};
 use qwenkit_tensor::TokenId;
 
 use crate::{
     blocks::{BlockBuffers, Context, FfnBlock, MixerBlock},
     load::Model,
-    state::ModelState,
+    state::{LayerState, ModelState},
     tap::{Site, Tap, visit},
 };
 
@@ -30,6 +30,10 @@ pub struct BatchSeq<'a> {
     pub first: usize,
     /// The sequence's pages, enough for every position up to the last row's.
     pub pages: &'a [u32],
+    /// Where recurrent layers keep their summary of the sequence; a model without such layers does not look at it. A
+    /// sequence keeps its slot from its first token to its last, its parts are computed in order and without gaps, and
+    /// its part at position 0 clears the slot. No two sequences of a batch have the same.
+    pub slot: usize,
     /// The rows whose logits are wanted.
     pub outputs: Outputs,
 }
@@ -62,7 +66,7 @@ impl Model {
     /// Computes a batch. `logits` becomes (rows that want them, V), in the order of the batch.
     ///
     /// # Panics
-    /// If the batch's rows, pages or token ids do not fit the model; the engine checks them.
+    /// If the batch's rows, pages, slots or token ids do not fit the model and the state; the engine checks them.
     pub fn forward(
         &self,
         compute: &Compute,
@@ -85,9 +89,11 @@ impl Model {
         cos.clear();
         sin.clear();
         let mut seqs = Vec::with_capacity(batch.seqs.len());
+        let mut recurrent = Vec::with_capacity(batch.seqs.len());
         for seq in batch.seqs {
             (0..seq.rows.len()).for_each(|i| self.rope.angles(seq.first + i, cos, sin));
             seqs.push(AttentionSeq { rows: seq.rows.clone(), first: seq.first, pages: seq.pages });
+            recurrent.push(RecurrentSeq { rows: seq.rows.clone(), first: seq.first, slot: seq.slot });
         }
         assert_eq!(cos.len(), tokens * self.rope.pairs(), "the sequences' rows cover the batch");
         for (i, (layer, state)) in self.layers.iter().zip(&mut state.layers).enumerate() {
@@ -96,6 +102,7 @@ impl Model {
                 layer: i,
                 eps: plan.rms_norm_eps,
                 seqs: &seqs,
+                recurrent: &recurrent,
                 cos,
                 sin,
                 pairs: self.rope.pairs(),
@@ -103,8 +110,14 @@ impl Model {
             };
             compute.rms_norm(x, &layer.input_norm, cx.eps, normed);
             visit(cx.tap, Site::MixerInput, i, normed);
-            match &layer.mixer {
-                MixerBlock::Attention(attention) => attention.forward(cx, state, block, normed, out),
+            match (&layer.mixer, state) {
+                (MixerBlock::Attention(attention), LayerState::Paged(cache)) => {
+                    attention.forward(cx, cache, block, normed, out);
+                }
+                (MixerBlock::DeltaNet(delta), LayerState::Recurrent(state)) => {
+                    delta.forward(cx, state, block, normed, out);
+                }
+                _ => panic!("layer {i}: the state was made for another model"),
             }
             compute.add(x, out, width);
             visit(cx.tap, Site::ResidualMiddle, i, x);
@@ -112,6 +125,7 @@ impl Model {
             visit(cx.tap, Site::FfnInput, i, normed);
             match &layer.ffn {
                 FfnBlock::Dense(ffn) => ffn.forward(cx, block, normed, out),
+                FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
             }
             compute.add(x, out, width);
             visit(cx.tap, Site::Residual, i, x);

@@ -19,6 +19,8 @@ mod tap;
 pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs};
 pub use load::{LoadEvent, Model};
-pub use plan::{AttentionPlan, Ffn, LayerPlan, Mixer, Plan, RopePlan, StateNeed, Yarn};
-pub use state::{LayerState, ModelState};
+pub use plan::{
+    AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, MoePlan, NormWeights, Plan, RopePlan, StateNeed, Yarn,
+};
+pub use state::{LayerState, ModelState, RecurrentState};
 pub use tap::{Site, Tap};

@@ -4,22 +4,39 @@
 /// Whose names a file uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
-    /// `model.layers.0.self_attn.q_proj.weight`
-    HuggingFace,
+    /// `model.layers.0.self_attn.q_proj.weight`, with what stands before `layers` and before `lm_head`: a model inside a
+    /// multimodal one has a longer way to its tensors.
+    HuggingFace {
+        /// Before `embed_tokens`, `layers` and `norm`.
+        body: &'static str,
+        /// Before `lm_head`.
+        head: &'static str,
+    },
     /// `blk.0.attn_q.weight`
     Gguf,
 }
 
-/// (Hugging Face, GGUF) of a tensor outside the layers.
+/// (Hugging Face, GGUF) of a tensor.
 pub(crate) type Pair = (&'static str, &'static str);
 
-pub(crate) const EMBEDDING: Pair = ("model.embed_tokens.weight", "token_embd.weight");
-pub(crate) const NORM: Pair = ("model.norm.weight", "output_norm.weight");
+/// Where checkpoints keep the text model: on its own, inside a multimodal one, inside one of MLX's.
+const BODIES: [(&str, &str); 3] =
+    [("model.", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")];
+
+/// What multimodal and self-speculating checkpoints hold beside the text model. QwenKit runs their text model by itself;
+/// these parts are left on disk deliberately, here and nowhere else.
+const BESIDE_TEXT: [&str; 5] = ["model.visual.", "visual.", "vision_tower.", "mtp.", "language_model.mtp."];
+
+pub(crate) const EMBEDDING: Pair = ("embed_tokens.weight", "token_embd.weight");
+pub(crate) const NORM: Pair = ("norm.weight", "output_norm.weight");
+/// The one name that does not begin with the body's.
 pub(crate) const HEAD: Pair = ("lm_head.weight", "output.weight");
 
-/// Inside a layer, after `model.layers.N.` and `blk.N.`.
+/// Inside a layer, after `layers.N.` and `blk.N.`.
 pub(crate) const INPUT_NORM: Pair = ("input_layernorm.weight", "attn_norm.weight");
 pub(crate) const POST_NORM: Pair = ("post_attention_layernorm.weight", "ffn_norm.weight");
+/// The same in GGUF files of models with recurrent layers.
+pub(crate) const POST_NORM_HYBRID: Pair = ("post_attention_layernorm.weight", "post_attention_norm.weight");
 pub(crate) const Q_PROJ: Pair = ("self_attn.q_proj.weight", "attn_q.weight");
 pub(crate) const K_PROJ: Pair = ("self_attn.k_proj.weight", "attn_k.weight");
 pub(crate) const V_PROJ: Pair = ("self_attn.v_proj.weight", "attn_v.weight");
@@ -29,15 +46,48 @@ pub(crate) const K_BIAS: Pair = ("self_attn.k_proj.bias", "attn_k.bias");
 pub(crate) const V_BIAS: Pair = ("self_attn.v_proj.bias", "attn_v.bias");
 pub(crate) const Q_NORM: Pair = ("self_attn.q_norm.weight", "attn_q_norm.weight");
 pub(crate) const K_NORM: Pair = ("self_attn.k_norm.weight", "attn_k_norm.weight");
+
 pub(crate) const GATE_PROJ: Pair = ("mlp.gate_proj.weight", "ffn_gate.weight");
 pub(crate) const UP_PROJ: Pair = ("mlp.up_proj.weight", "ffn_up.weight");
 pub(crate) const DOWN_PROJ: Pair = ("mlp.down_proj.weight", "ffn_down.weight");
 
+pub(crate) const ROUTER: Pair = ("mlp.gate.weight", "ffn_gate_inp.weight");
+pub(crate) const SHARED_ROUTER: Pair = ("mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight");
+pub(crate) const SHARED_GATE: Pair = ("mlp.shared_expert.gate_proj.weight", "ffn_gate_shexp.weight");
+pub(crate) const SHARED_UP: Pair = ("mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight");
+pub(crate) const SHARED_DOWN: Pair = ("mlp.shared_expert.down_proj.weight", "ffn_down_shexp.weight");
+/// Experts stacked in one tensor; the Hugging Face names are those of packed checkpoints, gate and up in one.
+pub(crate) const EXPERTS_GATE: Pair = ("mlp.experts.gate_up_proj", "ffn_gate_exps.weight");
+pub(crate) const EXPERTS_UP: Pair = ("mlp.experts.gate_up_proj", "ffn_up_exps.weight");
+pub(crate) const EXPERTS_DOWN: Pair = ("mlp.experts.down_proj", "ffn_down_exps.weight");
+
+pub(crate) const IN_QKV: Pair = ("linear_attn.in_proj_qkv.weight", "attn_qkv.weight");
+pub(crate) const IN_Z: Pair = ("linear_attn.in_proj_z.weight", "attn_gate.weight");
+pub(crate) const IN_B: Pair = ("linear_attn.in_proj_b.weight", "ssm_beta.weight");
+pub(crate) const IN_A: Pair = ("linear_attn.in_proj_a.weight", "ssm_alpha.weight");
+/// Qwen3-Next's: q, k, v and z of each key head together, and b and a.
+pub(crate) const IN_QKVZ: Pair = ("linear_attn.in_proj_qkvz.weight", "ssm_in.weight");
+pub(crate) const IN_BA: Pair = ("linear_attn.in_proj_ba.weight", "ssm_ba.weight");
+pub(crate) const CONV: Pair = ("linear_attn.conv1d.weight", "ssm_conv1d.weight");
+pub(crate) const FADE_BIAS: Pair = ("linear_attn.dt_bias", "ssm_dt.bias");
+/// Logarithms of minus the rates in checkpoints, the rates themselves in GGUF.
+pub(crate) const RATE: Pair = ("linear_attn.A_log", "ssm_a");
+pub(crate) const DELTA_NORM: Pair = ("linear_attn.norm.weight", "ssm_norm.weight");
+pub(crate) const DELTA_OUT: Pair = ("linear_attn.out_proj.weight", "ssm_out.weight");
+
 impl Naming {
+    /// The way to the text model in a checkpoint that has the tensors `has` says.
+    pub(crate) fn of_checkpoint(has: impl Fn(&str) -> bool) -> Naming {
+        let found = BODIES.into_iter().find(|(body, _)| has(&format!("{body}{}", EMBEDDING.0)));
+        let (body, head) = found.unwrap_or(BODIES[0]);
+        Naming::HuggingFace { body, head }
+    }
+
     /// The name of a tensor outside the layers.
     pub(crate) fn outer(self, pair: Pair) -> String {
         match self {
-            Naming::HuggingFace => pair.0.to_owned(),
+            Naming::HuggingFace { head, .. } if pair == HEAD => format!("{head}{}", pair.0),
+            Naming::HuggingFace { body, .. } => format!("{body}{}", pair.0),
             Naming::Gguf => pair.1.to_owned(),
         }
     }
@@ -45,16 +95,73 @@ impl Naming {
     /// The name of a tensor of layer `layer`.
     pub(crate) fn inner(self, layer: usize, pair: Pair) -> String {
         match self {
-            Naming::HuggingFace => format!("model.layers.{layer}.{}", pair.0),
+            Naming::HuggingFace { body, .. } => format!("{body}layers.{layer}.{}", pair.0),
             Naming::Gguf => format!("blk.{layer}.{}", pair.1),
         }
     }
 
-    /// Whether a file may hold this tensor without any model needing it: tables that are computed anew.
-    pub(crate) fn is_spare(self, name: &str) -> bool {
+    /// The name of one expert's matrix in checkpoints where each has a tensor of its own; `None` where no file has it.
+    pub(crate) fn expert(self, layer: usize, expert: usize, matrix: &str) -> Option<String> {
         match self {
-            Naming::HuggingFace => name.ends_with("rotary_emb.inv_freq"),
-            Naming::Gguf => name == "rope_freqs.weight",
+            Naming::HuggingFace { body, .. } => {
+                Some(format!("{body}layers.{layer}.mlp.experts.{expert}.{matrix}.weight"))
+            }
+            Naming::Gguf => None,
+        }
+    }
+
+    /// Whether a file may hold this tensor without the text model needing it: tables that are computed anew, towers of
+    /// other senses, and the `mtp_layers` blocks that stand behind `layers`.
+    pub(crate) fn is_spare(self, name: &str, layers: usize, mtp_layers: usize) -> bool {
+        match self {
+            Naming::HuggingFace { .. } => {
+                name.ends_with("rotary_emb.inv_freq") || BESIDE_TEXT.iter().any(|part| name.starts_with(part))
+            }
+            Naming::Gguf => {
+                let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+                name == "rope_freqs.weight" || block.is_some_and(|i| (layers..layers + mtp_layers).contains(&i))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_model_is_found_inside_others() {
+        for (embedding, layer, head) in [
+            ("model.embed_tokens.weight", "model.layers.3.self_attn.q_proj.weight", "lm_head.weight"),
+            (
+                "model.language_model.embed_tokens.weight",
+                "model.language_model.layers.3.self_attn.q_proj.weight",
+                "lm_head.weight",
+            ),
+            (
+                "language_model.model.embed_tokens.weight",
+                "language_model.model.layers.3.self_attn.q_proj.weight",
+                "language_model.lm_head.weight",
+            ),
+        ] {
+            let naming = Naming::of_checkpoint(|name| name == embedding);
+            assert_eq!(naming.outer(EMBEDDING), embedding);
+            assert_eq!(naming.inner(3, Q_PROJ), layer);
+            assert_eq!(naming.outer(HEAD), head);
+        }
+    }
+
+    #[test]
+    fn only_blocks_behind_the_layers_are_spare() {
+        for (name, spare) in [("blk.4.attn_q.weight", true), ("blk.3.attn_q.weight", false), ("blk.5.x", false)] {
+            assert_eq!(Naming::Gguf.is_spare(name, 4, 1), spare, "{name}");
+            assert!(!Naming::Gguf.is_spare(name, 4, 0), "{name}");
+        }
+        let naming = Naming::of_checkpoint(|_| false);
+        for (name, spare) in
+            [("model.visual.x", true), ("mtp.fc.weight", true), ("model.layers.9.mtp.x", false), ("model.x", false)]
+        {
+            assert_eq!(naming.is_spare(name, 4, 0), spare, "{name}");
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Architecture files (`arch`) make plans; `load` turns a plan into weights and `forward` follows it. A new generation
 //! adds a variant to `Mixer` or `Ffn` for a block that computes something new, and nothing else here.
 
+use qwenkit_kernels::{DeltaShape, RouterRule};
+
 /// A model's shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -18,10 +20,24 @@ pub struct Plan {
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// How the file's norm weights are meant.
+    pub norms: NormWeights,
     /// Rotary positions of the attention layers.
     pub rope: RopePlan,
+    /// Blocks behind the last layer that guess the token after the next (MTP). A file may hold them; they are not part
+    /// of the model's own answer and not loaded.
+    pub mtp_layers: usize,
     /// The layers in order.
     pub layers: Vec<LayerPlan>,
+}
+
+/// How stored norm weights are meant. The weight in front of a gated norm (`linear_attn.norm`) is plain in every file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormWeights {
+    /// As factors.
+    Plain,
+    /// As what is added to 1: checkpoints of Qwen3-Next and later. GGUF files have it added already.
+    ZeroCentred,
 }
 
 /// One decoder layer: `x += mixer(norm(x)); x += ffn(norm(x))`.
@@ -38,6 +54,8 @@ pub struct LayerPlan {
 pub enum Mixer {
     /// Softmax attention over cached keys and values.
     Attention(AttentionPlan),
+    /// Linear attention with a state of fixed size (Gated DeltaNet).
+    DeltaNet(DeltaNetPlan),
 }
 
 /// Softmax attention.
@@ -53,8 +71,20 @@ pub struct AttentionPlan {
     pub qkv_bias: bool,
     /// Whether each head of q and k is normed before its rotation (Qwen3).
     pub qk_norm: bool,
+    /// Whether the heads' results are multiplied with the sigmoid of a gate, whose rows stand behind each head's in
+    /// `q_proj` (Qwen3-Next).
+    pub output_gate: bool,
     /// How many positions a token sees, itself included; all where absent.
     pub window: Option<usize>,
+}
+
+/// Gated DeltaNet. Source: Yang et al. 2024, as in transformers' Qwen3-Next and Qwen3.5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaNetPlan {
+    /// Heads and their sizes.
+    pub shape: DeltaShape,
+    /// Tokens that the convolution before it sees, `linear_conv_kernel_dim`.
+    pub conv_width: usize,
 }
 
 /// The feed-forward block of a layer.
@@ -65,6 +95,19 @@ pub enum Ffn {
         /// F
         width: usize,
     },
+    /// A weighted sum of a few of many such blocks, chosen token by token.
+    Moe(MoePlan),
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoePlan {
+    /// How many experts there are, and how a token's are chosen.
+    pub router: RouterRule,
+    /// F of one expert, `moe_intermediate_size`.
+    pub width: usize,
+    /// F of the expert that every token goes to, times the sigmoid of its own gate; none where absent.
+    pub shared_width: Option<usize>,
 }
 
 /// Rotary positions.
@@ -103,6 +146,15 @@ pub enum StateNeed {
         /// K
         head_dim: usize,
     },
+    /// A summary of all positions so far, in a slot of fixed size. It cannot be taken back to an earlier position.
+    Recurrent(DeltaNetPlan),
+}
+
+impl Plan {
+    /// Whether any layer keeps a state that cannot be taken back to an earlier position.
+    pub fn has_recurrent_state(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.state(), StateNeed::Recurrent(_)))
+    }
 }
 
 impl LayerPlan {
@@ -110,6 +162,7 @@ impl LayerPlan {
     pub fn state(&self) -> StateNeed {
         match &self.mixer {
             Mixer::Attention(a) => StateNeed::Paged { kv_heads: a.kv_heads, head_dim: a.head_dim },
+            Mixer::DeltaNet(d) => StateNeed::Recurrent(*d),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What layers keep of sequences between tokens, for a whole engine: one `LayerState` per layer.
 //!
-//! Pages have the same number in every layer, so a sequence is one list of pages. Who owns which page is the engine's
-//! business.
+//! Pages have the same number in every layer, so a sequence is one list of pages; likewise slots, of which a sequence has
+//! one. Who owns which page and slot is the engine's business.
 
-use qwenkit_kernels::{KvCache, KvType};
+use qwenkit_kernels::{ConvState, DeltaState, KvCache, KvType};
 use qwenkit_tensor::AllocError;
 
 use crate::plan::{Plan, StateNeed};
@@ -12,6 +12,16 @@ use crate::plan::{Plan, StateNeed};
 pub enum LayerState {
     /// Keys and values in pages.
     Paged(KvCache),
+    /// Summaries in slots.
+    Recurrent(RecurrentState),
+}
+
+/// A recurrent layer's memory of all sequences.
+pub struct RecurrentState {
+    /// The last inputs of the convolution.
+    pub(crate) conv: ConvState,
+    /// The delta rule's matrices, f32 always.
+    pub(crate) delta: DeltaState,
 }
 
 /// The memory of all layers.
@@ -20,15 +30,20 @@ pub struct ModelState {
 }
 
 impl ModelState {
-    /// Room for `pages` pages of `PAGE_TOKENS` positions in every layer. Memory is used as pages are written.
+    /// Room for `pages` pages of `PAGE_TOKENS` positions in every attention layer and `slots` sequences in every
+    /// recurrent one. Memory is used as pages and slots are written.
     ///
     /// # Errors
     /// When the system refuses the address range.
-    pub fn new(plan: &Plan, kv_type: KvType, pages: usize) -> Result<ModelState, AllocError> {
+    pub fn new(plan: &Plan, kv_type: KvType, pages: usize, slots: usize) -> Result<ModelState, AllocError> {
         let layer = |need| match need {
             StateNeed::Paged { kv_heads, head_dim } => {
                 KvCache::new(kv_type, kv_heads, head_dim, pages).map(LayerState::Paged)
             }
+            StateNeed::Recurrent(d) => Ok(LayerState::Recurrent(RecurrentState {
+                conv: ConvState::new(d.conv_width, d.shape.channels(), slots)?,
+                delta: DeltaState::new(d.shape, slots)?,
+            })),
         };
         let layers = plan.layers.iter().map(|l| layer(l.state())).collect::<Result<_, _>>()?;
         Ok(ModelState { layers })
@@ -38,6 +53,18 @@ impl ModelState {
     pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
         let layer = |need| match need {
             StateNeed::Paged { kv_heads, head_dim } => KvCache::page_bytes(kv_type, kv_heads, head_dim),
+            StateNeed::Recurrent(_) => 0,
+        };
+        plan.layers.iter().map(|l| layer(l.state())).sum()
+    }
+
+    /// Bytes that one slot of every layer takes together; 0 for models without recurrent layers.
+    pub fn slot_bytes(plan: &Plan) -> usize {
+        let layer = |need| match need {
+            StateNeed::Paged { .. } => 0,
+            StateNeed::Recurrent(d) => {
+                ConvState::slot_bytes(d.conv_width, d.shape.channels()) + DeltaState::slot_bytes(d.shape)
+            }
         };
         plan.layers.iter().map(|l| layer(l.state())).sum()
     }

@@ -15,14 +15,16 @@ pub enum Site {
     Key,
     /// Values: (T, G, K)
     Value,
-    /// Heads' results before the output projection: (T, H, K)
+    /// Heads' results before the output projection, gated where there is a gate: (T, H, K)
     Heads,
     /// The residual stream after the mixer: (T, D)
     ResidualMiddle,
     /// Normed input of the feed-forward block: (T, D)
     FfnInput,
-    /// Gated activations before the down projection: (T, F)
+    /// Gated activations before the down projection: (T, F); of a mixture, those of its shared expert
     FfnHidden,
+    /// A router's logits: (T, E)
+    Router,
     /// The residual stream after the layer: (T, D)
     Residual,
     /// Normed input of the output head, for the rows that want logits: (rows, D)

@@ -1,29 +1,41 @@
 //! The numbers of a model as its file states them, read alike from config.json and from GGUF metadata and checked
-//! before anybody computes with them.
+//! before anybody computes with them. Numbers that only some architectures have are in `mixture` and `delta_net`.
 
 use std::path::{Path, PathBuf};
 
 use qwenkit_formats::{Config, Gguf};
 use qwenkit_kernels::HEAD_DIM_MAX;
 
+use super::{
+    Architecture,
+    delta_net::LinearNumbers,
+    layer_kinds::{self, LayerKind},
+    mixture::ExpertNumbers,
+    rotary,
+};
 use crate::{
     error::Error,
-    plan::{AttentionPlan, Ffn, LayerPlan, Mixer, Plan, RopePlan, Yarn},
+    plan::{AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, NormWeights, Plan, RopePlan, Yarn},
 };
 
 /// No Qwen is deeper or wider than a fraction of these; beyond them a file is broken or hostile.
 const LAYERS_MAX: usize = 1_000;
-const SIZE_MAX: usize = 1 << 24;
+pub(super) const SIZE_MAX: usize = 1 << 24;
+pub(super) const HEADS_MAX: usize = 1 << 14;
 const CONTEXT_MAX: usize = 1 << 30;
-/// What transformers takes where a config has no `max_window_layers`.
-const MAX_WINDOW_LAYERS: usize = 28;
+const MTP_LAYERS_MAX: usize = 100;
+/// `partial_rotary_factor` of hybrid models whose file does not say.
+const HYBRID_ROTATED_SHARE: f64 = 0.25;
 
 /// A model's numbers. Names are those of config.json.
 pub(super) struct Hyper {
     path: PathBuf,
     model_type: &'static str,
+    pub(super) source: Source,
+    mtp_layers: usize,
     hidden_size: usize,
-    intermediate_size: usize,
+    /// Absent where no layer is dense.
+    intermediate_size: Option<usize>,
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
@@ -34,29 +46,54 @@ pub(super) struct Hyper {
     rope: RopePlan,
     /// `attention_bias`, where the file says.
     pub(super) attention_bias: Option<bool>,
-    /// The window of each layer.
-    windows: Vec<Option<usize>>,
+    kinds: Vec<LayerKind>,
+    pub(super) experts: ExpertNumbers,
+    pub(super) linear: LinearNumbers,
+}
+
+/// Where the numbers come from: weights are stored differently in some places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Checkpoint,
+    Gguf,
+}
+
+/// What an architecture's attention layers do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Switches {
+    pub(super) qkv_bias: bool,
+    pub(super) qk_norm: bool,
+    pub(super) output_gate: bool,
 }
 
 impl Hyper {
-    pub(super) fn from_gguf(model_type: &'static str, prefix: &str, gguf: &Gguf) -> Result<Hyper, Error> {
+    /// Reads a GGUF file whose keys begin with the architecture's name there.
+    pub(super) fn from_gguf(architecture: &Architecture, gguf: &Gguf) -> Result<Hyper, Error> {
         let meta = gguf.metadata();
-        let key = |name: &str| format!("{prefix}.{name}");
+        let key = |name: &str| format!("{}.{name}", architecture.gguf);
         let hidden_size = meta.require_usize(&key("embedding_length"))?;
         let heads = meta.require_usize(&key("attention.head_count"))?;
-        let layers = layer_count(gguf.path(), &key("block_count"), meta.require_usize(&key("block_count"))?)?;
+        let blocks = meta.require_usize(&key("block_count"))?;
+        let mtp_layers = meta.usize(&key("nextn_predict_layers"))?.unwrap_or(0);
+        let Some(layers) = blocks.checked_sub(mtp_layers) else {
+            let expected = format!("at most the {blocks} blocks of the file");
+            return Err(wrong(gguf.path(), &key("nextn_predict_layers"), mtp_layers, &expected));
+        };
+        let layers = layer_count(gguf.path(), &key("block_count"), layers)?;
         let head_dim = match meta.usize(&key("attention.key_length"))? {
             Some(dim) => dim,
             None => hidden_size.checked_div(heads).unwrap_or(0),
         };
         // GGUF does not state the vocabulary's size; the embedding has one row for each token.
-        let vocab_size = embedding_rows(gguf, model_type, hidden_size)?;
+        let vocab_size = embedding_rows(gguf, architecture.model_type, hidden_size)?;
         let context = meta.require_usize(&key("context_length"))?;
         let hyper = Hyper {
             path: gguf.path().to_owned(),
-            model_type,
+            model_type: architecture.model_type,
+            source: Source::Gguf,
+            mtp_layers,
             hidden_size,
-            intermediate_size: meta.require_usize(&key("feed_forward_length"))?,
+            intermediate_size: meta.usize(&key("feed_forward_length"))?,
             num_attention_heads: heads,
             num_key_value_heads: meta.usize(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
@@ -64,20 +101,20 @@ impl Hyper {
             max_position_embeddings: context,
             rms_norm_eps: meta.require_f32(&key("attention.layer_norm_rms_epsilon"))?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
-            rope: RopePlan {
-                dims: meta.usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
-                theta: f64::from(meta.f32(&key("rope.freq_base"))?.unwrap_or(10_000.0)),
-                yarn: gguf_yarn(gguf, &key, context)?,
-            },
+            rope: rotary::of_gguf(gguf, &key, head_dim, context)?,
             attention_bias: None,
-            windows: vec![None; layers],
+            kinds: layer_kinds::of_gguf(gguf, &key, layers, architecture.is_hybrid)?,
+            experts: ExpertNumbers::of_gguf(gguf, &key)?,
+            linear: LinearNumbers::of_gguf(gguf, &key)?,
         };
         hyper.check()
     }
 
-    pub(super) fn from_config(model_type: &'static str, config: &Config) -> Result<Hyper, Error> {
-        let layers = config.require_usize("num_hidden_layers")?;
-        let layers = layer_count(config.path(), "num_hidden_layers", layers)?;
+    /// Reads a config.json; of a multimodal model the `text_config` in it.
+    pub(super) fn from_config(architecture: &Architecture, whole: &Config) -> Result<Hyper, Error> {
+        let text = whole.object("text_config")?;
+        let config = text.as_ref().unwrap_or(whole);
+        let layers = layer_count(config.path(), "num_hidden_layers", config.require_usize("num_hidden_layers")?)?;
         let hidden_size = config.require_usize("hidden_size")?;
         let heads = config.require_usize("num_attention_heads")?;
         let head_dim = match config.usize("head_dim")? {
@@ -85,21 +122,31 @@ impl Hyper {
             None => hidden_size.checked_div(heads).unwrap_or(0),
         };
         let context = config.require_usize("max_position_embeddings")?;
+        // The model that ties is the whole one; the text part of it may say so too.
+        let tied = match whole.bool("tie_word_embeddings")? {
+            Some(tied) => Some(tied),
+            None => config.bool("tie_word_embeddings")?,
+        };
+        let rotated_share = if architecture.is_hybrid { HYBRID_ROTATED_SHARE } else { 1.0 };
         let hyper = Hyper {
             path: config.path().to_owned(),
-            model_type,
+            model_type: architecture.model_type,
+            source: Source::Checkpoint,
+            mtp_layers: config.usize("mtp_num_hidden_layers")?.unwrap_or(0),
             hidden_size,
-            intermediate_size: config.require_usize("intermediate_size")?,
+            intermediate_size: config.usize("intermediate_size")?,
             num_attention_heads: heads,
             num_key_value_heads: config.usize("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             vocab_size: config.require_usize("vocab_size")?,
             max_position_embeddings: context,
             rms_norm_eps: config.f32("rms_norm_eps")?.unwrap_or(1e-6),
-            tie_word_embeddings: config.bool("tie_word_embeddings")?.unwrap_or(false),
-            rope: config_rope(config, head_dim, context)?,
+            tie_word_embeddings: tied.unwrap_or(false),
+            rope: rotary::of_config(config, head_dim, context, rotated_share)?,
             attention_bias: config.bool("attention_bias")?,
-            windows: config_windows(config, layers)?,
+            kinds: layer_kinds::of_config(config, layers, architecture.is_hybrid)?,
+            experts: ExpertNumbers::of_config(config)?,
+            linear: LinearNumbers::of_config(config)?,
         };
         match config.string("hidden_act")? {
             None | Some("silu") => hyper.check(),
@@ -107,19 +154,61 @@ impl Hyper {
         }
     }
 
-    /// A plan of equal dense layers with the given switches.
-    pub(super) fn dense(&self, qkv_bias: bool, qk_norm: bool) -> Plan {
-        let layer = |window: &Option<usize>| LayerPlan {
-            mixer: Mixer::Attention(AttentionPlan {
-                heads: self.num_attention_heads,
-                kv_heads: self.num_key_value_heads,
-                head_dim: self.head_dim,
-                qkv_bias,
-                qk_norm,
-                window: *window,
-            }),
-            ffn: Ffn::Dense { width: self.intermediate_size },
+    /// How many layers there are.
+    pub(super) fn layers(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// The dense feed-forward block that every layer has which has no other.
+    pub(super) fn dense_ffn(&self) -> Result<Ffn, Error> {
+        Ok(Ffn::Dense { width: self.required("intermediate_size", self.intermediate_size, SIZE_MAX)? })
+    }
+
+    /// A plan of layers that are all dense and have softmax attention.
+    pub(super) fn dense(&self, switches: Switches) -> Result<Plan, Error> {
+        let ffn = self.dense_ffn()?;
+        Ok(self.plan(switches, vec![ffn; self.layers()]))
+    }
+
+    /// A plan of layers with softmax attention and the given feed-forward blocks, one for each.
+    pub(super) fn plan(&self, switches: Switches, ffns: Vec<Ffn>) -> Plan {
+        let attention = |window| self.attention(switches, window);
+        // Only hybrid architectures read layers of the second kind, and they say what those are.
+        let mixer = |kind: &LayerKind| match kind {
+            LayerKind::Attention(window) => attention(*window),
+            LayerKind::Linear => attention(None),
         };
+        self.plan_of(self.kinds.iter().map(mixer).zip(ffns), NormWeights::Plain)
+    }
+
+    /// As `plan`, for architectures with linear attention layers; checkpoints of these have zero-centred norms.
+    pub(super) fn hybrid(&self, switches: Switches, linear: DeltaNetPlan, ffns: Vec<Ffn>) -> Plan {
+        let mixer = |kind: &LayerKind| match kind {
+            LayerKind::Attention(window) => self.attention(switches, *window),
+            LayerKind::Linear => Mixer::DeltaNet(linear),
+        };
+        let norms = match self.source {
+            Source::Checkpoint => NormWeights::ZeroCentred,
+            Source::Gguf => NormWeights::Plain,
+        };
+        self.plan_of(self.kinds.iter().map(mixer).zip(ffns), norms)
+    }
+
+    fn attention(&self, switches: Switches, window: Option<usize>) -> Mixer {
+        let Switches { qkv_bias, qk_norm, output_gate } = switches;
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        Mixer::Attention(AttentionPlan {
+            heads,
+            kv_heads,
+            head_dim: self.head_dim,
+            qkv_bias,
+            qk_norm,
+            output_gate,
+            window,
+        })
+    }
+
+    fn plan_of(&self, layers: impl Iterator<Item = (Mixer, Ffn)>, norms: NormWeights) -> Plan {
         Plan {
             architecture: self.model_type,
             width: self.hidden_size,
@@ -127,8 +216,19 @@ impl Hyper {
             context_tokens: self.max_position_embeddings,
             rms_norm_eps: self.rms_norm_eps,
             tied: self.tie_word_embeddings,
+            norms,
             rope: self.rope.clone(),
-            layers: self.windows.iter().map(layer).collect(),
+            mtp_layers: self.mtp_layers,
+            layers: layers.map(|(mixer, ffn)| LayerPlan { mixer, ffn }).collect(),
+        }
+    }
+
+    /// A number that this architecture cannot do without, from 1 to `largest`.
+    pub(super) fn required(&self, key: &str, found: Option<usize>, largest: usize) -> Result<usize, Error> {
+        match found {
+            Some(found) if (1..=largest).contains(&found) => Ok(found),
+            Some(found) => Err(self.wrong(key, found, &format!("1 to {largest}"))),
+            None => Err(self.wrong(key, "absent", &format!("1 to {largest}"))),
         }
     }
 
@@ -162,9 +262,8 @@ impl Hyper {
     fn check(self) -> Result<Hyper, Error> {
         let sizes = [
             ("hidden_size", self.hidden_size, SIZE_MAX),
-            ("intermediate_size", self.intermediate_size, SIZE_MAX),
-            ("num_attention_heads", self.num_attention_heads, SIZE_MAX),
-            ("num_key_value_heads", self.num_key_value_heads, SIZE_MAX),
+            ("num_attention_heads", self.num_attention_heads, HEADS_MAX),
+            ("num_key_value_heads", self.num_key_value_heads, HEADS_MAX),
             ("head_dim", self.head_dim, HEAD_DIM_MAX),
             ("vocab_size", self.vocab_size, SIZE_MAX),
             ("max_position_embeddings", self.max_position_embeddings, CONTEXT_MAX),
@@ -173,6 +272,9 @@ impl Hyper {
             if found == 0 || found > largest {
                 return Err(self.wrong(key, found, &format!("1 to {largest}")));
             }
+        }
+        if self.mtp_layers > MTP_LAYERS_MAX {
+            return Err(self.wrong("mtp_num_hidden_layers", self.mtp_layers, &format!("0 to {MTP_LAYERS_MAX}")));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let expected = format!("a divisor of the {} attention heads", self.num_attention_heads);
@@ -219,81 +321,7 @@ fn embedding_rows(gguf: &Gguf, architecture: &'static str, hidden_size: usize) -
     }
 }
 
-fn wrong(path: &Path, key: &str, found: impl ToString, expected: &str) -> Error {
+/// An error about a value of the file at `path`.
+pub(super) fn wrong(path: &Path, key: &str, found: impl ToString, expected: &str) -> Error {
     Error::Value { path: path.to_owned(), key: key.to_owned(), found: found.to_string(), expected: expected.to_owned() }
-}
-
-fn gguf_yarn(gguf: &Gguf, key: &impl Fn(&str) -> String, context: usize) -> Result<Option<Yarn>, Error> {
-    let meta = gguf.metadata();
-    let name = key("rope.scaling.type");
-    let factor = match meta.string(&name)? {
-        None | Some("none") => return Ok(None),
-        Some("yarn") => f64::from(meta.require_f32(&key("rope.scaling.factor"))?),
-        Some(other) => return Err(wrong(gguf.path(), &name, format!("`{other}`"), "`none` or `yarn`")),
-    };
-    let number = |name: &str| meta.f32(&key(name)).map(|x| x.map(f64::from));
-    Ok(Some(Yarn {
-        factor,
-        original_tokens: meta.usize(&key("rope.scaling.original_context_length"))?.unwrap_or(context),
-        beta_fast: number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-        beta_slow: number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-        attention_factor: None,
-    }))
-}
-
-/// Both spellings: `rope_parameters` of transformers 5, or `rope_theta` with `rope_scaling` before it.
-fn config_rope(config: &Config, head_dim: usize, context: usize) -> Result<RopePlan, Error> {
-    let parameters = match config.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling")?,
-    };
-    let (mut theta, mut partial, mut yarn) = (config.f64("rope_theta")?, config.f64("partial_rotary_factor")?, None);
-    if let Some(p) = parameters {
-        theta = p.f64("rope_theta")?.or(theta);
-        partial = p.f64("partial_rotary_factor")?.or(partial);
-        let kind = match p.string("rope_type")? {
-            Some(kind) => Some(kind),
-            None => p.string("type")?,
-        };
-        yarn = match kind {
-            None | Some("default" | "mrope") => None,
-            Some("yarn") => Some(Yarn {
-                factor: p.require_f64("factor")?,
-                original_tokens: p.usize("original_max_position_embeddings")?.unwrap_or(context),
-                beta_fast: p.f64("beta_fast")?.unwrap_or(32.0),
-                beta_slow: p.f64("beta_slow")?.unwrap_or(1.0),
-                attention_factor: p.f64("attention_factor")?,
-            }),
-            Some(other) => {
-                return Err(wrong(config.path(), "rope_type", format!("`{other}`"), "`default` or `yarn`"));
-            }
-        };
-    }
-    let dims = (head_dim as f64 * partial.unwrap_or(1.0)) as usize;
-    Ok(RopePlan { dims, theta: theta.unwrap_or(10_000.0), yarn })
-}
-
-/// `layer_types` where the file has it; else the layers from `max_window_layers` on, if `use_sliding_window`.
-fn config_windows(config: &Config, layers: usize) -> Result<Vec<Option<usize>>, Error> {
-    let used = config.bool("use_sliding_window")?.unwrap_or(false);
-    let window = config.usize("sliding_window")?.filter(|_| used);
-    if window == Some(0) {
-        return Err(wrong(config.path(), "sliding_window", 0, "1 or more positions"));
-    }
-    let Some(types) = config.strings("layer_types")? else {
-        let first = config.usize("max_window_layers")?.unwrap_or(MAX_WINDOW_LAYERS);
-        return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
-    };
-    if types.len() != layers {
-        return Err(wrong(config.path(), "layer_types", format!("{} entries", types.len()), &format!("{layers}")));
-    }
-    let layer = |kind: &str| match (kind, window) {
-        ("full_attention", _) => Ok(None),
-        ("sliding_attention", Some(window)) => Ok(Some(window)),
-        ("sliding_attention", None) => {
-            Err(wrong(config.path(), "sliding_window", "absent", "a width, since `layer_types` has sliding_attention"))
-        }
-        _ => Err(wrong(config.path(), "layer_types", format!("`{kind}`"), "full_attention or sliding_attention")),
-    };
-    types.into_iter().map(layer).collect()
 }

@@ -2,9 +2,17 @@
 //!
 //! To add one: a file here, its row in `ARCHITECTURES`, and whatever new block its plan asks for.
 
+mod delta_net;
 mod hyper;
+mod layer_kinds;
+mod mixture;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_moe;
+mod qwen3_next;
+mod rotary;
 
 use std::path::Path;
 
@@ -17,14 +25,31 @@ use hyper::Hyper;
 struct Architecture {
     /// `model_type` in config.json; the plan's name.
     model_type: &'static str,
+    /// Other spellings of it: of the text part on its own.
+    aliases: &'static [&'static str],
     /// `general.architecture` in a GGUF file.
     gguf: &'static str,
+    /// Whether some layers have linear attention.
+    is_hybrid: bool,
     plan: fn(&Hyper) -> Result<Plan, Error>,
 }
 
+const fn of(model_type: &'static str, gguf: &'static str, plan: fn(&Hyper) -> Result<Plan, Error>) -> Architecture {
+    Architecture { model_type, aliases: &[], gguf, is_hybrid: false, plan }
+}
+
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { model_type: "qwen2", gguf: "qwen2", plan: qwen2::plan },
-    Architecture { model_type: "qwen3", gguf: "qwen3", plan: qwen3::plan },
+    of("qwen2", "qwen2", qwen2::plan),
+    of("qwen2_moe", "qwen2moe", qwen2_moe::plan),
+    of("qwen3", "qwen3", qwen3::plan),
+    of("qwen3_moe", "qwen3moe", qwen3_moe::plan),
+    Architecture { is_hybrid: true, ..of("qwen3_next", "qwen3next", qwen3_next::plan) },
+    Architecture { aliases: &["qwen3_5_text"], is_hybrid: true, ..of("qwen3_5", "qwen35", qwen3_5::plan) },
+    Architecture {
+        aliases: &["qwen3_5_moe_text"],
+        is_hybrid: true,
+        ..of("qwen3_5_moe", "qwen35moe", qwen3_5::plan_moe)
+    },
 ];
 
 /// The plan of the model in `files`.
@@ -43,13 +68,14 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
         ModelFiles::Gguf(_) => a.gguf,
         ModelFiles::Checkpoint(_) => a.model_type,
     };
-    let Some(architecture) = ARCHITECTURES.iter().find(|a| spelling(a) == name) else {
+    let is_alias = |a: &&Architecture| matches!(files, ModelFiles::Checkpoint(_)) && a.aliases.contains(&name);
+    let Some(architecture) = ARCHITECTURES.iter().find(|a| spelling(a) == name || is_alias(a)) else {
         let names: Vec<_> = ARCHITECTURES.iter().map(spelling).collect();
         return Err(unknown(files.path(), name, &names));
     };
     let hyper = match files {
-        ModelFiles::Gguf(gguf) => Hyper::from_gguf(architecture.model_type, name, gguf)?,
-        ModelFiles::Checkpoint(checkpoint) => Hyper::from_config(architecture.model_type, checkpoint.config())?,
+        ModelFiles::Gguf(gguf) => Hyper::from_gguf(architecture, gguf)?,
+        ModelFiles::Checkpoint(checkpoint) => Hyper::from_config(architecture, checkpoint.config())?,
     };
     (architecture.plan)(&hyper)
 }

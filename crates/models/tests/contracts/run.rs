@@ -25,7 +25,7 @@ pub(crate) fn load(path: &Path, compute: &Compute) -> Model {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(model: &'a Model, compute: &'a Compute, pages: usize) -> Run<'a> {
-        let state = ModelState::new(model.plan(), model.kv_type(), pages).unwrap();
+        let state = ModelState::new(model.plan(), model.kv_type(), pages, 1).unwrap();
         Run { model, compute, state, buffers: Buffers::default() }
     }
 
@@ -35,7 +35,7 @@ impl<'a> Run<'a> {
         for &(ids, first, pages) in parts {
             let rows = tokens.len()..tokens.len() + ids.len();
             tokens.extend_from_slice(ids);
-            seqs.push(BatchSeq { rows, first, pages, outputs });
+            seqs.push(BatchSeq { rows, first, pages, slot: 0, outputs });
         }
         let batch = Batch { tokens: &tokens, seqs: &seqs };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut logits);

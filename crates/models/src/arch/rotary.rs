@@ -1,0 +1,84 @@
+//! Reads rotary positions from config.json and from GGUF metadata. Whether they fit the heads is checked in `hyper`.
+//!
+//! Text has the same position on all three streams of multimodal rotary embeddings, so their sections do not matter here.
+
+use qwenkit_formats::{Config, Gguf};
+
+use super::hyper::wrong;
+use crate::{
+    error::Error,
+    plan::{RopePlan, Yarn},
+};
+
+/// Of a GGUF file; `key` puts the architecture before a name.
+pub(super) fn of_gguf(
+    gguf: &Gguf,
+    key: &impl Fn(&str) -> String,
+    head_dim: usize,
+    context: usize,
+) -> Result<RopePlan, Error> {
+    let meta = gguf.metadata();
+    Ok(RopePlan {
+        dims: meta.usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
+        theta: f64::from(meta.f32(&key("rope.freq_base"))?.unwrap_or(10_000.0)),
+        yarn: gguf_yarn(gguf, key, context)?,
+    })
+}
+
+fn gguf_yarn(gguf: &Gguf, key: &impl Fn(&str) -> String, context: usize) -> Result<Option<Yarn>, Error> {
+    let meta = gguf.metadata();
+    let name = key("rope.scaling.type");
+    let factor = match meta.string(&name)? {
+        None | Some("none") => return Ok(None),
+        Some("yarn") => f64::from(meta.require_f32(&key("rope.scaling.factor"))?),
+        Some(other) => return Err(wrong(gguf.path(), &name, format!("`{other}`"), "`none` or `yarn`")),
+    };
+    let number = |name: &str| meta.f32(&key(name)).map(|x| x.map(f64::from));
+    Ok(Some(Yarn {
+        factor,
+        original_tokens: meta.usize(&key("rope.scaling.original_context_length"))?.unwrap_or(context),
+        beta_fast: number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        attention_factor: None,
+    }))
+}
+
+/// Both spellings: `rope_parameters` of transformers 5, or `rope_theta` with `rope_scaling` before it.
+///
+/// # Errors
+/// When the scaling is of a kind that is not computed here, or a number is none.
+pub(super) fn of_config(
+    config: &Config,
+    head_dim: usize,
+    context: usize,
+    rotated_share: f64,
+) -> Result<RopePlan, Error> {
+    let parameters = match config.object("rope_parameters")? {
+        Some(parameters) => Some(parameters),
+        None => config.object("rope_scaling")?,
+    };
+    let (mut theta, mut partial, mut yarn) = (config.f64("rope_theta")?, config.f64("partial_rotary_factor")?, None);
+    if let Some(p) = parameters {
+        theta = p.f64("rope_theta")?.or(theta);
+        partial = p.f64("partial_rotary_factor")?.or(partial);
+        let kind = match p.string("rope_type")? {
+            Some(kind) => Some(kind),
+            None => p.string("type")?,
+        };
+        yarn = match kind {
+            None | Some("default" | "mrope") => None,
+            Some("yarn") => Some(Yarn {
+                factor: p.require_f64("factor")?,
+                original_tokens: p.usize("original_max_position_embeddings")?.unwrap_or(context),
+                beta_fast: p.f64("beta_fast")?.unwrap_or(32.0),
+                beta_slow: p.f64("beta_slow")?.unwrap_or(1.0),
+                attention_factor: p.f64("attention_factor")?,
+            }),
+            Some(other) => {
+                return Err(wrong(config.path(), "rope_type", format!("`{other}`"), "`default` or `yarn`"));
+            }
+        };
+    }
+    let dims = (head_dim as f64 * partial.unwrap_or(rotated_share)) as usize;
+    Ok(RopePlan { dims, theta: theta.unwrap_or(10_000.0), yarn })
+}

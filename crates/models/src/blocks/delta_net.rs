@@ -1,0 +1,77 @@
+//! Gated DeltaNet: a short convolution, the delta rule over a state of fixed size, a gated norm.
+//!
+//! Tokens go through the state one after the other, so prompts and single tokens take the same way and get the same
+//! bits. Source: Yang et al. 2024; order of operations as in transformers' Qwen3-Next and Qwen3.5.
+
+use qwenkit_kernels::{DeltaInput, Product, Weight};
+
+use super::{BlockBuffers, Context, sized};
+use crate::{
+    plan::DeltaNetPlan,
+    state::RecurrentState,
+    tap::{Site, visit},
+};
+
+/// Gated DeltaNet's weights. C: channels of q, k and v together; H: value heads; V: their size.
+pub(crate) struct DeltaNet {
+    pub(crate) plan: DeltaNetPlan,
+    /// (C, D)
+    pub(crate) in_qkv: Weight,
+    /// (H V, D)
+    pub(crate) in_z: Weight,
+    /// (H, D)
+    pub(crate) in_b: Weight,
+    /// (H, D)
+    pub(crate) in_a: Weight,
+    /// (conv width, C), oldest token first
+    pub(crate) conv: Vec<f32>,
+    /// (H)
+    pub(crate) fade_bias: Vec<f32>,
+    /// `-exp(A_log)`, (H)
+    pub(crate) rate: Vec<f32>,
+    /// (V)
+    pub(crate) norm: Vec<f32>,
+    /// (D, H V)
+    pub(crate) out_proj: Weight,
+}
+
+impl DeltaNet {
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let weights = [&self.in_qkv, &self.in_z, &self.in_b, &self.in_a, &self.out_proj];
+        weights.into_iter().map(Weight::size_bytes).sum::<usize>() + self.conv.len() * size_of::<f32>()
+    }
+
+    /// out: (T, D) = DeltaNet of x: (T, D), whose tokens join the state.
+    pub(crate) fn forward(
+        &self,
+        cx: &mut Context<'_, '_, '_>,
+        state: &mut RecurrentState,
+        buffers: &mut BlockBuffers,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let (shape, compute) = (self.plan.shape, cx.compute);
+        let tokens = x.len() / self.in_qkv.cols();
+        let heads = shape.value_heads;
+        let raw = sized(&mut buffers.a, tokens * shape.channels());
+        let z = sized(&mut buffers.b, tokens * shape.value_width());
+        let (b, a) = sized(&mut buffers.c, 2 * tokens * heads).split_at_mut(tokens * heads);
+        let mut products = [
+            Product { weight: &self.in_qkv, out: &mut *raw },
+            Product { weight: &self.in_z, out: &mut *z },
+            Product { weight: &self.in_b, out: &mut *b },
+            Product { weight: &self.in_a, out: &mut *a },
+        ];
+        compute.matmul(&mut buffers.matmul, x, &mut products);
+        let qkv = sized(&mut buffers.d, raw.len());
+        compute.causal_conv_silu(&mut state.conv, cx.recurrent, &self.conv, raw, qkv);
+        compute.unit_heads(shape, qkv);
+        let results = sized(&mut buffers.e, z.len());
+        let input = DeltaInput { qkv, write: b, fade: a, fade_bias: &self.fade_bias, rate: &self.rate };
+        compute.delta_rule(&mut state.delta, cx.recurrent, &input, results);
+        compute.rms_norm_in_place(results, &self.norm, cx.eps);
+        compute.silu_mul(z, results, shape.value_width());
+        visit(cx.tap, Site::Heads, cx.layer, z);
+        compute.matmul(&mut buffers.matmul, z, &mut [Product { weight: &self.out_proj, out }]);
+    }
+}

@@ -1,0 +1,35 @@
+//! The dense feed-forward block: a gated unit. Source: Shazeer 2020, SwiGLU.
+
+use qwenkit_kernels::{Product, Weight};
+
+use super::{BlockBuffers, Context, sized};
+use crate::tap::{Site, visit};
+
+/// A dense feed-forward block's weights.
+pub(crate) struct DenseFfn {
+    /// (F, D)
+    pub(crate) gate: Weight,
+    /// (F, D)
+    pub(crate) up: Weight,
+    /// (D, F)
+    pub(crate) down: Weight,
+}
+
+impl DenseFfn {
+    pub(crate) fn weight_bytes(&self) -> usize {
+        [&self.gate, &self.up, &self.down].into_iter().map(Weight::size_bytes).sum()
+    }
+
+    /// out: (T, D) = down(silu(gate(x)) * up(x)) of x: (T, D).
+    pub(crate) fn forward(&self, cx: &mut Context<'_, '_, '_>, buffers: &mut BlockBuffers, x: &[f32], out: &mut [f32]) {
+        let (tokens, width) = (x.len() / self.gate.cols(), self.gate.rows());
+        let gate = sized(&mut buffers.a, tokens * width);
+        let up = sized(&mut buffers.b, tokens * width);
+        let mut products =
+            [Product { weight: &self.gate, out: &mut *gate }, Product { weight: &self.up, out: &mut *up }];
+        cx.compute.matmul(&mut buffers.matmul, x, &mut products);
+        cx.compute.silu_mul(gate, up, width);
+        visit(cx.tap, Site::FfnHidden, cx.layer, gate);
+        cx.compute.matmul(&mut buffers.matmul, gate, &mut [Product { weight: &self.down, out }]);
+    }
+}

@@ -1,0 +1,94 @@
+//! The blocks that layers are made of, and what each computes for a batch of tokens.
+//!
+//! A file each; here what they share. A block has its weights and numbers, and asks nothing else about the model.
+
+mod attention;
+mod delta_net;
+mod dense;
+mod moe;
+
+use qwenkit_kernels::{AttentionSeq, Compute, MatmulScratch, RecurrentSeq, Routing};
+
+pub(crate) use attention::Attention;
+pub(crate) use delta_net::DeltaNet;
+pub(crate) use dense::DenseFfn;
+pub(crate) use moe::{Moe, SharedExpert};
+
+use crate::tap::Tap;
+
+/// One decoder layer.
+pub(crate) struct Layer {
+    /// (D)
+    pub(crate) input_norm: Vec<f32>,
+    pub(crate) mixer: MixerBlock,
+    /// (D)
+    pub(crate) post_norm: Vec<f32>,
+    pub(crate) ffn: FfnBlock,
+}
+
+#[allow(clippy::large_enum_variant)] // one per layer; its size does not matter
+pub(crate) enum MixerBlock {
+    Attention(Attention),
+    DeltaNet(DeltaNet),
+}
+
+pub(crate) enum FfnBlock {
+    Dense(DenseFfn),
+    Moe(Moe),
+}
+
+/// What every block of a batch needs.
+pub(crate) struct Context<'a, 'b, 'c> {
+    pub(crate) compute: &'a Compute,
+    pub(crate) layer: usize,
+    pub(crate) eps: f32,
+    pub(crate) seqs: &'a [AttentionSeq<'a>],
+    /// The same sequences, as recurrent layers see them.
+    pub(crate) recurrent: &'a [RecurrentSeq],
+    /// Angles of the batch's positions, (T, R)
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+    /// R
+    pub(crate) pairs: usize,
+    pub(crate) tap: &'a mut Option<&'b mut Tap<'c>>,
+}
+
+/// Buffers of one block's inner values; kept from batch to batch. What a buffer holds is said where it is used.
+#[derive(Default)]
+pub(crate) struct BlockBuffers {
+    pub(crate) matmul: MatmulScratch,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+    d: Vec<f32>,
+    e: Vec<f32>,
+    routing: Routing,
+}
+
+/// `buffer` with exactly `len` elements, whose values are whatever they are.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}
+
+impl Layer {
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let mixer = match &self.mixer {
+            MixerBlock::Attention(a) => a.weight_bytes(),
+            MixerBlock::DeltaNet(d) => d.weight_bytes(),
+        };
+        let ffn = match &self.ffn {
+            FfnBlock::Dense(f) => f.weight_bytes(),
+            FfnBlock::Moe(m) => m.weight_bytes(),
+        };
+        mixer + ffn
+    }
+
+    /// Bytes of weights that no single token reads: those of experts it does not go to.
+    pub(crate) fn idle_bytes(&self) -> usize {
+        match &self.ffn {
+            FfnBlock::Dense(_) => 0,
+            FfnBlock::Moe(m) => m.idle_bytes(),
+        }
+    }
+}

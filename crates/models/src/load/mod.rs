@@ -1,0 +1,129 @@
+//! Turns a plan and a file into weights: every tensor of the plan found, checked and packed; every tensor of the file used.
+
+mod experts;
+mod mixers;
+mod tensors;
+
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::{Compute, KvType, Weight};
+use qwenkit_tensor::DType;
+
+use crate::{
+    arch,
+    blocks::{DenseFfn, FfnBlock, Layer, MixerBlock},
+    error::Error,
+    names::{self, Pair},
+    plan::{Ffn, LayerPlan, Mixer, Plan},
+    rope::Rope,
+};
+use tensors::Loader;
+
+/// A model in memory, ready to compute. It is never changed; sequences' state lives in a `ModelState`.
+pub struct Model {
+    plan: Plan,
+    pub(crate) rope: Rope,
+    /// (V, D)
+    pub(crate) embedding: Weight,
+    pub(crate) layers: Vec<Layer>,
+    /// (D)
+    pub(crate) norm: Vec<f32>,
+    /// (V, D); the embedding where absent
+    pub(crate) head: Option<Weight>,
+}
+
+/// Progress of a load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadEvent {
+    /// Bytes of tensors done.
+    pub done_bytes: u64,
+    /// Bytes of all tensors.
+    pub total_bytes: u64,
+}
+
+impl Model {
+    /// Loads the model in `files`, packing its weights for `compute`'s kernels.
+    ///
+    /// # Errors
+    /// When the file is not a whole model of a known architecture, cannot be read, or does not fit in memory.
+    pub fn load(files: &ModelFiles, compute: &Compute, progress: &mut dyn FnMut(LoadEvent)) -> Result<Model, Error> {
+        let plan = arch::plan(files)?;
+        let mut loader = Loader::new(files, compute, &plan, progress)?;
+        let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
+        let layers = (0..).zip(&plan.layers).map(|(i, layer)| loader.layer(i, layer)).collect::<Result<_, _>>()?;
+        let norm = loader.norm(loader.naming.outer(names::NORM), plan.width)?;
+        let head = match plan.tied {
+            false => Some(loader.outer(names::HEAD, plan.vocab, plan.width)?),
+            true => {
+                // Some exports of tied models hold a copy of the embedding as head; `tie_word_embeddings` decides.
+                loader.skip(loader.naming.outer(names::HEAD));
+                None
+            }
+        };
+        loader.finish(&plan)?;
+        let rope = Rope::new(&plan.rope);
+        Ok(Model { plan, rope, embedding, layers, norm, head })
+    }
+
+    /// The model's shape.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::weight_bytes).sum();
+        layers + self.embedding.size_bytes() + self.head.as_ref().map_or(0, Weight::size_bytes)
+    }
+
+    /// Bytes of weights that one generated token reads: the layers, of experts those it visits, and the output head.
+    pub fn bytes_per_token(&self) -> usize {
+        let idle: usize = self.layers.iter().map(Layer::idle_bytes).sum();
+        self.weight_bytes() - idle - if self.head.is_some() { self.embedding.size_bytes() } else { 0 }
+    }
+
+    /// The element type that keys and values are cached in: f32 for models of f32 weights, which are held to f32's
+    /// accuracy, f16 for all others.
+    pub fn kv_type(&self) -> KvType {
+        match self.embedding.dtype() {
+            DType::F32 => KvType::F32,
+            _ => KvType::F16,
+        }
+    }
+}
+
+impl Loader<'_> {
+    fn layer(&mut self, i: usize, plan: &LayerPlan) -> Result<Layer, Error> {
+        let width = self.width;
+        let mixer = match &plan.mixer {
+            Mixer::Attention(a) => MixerBlock::Attention(self.attention(i, a)?),
+            Mixer::DeltaNet(d) => MixerBlock::DeltaNet(self.delta_net(i, d)?),
+        };
+        let ffn = match &plan.ffn {
+            Ffn::Dense { width } => {
+                FfnBlock::Dense(self.dense(i, [names::GATE_PROJ, names::UP_PROJ, names::DOWN_PROJ], *width)?)
+            }
+            Ffn::Moe(moe) => FfnBlock::Moe(self.moe(i, moe)?),
+        };
+        // The two spellings of one norm in GGUF; in checkpoints they are one name.
+        let post_norm = match self.naming.inner(i, names::POST_NORM_HYBRID) {
+            name if self.has(&name) => name,
+            _ => self.naming.inner(i, names::POST_NORM),
+        };
+        Ok(Layer {
+            input_norm: self.norm(self.naming.inner(i, names::INPUT_NORM), width)?,
+            mixer,
+            post_norm: self.norm(post_norm, width)?,
+            ffn,
+        })
+    }
+
+    /// A gated unit whose matrices have the names `[gate, up, down]`.
+    fn dense(&mut self, i: usize, [gate, up, down]: [Pair; 3], f: usize) -> Result<DenseFfn, Error> {
+        let width = self.width;
+        Ok(DenseFfn {
+            gate: self.inner(i, gate, f, width)?,
+            up: self.inner(i, up, f, width)?,
+            down: self.inner(i, down, width, f)?,
+        })
+    }
+}

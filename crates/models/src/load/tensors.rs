@@ -1,0 +1,219 @@
+//! One tensor of a file after the other: found by name, checked against the plan's shape, packed, and counted as used.
+
+use std::{collections::HashSet, ops::Range};
+
+use qwenkit_formats::{ModelFiles, TensorInfo};
+use qwenkit_kernels::{Compute, LoadError, Weight, dequantize_row, is_weight_type, packed_bytes};
+use qwenkit_tensor::{DType, HugeArena};
+
+use super::LoadEvent;
+use crate::{
+    error::Error,
+    names::{Naming, Pair},
+    plan::{NormWeights, Plan},
+};
+
+/// What weights may be stored as.
+const WEIGHT_TYPES: &str = "F32, F16, BF16 or a quantised type whose blocks fill its rows";
+
+/// A file that is being loaded.
+pub(super) struct Loader<'a> {
+    pub(super) files: &'a ModelFiles,
+    pub(super) compute: &'a Compute,
+    pub(super) naming: Naming,
+    /// D
+    pub(super) width: usize,
+    architecture: &'static str,
+    norms: NormWeights,
+    used: HashSet<String>,
+    event: LoadEvent,
+    progress: &'a mut dyn FnMut(LoadEvent),
+    /// Where packed weights go, side by side.
+    arena: HugeArena,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(
+        files: &'a ModelFiles,
+        compute: &'a Compute,
+        plan: &Plan,
+        progress: &'a mut dyn FnMut(LoadEvent),
+    ) -> Result<Loader<'a>, Error> {
+        let naming = match files {
+            ModelFiles::Gguf(_) => Naming::Gguf,
+            ModelFiles::Checkpoint(_) => Naming::of_checkpoint(|name| files.tensor(name).is_some()),
+        };
+        let total_bytes = files.tensors().iter().map(|t| t.len_bytes as u64).sum();
+        let event = LoadEvent { done_bytes: 0, total_bytes };
+        let (architecture, width, norms) = (plan.architecture, plan.width, plan.norms);
+        let arena = HugeArena::new(files.tensors().iter().map(arena_bytes).sum())?;
+        Ok(Loader { files, compute, naming, architecture, width, norms, used: HashSet::new(), event, progress, arena })
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.tensor(name).is_some()
+    }
+
+    /// Counts a tensor as used that need not be there.
+    pub(super) fn skip(&mut self, name: String) {
+        self.used.insert(name);
+    }
+
+    pub(super) fn outer(&mut self, pair: Pair, rows: usize, cols: usize) -> Result<Weight, Error> {
+        self.matrix(self.naming.outer(pair), rows, cols)
+    }
+
+    pub(super) fn inner(&mut self, layer: usize, pair: Pair, rows: usize, cols: usize) -> Result<Weight, Error> {
+        self.matrix(self.naming.inner(layer, pair), rows, cols)
+    }
+
+    pub(super) fn matrix(&mut self, name: String, rows: usize, cols: usize) -> Result<Weight, Error> {
+        let info = self.find(name, &[&[rows, cols]])?;
+        self.matrix_of(info, cols, std::slice::from_ref(&(0..rows)))
+    }
+
+    /// The matrix whose rows are the `runs` one after the other; `info` is seen as rows of `cols`, whatever its axes.
+    pub(super) fn matrix_of(&mut self, info: &TensorInfo, cols: usize, runs: &[Range<usize>]) -> Result<Weight, Error> {
+        let files = self.files;
+        let rows = runs.iter().map(Range::len).sum();
+        let row_bytes = info.dtype.row_bytes(cols).unwrap_or(0);
+        let read = |start: usize, mut out: &mut [u8]| {
+            // Whole rows are asked for, and rows are not empty: `Weight::load` has refused the type otherwise.
+            let mut skipped = start.checked_div(row_bytes).unwrap_or(0);
+            for run in runs {
+                if skipped >= run.len() {
+                    skipped -= run.len();
+                    continue;
+                }
+                let first = run.start + skipped;
+                let bytes = ((run.end - first) * row_bytes).min(out.len());
+                let (now, later) = out.split_at_mut(bytes);
+                files.read(info, first * row_bytes, now)?;
+                (out, skipped) = (later, 0);
+            }
+            Ok(())
+        };
+        let weight =
+            Weight::load(self.compute.pool(), &self.arena, info.dtype, rows, cols, read).map_err(|e| match e {
+                LoadError::Alloc(e) => Error::Alloc(e),
+                LoadError::Read(e) => Error::Format(e),
+                LoadError::Unsupported { .. } => self.wrong_type(info, WEIGHT_TYPES),
+            })?;
+        self.done(rows * row_bytes);
+        Ok(weight)
+    }
+
+    /// A small matrix as f32, whatever the file has; one row may be stored without its axis.
+    pub(super) fn matrix_f32(&mut self, name: String, rows: usize, cols: usize) -> Result<Weight, Error> {
+        let shapes: &[&[usize]] = if rows == 1 { &[&[1, cols], &[cols]] } else { &[&[rows, cols]] };
+        let info = self.find(name, shapes)?;
+        let values = self.values(info, cols)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_ne_bytes()).collect();
+        self.weight_from(info, DType::F32, (rows, cols), &bytes)
+    }
+
+    /// A weight from bytes in memory that came from the tensor `info`.
+    pub(super) fn weight_from(
+        &self,
+        info: &TensorInfo,
+        dtype: DType,
+        (rows, cols): (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Weight, Error> {
+        Weight::from_bytes(self.compute.pool(), dtype, rows, cols, bytes).map_err(|e| match e {
+            LoadError::Alloc(e) => Error::Alloc(e),
+            LoadError::Unsupported { .. } | LoadError::Read(_) => self.wrong_type(info, WEIGHT_TYPES),
+        })
+    }
+
+    /// A norm's weights as factors.
+    pub(super) fn norm(&mut self, name: String, len: usize) -> Result<Vec<f32>, Error> {
+        let mut weights = self.vector(name, len)?;
+        if self.norms == NormWeights::ZeroCentred {
+            weights.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(weights)
+    }
+
+    pub(super) fn vector(&mut self, name: String, len: usize) -> Result<Vec<f32>, Error> {
+        self.plain(name, &[&[len]])
+    }
+
+    /// All values of a tensor of a plain type and one of these shapes.
+    pub(super) fn plain(&mut self, name: String, shapes: &[&[usize]]) -> Result<Vec<f32>, Error> {
+        let info = self.find(name, shapes)?;
+        if !matches!(info.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(self.wrong_type(info, "F32, F16 or BF16"));
+        }
+        self.values(info, info.shape.iter().product())
+    }
+
+    /// All values of a tensor in rows of `cols`.
+    fn values(&mut self, info: &TensorInfo, cols: usize) -> Result<Vec<f32>, Error> {
+        let (true, Some(row_bytes)) = (is_weight_type(info.dtype), info.dtype.row_bytes(cols)) else {
+            return Err(self.wrong_type(info, WEIGHT_TYPES));
+        };
+        let bytes = self.bytes(info, 0, info.len_bytes)?;
+        self.done(info.len_bytes);
+        let mut values = vec![0.0; info.shape.iter().product()];
+        for (bytes, values) in bytes.chunks_exact(row_bytes.max(1)).zip(values.chunks_exact_mut(cols.max(1))) {
+            dequantize_row(info.dtype, bytes, values);
+        }
+        Ok(values)
+    }
+
+    /// Some bytes of a tensor as they are.
+    pub(super) fn bytes(&self, info: &TensorInfo, start: usize, len: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; len];
+        self.files.read(info, start, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The tensor of this name, which must have one of these shapes; it counts as used.
+    pub(super) fn find(&mut self, name: String, shapes: &[&[usize]]) -> Result<&'a TensorInfo, Error> {
+        let path = || self.files.path().to_owned();
+        let first = || shapes.first().copied().unwrap_or_default().to_vec();
+        let Some(info) = self.files.tensor(&name) else {
+            return Err(Error::TensorMissing { path: path(), name, shape: first(), architecture: self.architecture });
+        };
+        if !shapes.contains(&info.shape.as_slice()) {
+            return Err(Error::TensorShape { path: path(), name, expected: first(), found: info.shape.clone() });
+        }
+        self.used.insert(name);
+        Ok(info)
+    }
+
+    pub(super) fn wrong_type(&self, info: &TensorInfo, expected: &'static str) -> Error {
+        let (path, name) = (self.files.path().to_owned(), info.name.clone());
+        Error::TensorType { path, name, found: info.dtype, expected }
+    }
+
+    /// Counts bytes as loaded.
+    pub(super) fn done(&mut self, bytes: usize) {
+        self.event.done_bytes += bytes as u64;
+        (self.progress)(self.event);
+    }
+
+    /// Refuses a file with tensors that nothing has used.
+    pub(super) fn finish(self, plan: &Plan) -> Result<(), Error> {
+        let is_spare = |name: &str| self.naming.is_spare(name, plan.layers.len(), plan.mtp_layers);
+        let mut unused = self.files.tensors().iter().filter(|t| !self.used.contains(&t.name) && !is_spare(&t.name));
+        match unused.next() {
+            None => Ok(()),
+            Some(first) => Err(Error::TensorsUnused {
+                path: self.files.path().to_owned(),
+                count: 1 + unused.count(),
+                first: first.name.clone(),
+                architecture: self.architecture,
+            }),
+        }
+    }
+}
+
+/// Room for a tensor that becomes one weight; one that is taken apart may need a little more, and the arena then makes do.
+fn arena_bytes(info: &TensorInfo) -> usize {
+    let (cols, rows) = info.shape.split_last().map_or((1, 1), |(cols, outer)| (*cols, outer.iter().product()));
+    // What is no weight type is refused, or read as a vector, when its turn comes.
+    packed_bytes(info.dtype, rows, cols).unwrap_or(0).min(2 * info.len_bytes + (1 << 16))
+}
