@@ -32,6 +32,7 @@ pub(crate) enum MixerBlock {
     DeltaNet(DeltaNet),
 }
 
+#[allow(clippy::large_enum_variant)] // as above
 pub(crate) enum FfnBlock {
     Dense(DenseFfn),
     Moe(Moe),

@@ -113,7 +113,8 @@ impl Loader<'_> {
     ) -> Result<Weight, Error> {
         if stacking == Stacking::Plain {
             let first = e * outputs;
-            return self.matrix_of(info, inputs, &[first + wanted.start..first + wanted.end]);
+            let rows = first + wanted.start..first + wanted.end;
+            return self.matrix_of(info, inputs, std::slice::from_ref(&rows));
         }
         let size = match info.dtype {
             DType::F32 => 4,
