@@ -1,7 +1,11 @@
 //! The input of a matrix product in the form that a weight's kernel reads: f32, bf16, or 8-bit blocks.
 //!
 //! 8-bit form: each 32 values of a row share `scale = max|x| / 127`; a value is `round(x / scale)`. It is a function of
-//! the row alone, so that a token's result does not depend on its neighbours in the batch.
+//! the row alone, so that a token's result does not depend on its neighbours in the batch. Rows lie in tiles of 8, the
+//! last ones in tiles of 4, 2 and 1; a tile holds unit after unit of 32 values, and in each unit row after row, so that a
+//! kernel that goes through a tile reads straight ahead.
+
+use std::ops::Range;
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
@@ -19,14 +23,17 @@ pub(crate) struct UnitFacts {
     _to_32_bytes: u32,
 }
 
+/// Rows of a whole tile: what the widest kernel takes at once.
+pub(crate) const TILE_ROWS: usize = 8;
+
 /// The rows of one matrix product, (T, K), in every form that was asked for. Buffers are kept for the next product.
 #[derive(Default)]
 pub(crate) struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// (T, K) as i8; valid for `Operand::Quantized`.
+    /// Tiles of (K/32, rows of the tile, 32); valid for `Operand::Quantized`.
     pub(crate) quants: Vec<i8>,
-    /// (T, K/32)
+    /// Tiles of (K/32, rows of the tile)
     pub(crate) facts: Vec<UnitFacts>,
     /// (T, K rounded up to even), zero-padded; valid for `Operand::Bf16`.
     pub(crate) bf16: Vec<bf16>,
@@ -52,9 +59,15 @@ impl Activations {
         let units = cols / UNIT;
         self.quants.resize(rows * cols, 0);
         self.facts.resize(rows * units, UnitFacts::default());
-        for_rows(pool, parallel, rows, (&mut self.quants, cols), (&mut self.facts, units), |row, quants, facts| {
-            quantize_row(isa, &x[row * cols..][..cols], quants, facts);
-        });
+        let (quants, facts) = (SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts));
+        let work = |range: Range<usize>| {
+            for row in range {
+                let (first, width) = tile_of(row, rows);
+                let place = Place { quants: &quants, facts: &facts, first: first * units + (row - first), width };
+                quantize_row(isa, &x[row * cols..][..cols], &place);
+            }
+        };
+        if parallel { pool.run_split(rows, 1, work) } else { work(0..rows) }
     }
 
     fn round_bf16(&mut self, pool: &Pool, x: &[f32], parallel: bool) {
@@ -87,52 +100,77 @@ fn for_rows<A: Send, B: Send>(
     if parallel { pool.run_split(rows, 1, work) } else { work(0..rows) }
 }
 
-for_each_isa! {
-    /// Quantises one row: x (K) into quants (K) and facts (K/32).
-    pub(crate) fn quantize_row(x: &[f32], quants: &mut [i8], facts: &mut [UnitFacts]) {
-        let units = x.as_chunks::<UNIT>().0.iter().zip(quants.as_chunks_mut::<UNIT>().0);
-        for ((x, quants), facts) in units.zip(facts) {
-            let largest = largest_magnitude(x);
-            let scale = largest / 127.0;
-            let inverse = if scale > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut sums = [0; 2];
-            for (half, sum) in sums.iter_mut().enumerate() {
-                for i in half * UNIT / 2..(half + 1) * UNIT / 2 {
-                    // A NaN becomes 0 here; its row's norm has already spread it if it came from the model.
-                    let q = (x[i] * inverse).round_ties_even() as i32;
-                    quants[i] = q as i8;
-                    *sum += q;
-                }
-            }
-            let sums = [sums[0] + sums[1], sums[0], sums[1]];
-            *facts = UnitFacts {
-                scale,
-                minus_sum: sums.map(|s| -s),
-                sum: sums.map(|s| scale * s as f32),
-                _to_32_bytes: 0,
-            };
+/// The tile of row `row` of `rows`: its first row and its width.
+pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
+    let (mut first, mut width) = (row / TILE_ROWS * TILE_ROWS, TILE_ROWS);
+    while first + width > rows || row >= first + width {
+        match first + width > rows {
+            true => width /= 2,
+            false => first += width,
         }
+    }
+    (first, width)
+}
+
+/// Where a row's units go: the first, and every `width`-th after it.
+pub(crate) struct Place<'a> {
+    quants: &'a SharedOut<'a, i8>,
+    facts: &'a SharedOut<'a, UnitFacts>,
+    first: usize,
+    width: usize,
+}
+
+impl Place<'_> {
+    /// Quants and facts of unit `u`.
+    #[inline(always)]
+    pub(crate) fn unit(&self, u: usize) -> (&mut [i8; UNIT], &mut UnitFacts) {
+        let at = self.first + u * self.width;
+        // SAFETY: the units of a place belong to one row, which one thread quantises, unit after unit.
+        unsafe { (&mut self.quants.slice(at * UNIT, UNIT).as_chunks_mut().0[0], &mut self.facts.slice(at, 1)[0]) }
     }
 }
 
-/// The largest |x|, lane by lane and then as a tree, which every instruction set does in few steps.
-#[inline(always)]
-fn largest_magnitude(x: &[f32; UNIT]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut lanes: [f32; UNIT / 2] = std::array::from_fn(|i| larger(x[i].abs(), x[i + UNIT / 2].abs()));
-    let mut width = UNIT / 4;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = larger(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
+impl UnitFacts {
+    /// The facts of quants with this scale whose first and last halves have these sums.
+    #[inline(always)]
+    pub(crate) fn new(scale: f32, [first, last]: [i32; 2]) -> UnitFacts {
+        let sums = [first + last, first, last];
+        UnitFacts { scale, minus_sum: sums.map(|s| -s), sum: sums.map(|s| scale * s as f32), _to_32_bytes: 0 }
     }
-    lanes[0]
+}
+
+/// Quantises one row: x (K).
+fn quantize_row(isa: Isa, x: &[f32], place: &Place<'_>) {
+    let units = x.as_chunks::<UNIT>().0;
+    match isa {
+        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { crate::avx512::quantize::row(units, place) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { crate::avx2::quantize::row(units, place) },
+        _ => crate::portable::quantize::row(units, place),
+    }
+}
+
+/// From the largest |x| of a unit: its scale, and what values are multiplied by.
+#[inline(always)]
+pub(crate) fn scale_of(largest: f32) -> (f32, f32) {
+    (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_cover_rows_once_and_narrow_at_the_end() {
+        let tiles = |rows: usize| (0..rows).map(|row| tile_of(row, rows)).collect::<Vec<_>>();
+        assert_eq!(tiles(1), [(0, 1)]);
+        assert_eq!(tiles(3), [(0, 2), (0, 2), (2, 1)]);
+        assert_eq!(tiles(15)[8..], [(8, 4), (8, 4), (8, 4), (8, 4), (12, 2), (12, 2), (14, 1)]);
+        assert!(tiles(16).iter().enumerate().all(|(row, tile)| *tile == (row / 8 * 8, 8)));
+    }
 
     #[test]
     fn rows_quantise_alone_and_within_half_a_step() {
@@ -144,9 +182,14 @@ mod tests {
         for row in 0..rows {
             let mut one = Activations::default();
             one.prepare(Isa::Portable, &pool, &x[row * cols..][..cols], cols, &[Operand::Quantized]);
-            assert_eq!(one.quants, all.quants[row * cols..][..cols]);
+            let (first, width) = tile_of(row, rows);
+            for u in 0..cols / UNIT {
+                let at = (first * cols / UNIT + u * width + row - first) * UNIT;
+                assert_eq!(one.quants[u * UNIT..][..UNIT], all.quants[at..][..UNIT], "row {row}, unit {u}");
+            }
+            let facts = &one.facts;
             for (i, v) in x[row * cols..][..cols].iter().enumerate() {
-                let scale = one.facts[i / UNIT].scale;
+                let scale = facts[i / UNIT].scale;
                 assert!((v - scale * f32::from(one.quants[i])).abs() <= 0.5001 * scale, "row {row} value {i}");
             }
         }

@@ -116,30 +116,38 @@ impl Layout {
         let mut block = Split::new();
         for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
             blocks::split(dtype, bytes, &mut block);
-            for i in 0..units_per_block {
+            for (i, q) in block.q.as_chunks::<UNIT>().0.iter().take(units_per_block).enumerate() {
                 let u = b * units_per_block + i;
-                let unit = &mut quants[u * self.unit_bytes()..][..self.unit_bytes()];
-                self.pack_unit(&block.q[i * UNIT..][..UNIT], r, unit);
+                self.pack_unit(q, r, &mut quants[u * self.unit_bytes()..][..self.unit_bytes()]);
                 self.pack_scales(&block, i, u, r, scales);
             }
         }
     }
 
-    fn pack_unit(&self, q: &[u8], r: usize, unit: &mut [u8]) {
+    /// Lays the 32 quants of row `r` into its unit, four k-values - a step of the row - as one 32-bit word.
+    fn pack_unit(&self, q: &[u8; UNIT], r: usize, unit: &mut [u8]) {
+        let words = q.as_chunks::<4>().0;
+        let step = |s: usize| u32::from_le_bytes(words[s]);
         let (low, high) = unit.split_at_mut(self.low_bits * UNIT * GROUP_ROWS / 8);
-        let lane = |k: usize| 4 * r + k % 4;
-        for (k, &q) in q.iter().enumerate() {
-            let step = k / 4;
-            match self.low_bits {
-                8 => low[64 * step + lane(k)] = q,
-                4 => low[64 * (step % 4) + lane(k)] |= (q & 15) << (step / 4 * 4),
-                _ => low[64 * (step / 4) + lane(k)] |= (q & 3) << (step % 4 * 2),
+        let put = |plane: &mut [u8], vector: usize, word: u32| {
+            plane[64 * vector + 4 * r..][..4].copy_from_slice(&word.to_le_bytes());
+        };
+        // Four steps of two bits each, taken from bit `from` of every quant.
+        let pairs = |v: usize, from: usize| {
+            (0..4).map(|i| (step(4 * v + i) >> from & 0x0303_0303) << (2 * i)).fold(0, |word, bits| word | bits)
+        };
+        match self.low_bits {
+            8 => (0..8).for_each(|s| put(low, s, step(s))),
+            4 => (0..4).for_each(|v| put(low, v, step(v) & 0x0f0f_0f0f | (step(v + 4) & 0x0f0f_0f0f) << 4)),
+            _ => (0..2).for_each(|v| put(low, v, pairs(v, 0))),
+        }
+        match self.high_bits {
+            0 => {}
+            1 => {
+                let bits = (0..8).map(|s| (step(s) >> self.low_bits & 0x0101_0101) << s);
+                put(high, 0, bits.fold(0, |word, bit| word | bit));
             }
-            match self.high_bits {
-                0 => {}
-                1 => high[lane(k)] |= (q >> self.low_bits & 1) << step,
-                _ => high[64 * (step / 4) + lane(k)] |= (q >> self.low_bits & 3) << (step % 4 * 2),
-            }
+            _ => (0..2).for_each(|v| put(high, v, pairs(v, self.low_bits))),
         }
     }
 

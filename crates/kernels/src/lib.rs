@@ -36,4 +36,4 @@ pub use kv::{KvCache, KvType, PAGE_TOKENS};
 pub use matmul::{Compute, MatmulScratch, Product};
 pub use moe::{Route, RouterRule, Routing};
 pub use pool::Pool;
-pub use weight::{LoadError, Weight};
+pub use weight::{LoadError, Weight, packed_bytes};

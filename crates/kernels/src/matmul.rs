@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::{
     Isa,
-    activations::{Activations, UnitFacts},
+    activations::{Activations, UnitFacts, tile_of},
     layout::UNIT,
     pool::{Pool, part},
     shared_out::SharedOut,
@@ -127,10 +127,11 @@ impl Compute {
 }
 
 impl Rows<'_> {
-    /// Quants (K) and facts (K/32) of row `t`.
-    pub(crate) fn quantized(&self, t: usize) -> (&[i8], &[UnitFacts]) {
-        let units = self.cols / UNIT;
-        (&self.quants[t * self.cols..][..self.cols], &self.facts[t * units..][..units])
+    /// Quants (32) and facts of unit `u` of row `t`.
+    pub(crate) fn unit(&self, t: usize, u: usize) -> (&[i8], &UnitFacts) {
+        let (first, width) = tile_of(t, self.rows);
+        let at = first * (self.cols / UNIT) + u * width + (t - first);
+        (&self.quants[at * UNIT..][..UNIT], &self.facts[at])
     }
 
     /// Values (K) of row `t`.

@@ -7,7 +7,7 @@
 use std::sync::Mutex;
 
 use half::{bf16, f16};
-use qwenkit_tensor::{AllocError, DType, HugeBuf};
+use qwenkit_tensor::{AllocError, DType, HugeArena, HugeBuf};
 
 use crate::{
     blocks,
@@ -54,30 +54,25 @@ pub enum LoadError<E> {
 }
 
 impl Weight {
-    /// Loads a matrix of `rows` rows of `cols` values. `read(start, out)` fills `out` with the stored tensor's bytes from
-    /// `start`; it is called from all threads of the pool.
+    /// Loads a matrix of `rows` rows of `cols` values into `arena`. `read(start, out)` fills `out` with the stored tensor's
+    /// bytes from `start`; it is called from all threads of the pool.
     ///
     /// # Errors
     /// When the type is not a weight type, memory is short, or `read` fails.
     pub fn load<E: Send>(
         pool: &Pool,
+        arena: &HugeArena,
         dtype: DType,
         rows: usize,
         cols: usize,
         read: impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<Weight, LoadError<E>> {
-        let unsupported = LoadError::Unsupported { dtype, cols };
-        let (true, Some(row_bytes)) = (blocks::is_weight_type(dtype), dtype.row_bytes(cols)) else {
-            return Err(unsupported);
-        };
+        let sizes = dtype.row_bytes(cols).zip(packed_bytes(dtype, rows, cols));
+        let (row_bytes, total_bytes) = sizes.ok_or(LoadError::Unsupported { dtype, cols })?;
         let layout = Layout::of(dtype);
-        let group_bytes = match layout {
-            Some(layout) => layout.group_bytes(cols),
-            None => plain_group_bytes(dtype, cols),
-        };
         let groups = rows.div_ceil(GROUP_ROWS);
-        let total_bytes = groups.checked_mul(group_bytes).ok_or(LoadError::Unsupported { dtype, cols })?;
-        let mut data = HugeBuf::zeroed(total_bytes).map_err(LoadError::Alloc)?;
+        let group_bytes = total_bytes.checked_div(groups).unwrap_or(0);
+        let mut data = arena.zeroed(total_bytes).map_err(LoadError::Alloc)?;
         let failure = Mutex::new(None);
         let out = SharedOut::new(data.as_mut_slice::<u8>());
         pool.run_split(groups, 1, |range| {
@@ -118,7 +113,8 @@ impl Weight {
         cols: usize,
         bytes: &[u8],
     ) -> Result<Weight, LoadError<&'static str>> {
-        Weight::load(pool, dtype, rows, cols, |start, out| {
+        let arena = HugeArena::new(0).map_err(LoadError::Alloc)?;
+        Weight::load(pool, &arena, dtype, rows, cols, |start, out| {
             let found = bytes.get(start..start + out.len()).ok_or("fewer bytes than the matrix has")?;
             out.copy_from_slice(found);
             Ok(())
@@ -185,6 +181,17 @@ impl Weight {
     pub(crate) fn group_rows(&self, g: usize) -> usize {
         GROUP_ROWS.min(self.rows - g * GROUP_ROWS)
     }
+}
+
+/// Bytes that a matrix of these rows takes once packed; what an arena for it must hold. `None` for types that no kernel
+/// multiplies, and for sizes that do not fit.
+pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+    dtype.row_bytes(cols).filter(|_| blocks::is_weight_type(dtype))?;
+    let group_bytes = match Layout::of(dtype) {
+        Some(layout) => layout.group_bytes(cols),
+        None => plain_group_bytes(dtype, cols),
+    };
+    rows.div_ceil(GROUP_ROWS).checked_mul(group_bytes)
 }
 
 fn plain_group_bytes(dtype: DType, cols: usize) -> usize {

@@ -12,6 +12,7 @@ use std::{arch::x86_64::*, ops::Range};
 use qwenkit_tensor::DType;
 
 use crate::{
+    activations::tile_of,
     blocks::{Encoding, IQ4_VALUES},
     layout::{GROUP_ROWS, Layout, Scales, UNIT},
     matmul::Task,
@@ -86,8 +87,10 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
     unsafe {
         let plane = group.add(layout.quant_plane_bytes(cols));
-        let x: [*const i8; C] = std::array::from_fn(|c| task.x.quants.as_ptr().add((t + c) * cols));
-        let facts: [_; C] = std::array::from_fn(|c| task.x.facts.as_ptr().add((t + c) * units));
+        // The tile of activations is as wide as this one or twice as wide.
+        let (first, width) = tile_of(t, task.x.rows);
+        let at = first * units + (t - first);
+        let (x, facts) = (task.x.quants.as_ptr().add(at * UNIT), task.x.facts.as_ptr().add(at));
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); C];
             for u in 0..units {
@@ -97,7 +100,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
                     let which = if parts == 1 { 0 } else { 1 + part };
                     let mut sum: [__m256i; C] = std::array::from_fn(|c| match layout.encoding {
                         Encoding::Offset { log2 } if log2 < 7 => {
-                            let minus_sum = _mm256_set1_epi32((*facts[c].add(u)).minus_sum[which]);
+                            let minus_sum = _mm256_set1_epi32((*facts.add(u * width + c)).minus_sum[which]);
                             _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32))
                         }
                         _ => _mm256_setzero_si256(),
@@ -105,13 +108,14 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
                     for s in part * steps..(part + 1) * steps {
                         let q = step::<D>(unit, s, half);
                         for c in 0..C {
-                            let four = _mm256_set1_epi32(x[c].add(u * UNIT + 4 * s).cast::<i32>().read_unaligned());
+                            let four =
+                                _mm256_set1_epi32(x.add((u * width + c) * UNIT + 4 * s).cast::<i32>().read_unaligned());
                             sum[c] = _mm256_add_epi32(sum[c], dot::<D>(q, four));
                         }
                     }
                     let (scale, addend) = factors::<D>(plane, u, part, half);
                     for c in 0..C {
-                        let facts = &*facts[c].add(u);
+                        let facts = &*facts.add(u * width + c);
                         let scale = _mm256_mul_ps(scale, _mm256_set1_ps(facts.scale));
                         acc[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[c]), scale, acc[c]);
                         if layout.has_addend() {

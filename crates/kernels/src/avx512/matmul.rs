@@ -94,8 +94,8 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
     unsafe {
         let plane = group.add(layout.quant_plane_bytes(cols));
-        let x = task.x.quants.as_ptr().add(t * cols);
-        let facts: [_; C] = std::array::from_fn(|c| task.x.facts.as_ptr().add((t + c) * units));
+        // Tokens `t..t + C` are a tile of the activations.
+        let (x, facts) = (task.x.quants.as_ptr().add(t * cols), task.x.facts.as_ptr().add(t * units));
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
             let q = unit::quants::<D>(group.add(u * layout.unit_bytes()));
@@ -104,7 +104,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
             for part in 0..parts {
                 let which = if parts == 1 { 0 } else { 1 + part };
                 let mut sum: [__m512i; C] = std::array::from_fn(|c| {
-                    let minus_sum = _mm512_set1_epi32((*facts[c].add(u)).minus_sum[which]);
+                    let minus_sum = _mm512_set1_epi32((*facts.add(u * C + c)).minus_sum[which]);
                     match const { offset_log2(layout_of::<D>().encoding) } {
                         Some(2) => _mm512_slli_epi32::<2>(minus_sum),
                         Some(3) => _mm512_slli_epi32::<3>(minus_sum),
@@ -115,10 +115,10 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
                     }
                 });
                 for s in part * steps..(part + 1) * steps {
-                    dot_step(&mut sum, q[s], x.add(u * UNIT + 4 * s), cols);
+                    dot_step(&mut sum, q[s], x.add(u * C * UNIT + 4 * s));
                 }
                 for c in 0..C {
-                    let facts = &*facts[c].add(u);
+                    let facts = &*facts.add(u * C + c);
                     let scale = _mm512_mul_ps(factors.scale[part], _mm512_set1_ps(facts.scale));
                     acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[c]), scale, acc[c]);
                     if layout.has_addend() {
@@ -132,25 +132,25 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     C
 }
 
-/// One step of a unit: adds the products of `q` with the four values that each token has at `x`, tokens `cols` apart.
+/// One step of a unit: adds the products of `q` with the four values that each token has at `x`, tokens a unit apart.
 ///
 /// Eight tokens are written out in assembly: left to itself the compiler finishes one token's sums before it begins the
 /// next one's, and each then waits for its own latency.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn dot_step<const C: usize>(sum: &mut [__m512i; C], q: __m512i, x: *const i8, cols: usize) {
+unsafe fn dot_step<const C: usize>(sum: &mut [__m512i; C], q: __m512i, x: *const i8) {
     // SAFETY: the caller's promise that C tokens have four values at `x`; the assembly only reads them.
     unsafe {
         if C == TILE_TOKENS {
             asm!(
                 "vpdpbusd {s0}, {q}, dword ptr [{x}]{{1to16}}",
-                "vpdpbusd {s1}, {q}, dword ptr [{x} + {n}]{{1to16}}",
-                "vpdpbusd {s2}, {q}, dword ptr [{x} + 2*{n}]{{1to16}}",
-                "vpdpbusd {s3}, {q}, dword ptr [{x} + {n3}]{{1to16}}",
-                "vpdpbusd {s4}, {q}, dword ptr [{x} + 4*{n}]{{1to16}}",
-                "vpdpbusd {s5}, {q}, dword ptr [{x4} + {n}]{{1to16}}",
-                "vpdpbusd {s6}, {q}, dword ptr [{x4} + 2*{n}]{{1to16}}",
-                "vpdpbusd {s7}, {q}, dword ptr [{x4} + {n3}]{{1to16}}",
+                "vpdpbusd {s1}, {q}, dword ptr [{x} + 32]{{1to16}}",
+                "vpdpbusd {s2}, {q}, dword ptr [{x} + 64]{{1to16}}",
+                "vpdpbusd {s3}, {q}, dword ptr [{x} + 96]{{1to16}}",
+                "vpdpbusd {s4}, {q}, dword ptr [{x} + 128]{{1to16}}",
+                "vpdpbusd {s5}, {q}, dword ptr [{x} + 160]{{1to16}}",
+                "vpdpbusd {s6}, {q}, dword ptr [{x} + 192]{{1to16}}",
+                "vpdpbusd {s7}, {q}, dword ptr [{x} + 224]{{1to16}}",
                 s0 = inout(zmm_reg) sum[0],
                 s1 = inout(zmm_reg) sum[1],
                 s2 = inout(zmm_reg) sum[2],
@@ -161,14 +161,11 @@ unsafe fn dot_step<const C: usize>(sum: &mut [__m512i; C], q: __m512i, x: *const
                 s7 = inout(zmm_reg) sum[7],
                 q = in(zmm_reg) q,
                 x = in(reg) x,
-                x4 = in(reg) x.add(4 * cols),
-                n = in(reg) cols,
-                n3 = in(reg) 3 * cols,
                 options(readonly, nostack, preserves_flags),
             );
         } else {
             for (c, sum) in sum.iter_mut().enumerate() {
-                let four = _mm512_set1_epi32(x.add(c * cols).cast::<i32>().read_unaligned());
+                let four = _mm512_set1_epi32(x.add(c * UNIT).cast::<i32>().read_unaligned());
                 *sum = _mm512_dpbusd_epi32(*sum, q, four);
             }
         }

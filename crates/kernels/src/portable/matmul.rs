@@ -27,10 +27,7 @@ pub(crate) fn run(task: &Task<'_>) {
                 DType::F32 => dot_f32(bytemuck::cast_slice(group), task.x.f32(t)),
                 DType::F16 => dot_f16(bytemuck::cast_slice(group), task.x.f32(t)),
                 DType::BF16 => dot_bf16(bytemuck::cast_slice(group), task.x.bf16(t)),
-                _ => {
-                    let (quants, facts) = task.x.quantized(t);
-                    unpacked.dot(quants, facts)
-                }
+                _ => unpacked.dot(task, t),
             };
             let rows = weight.group_rows(g);
             // SAFETY: this thread alone computes group `g`, so these elements are written once.
@@ -94,12 +91,12 @@ impl Unpacked {
         }
     }
 
-    fn dot(&self, x: &[i8], facts: &[UnitFacts]) -> Lanes {
+    fn dot(&self, task: &Task<'_>, t: usize) -> Lanes {
         let mut sums = [0.0; GROUP_ROWS];
         for (r, sum) in sums.iter_mut().enumerate() {
             let row = &self.quants[r * self.cols..][..self.cols];
-            for (u, facts) in facts.iter().enumerate() {
-                let (w, x) = (&row[u * UNIT..][..UNIT], &x[u * UNIT..][..UNIT]);
+            for (u, w) in row.chunks_exact(UNIT).enumerate() {
+                let (x, facts) = task.x.unit(t, u);
                 if self.halves {
                     for half in 0..2 {
                         let at = half * UNIT / 2..(half + 1) * UNIT / 2;
