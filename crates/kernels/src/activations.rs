@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use half::{bf16, slice::HalfFloatSliceExt};
 
-use crate::{Isa, lanes::for_each_isa, layout::UNIT, pool::Pool, shared_out::SharedOut, weight::Operand};
+use crate::{Isa, layout::UNIT, pool::Pool, shared_out::SharedOut, weight::Operand};
 
 /// What a kernel needs beside the quants of one unit of one row.
 #[repr(C)]
@@ -63,8 +63,8 @@ impl Activations {
         let work = |range: Range<usize>| {
             for row in range {
                 let (first, width) = tile_of(row, rows);
-                let place = Place { quants: &quants, facts: &facts, first: first * units + (row - first), width };
-                quantize_row(isa, &x[row * cols..][..cols], &place);
+                let mut place = Place { quants: &quants, facts: &facts, first: first * units + (row - first), width };
+                quantize_row(isa, &x[row * cols..][..cols], &mut place);
             }
         };
         if parallel { pool.run_split(rows, 1, work) } else { work(0..rows) }
@@ -123,7 +123,7 @@ pub(crate) struct Place<'a> {
 impl Place<'_> {
     /// Quants and facts of unit `u`.
     #[inline(always)]
-    pub(crate) fn unit(&self, u: usize) -> (&mut [i8; UNIT], &mut UnitFacts) {
+    pub(crate) fn unit(&mut self, u: usize) -> (&mut [i8; UNIT], &mut UnitFacts) {
         let at = self.first + u * self.width;
         // SAFETY: the units of a place belong to one row, which one thread quantises, unit after unit.
         unsafe { (&mut self.quants.slice(at * UNIT, UNIT).as_chunks_mut().0[0], &mut self.facts.slice(at, 1)[0]) }
@@ -140,7 +140,7 @@ impl UnitFacts {
 }
 
 /// Quantises one row: x (K).
-fn quantize_row(isa: Isa, x: &[f32], place: &Place<'_>) {
+fn quantize_row(isa: Isa, x: &[f32], place: &mut Place<'_>) {
     let units = x.as_chunks::<UNIT>().0;
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set.

@@ -107,9 +107,12 @@ impl Agreement {
         let whole = passage.top_ids.len() == rows
             && passage.top_logprobs.len() == rows
             && passage.top_ids.iter().zip(&passage.top_logprobs).all(|(ids, logprobs)| ids.len() == logprobs.len());
-        ensure!(whole, "a passage of {rows} tokens has {} rows of top_ids and {} of top_logprobs, or rows of unequal length",
+        ensure!(
+            whole,
+            "a passage of {rows} tokens has {} rows of top_ids and {} of top_logprobs, or rows of unequal length",
             passage.top_ids.len(),
-            passage.top_logprobs.len());
+            passage.top_logprobs.len()
+        );
         score::logits(model, compute, &token_ids(&passage.ids), &mut |row, logits| {
             let theirs = passage.top_ids[row].iter().copied().zip(passage.top_logprobs[row].iter().copied());
             self.kl += divergence(logits, theirs);

@@ -12,7 +12,7 @@ use crate::{
 
 /// Quantises a row: x (K/32, 32).
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn row(x: &[[f32; UNIT]], place: &Place<'_>) {
+pub(crate) unsafe fn row(x: &[[f32; UNIT]], place: &mut Place<'_>) {
     for (u, x) in x.iter().enumerate() {
         let (quants, facts) = place.unit(u);
         // SAFETY: the caller's promise.

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Quantises a row: x (K/32, 32).
-pub(crate) fn row(x: &[[f32; UNIT]], place: &Place<'_>) {
+pub(crate) fn row(x: &[[f32; UNIT]], place: &mut Place<'_>) {
     for (u, x) in x.iter().enumerate() {
         let (quants, facts) = place.unit(u);
         let (scale, sums) = unit(x, quants);
