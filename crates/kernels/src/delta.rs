@@ -1,10 +1,13 @@
 //! The gated delta rule: attention of linear cost, whose memory of a sequence is one matrix S: (K, V) per head.
 //!
 //! For each token `S *= decay; S += k (beta (v - S^T k))^T; out = S^T q`, in f32 throughout: half precision drifts. A
-//! column of S depends on no other, so a thread carries sixteen of them through all new tokens while they lie in its
-//! first-level cache; this costs about one percent of the matrix products around it, and as tokens come strictly one
-//! after the other, any cut of the prompt gives the same bits. That is why the chunked form, which saves arithmetic on
-//! machines with matrix units and rounds differently at each cut, is not here. Source: Yang et al. 2024.
+//! column of S depends on no other, so a thread carries sixteen of them through some tokens while they lie in its
+//! first-level cache. Tokens come strictly one after the other, so any cut of the prompt gives the same bits; the chunked
+//! form, which suits machines with matrix units, rounds differently at each cut and is not here. Beside the Q4_K products
+//! of a 4B model's layer the rule takes 8 % of the time for 512 tokens and 3 % for one (AVX-512, one thread).
+//! Source: Yang et al. 2024.
+
+use std::ops::Range;
 
 use qwenkit_tensor::{AllocError, HugeBuf};
 
@@ -17,6 +20,10 @@ use crate::{
 
 /// Added to the sum of squares when a head of q or k is brought to length 1.
 const UNIT_EPS: f32 = 1e-6;
+
+/// Tokens that one block of columns goes through before the next block does: q and k of these and the block's memory, 8
+/// KiB each for heads of 128, fit the first-level cache together.
+const TILE_TOKENS: usize = 16;
 
 /// The shape of a delta rule layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,19 +148,24 @@ impl Compute {
         let (blocks, len) = (shape.blocks(), shape.key_dim);
         let memory = SharedOut::new(state.data.as_mut_slice::<Lanes>());
         let out = SharedOut::new(out);
-        let jobs = seqs.len() * heads * blocks;
+        let jobs = seqs.len() * heads;
         let threads = self.pool.threads();
         self.pool.run(|i| {
             for job in (i..jobs).step_by(threads) {
-                let (seq, head, block) = (&seqs[job / blocks / heads], job / blocks % heads, job % blocks);
-                let at = ((seq.slot * heads + head) * blocks + block) * len;
-                // SAFETY: each block of a slot is in exactly one job, as no two sequences have the same slot.
-                let memory = unsafe { memory.slice(at, len) };
+                let (seq, head) = (&seqs[job / heads], job % heads);
+                // SAFETY: each head of a slot is in exactly one job, as no two sequences have the same slot.
+                let memory = unsafe { memory.slice((seq.slot * heads + head) * blocks * len, blocks * len) };
                 if seq.first == 0 {
                     memory.fill([0.0; LANES]);
                 }
-                let steps = Steps { shape, qkv: input.qkv, gates: &gates, seq, head, block, out: &out };
-                delta_block(self.isa, &steps, memory);
+                for first in seq.rows.clone().step_by(TILE_TOKENS) {
+                    let rows = first..(first + TILE_TOKENS).min(seq.rows.end);
+                    for (block, memory) in memory.chunks_exact_mut(len).enumerate() {
+                        let rows = rows.clone();
+                        let steps = Steps { shape, qkv: input.qkv, gates: &gates, rows, head, block, out: &out };
+                        delta_block(self.isa, &steps, memory);
+                    }
+                }
             }
         });
     }
@@ -177,13 +189,13 @@ impl DeltaInput<'_> {
     }
 }
 
-/// All new tokens of one sequence for sixteen columns of one head's memory.
+/// Some new tokens of one sequence for sixteen columns of one head's memory.
 pub(crate) struct Steps<'a> {
     shape: DeltaShape,
     qkv: &'a [f32],
     /// (T, value heads)
     gates: &'a [Gates],
-    seq: &'a RecurrentSeq,
+    rows: Range<usize>,
     head: usize,
     block: usize,
     /// (T, value heads, V)
@@ -201,14 +213,14 @@ for_each_isa! {
 
 for_each_isa! {
     pub(crate) fn delta_block(steps: &Steps<'_>, memory: &mut [Lanes]) {
-        let Steps { shape, seq, head, block, .. } = steps;
+        let Steps { shape, head, block, .. } = steps;
         let (dim, channels) = (shape.key_dim, shape.channels());
         let q_at = shape.key_head(*head) * dim;
         let k_at = q_at + shape.key_heads * dim;
         let column = head * shape.value_dim + block * LANES;
         let v_at = 2 * shape.key_heads * dim + column;
         let columns = LANES.min(shape.value_dim - block * LANES);
-        for t in seq.rows.clone() {
+        for t in steps.rows.clone() {
             let row = &steps.qkv[t * channels..][..channels];
             let (q, k) = (&row[q_at..][..dim], &row[k_at..][..dim]);
             let mut v = [0.0; LANES];
@@ -222,30 +234,58 @@ for_each_isa! {
     }
 }
 
+/// Sums that run side by side, so that additions do not wait for each other. Their number is part of the result's bits.
+const SUMS: usize = 4;
+
 /// One token: what the memory holds for k, the correction, the write, what q reads.
 #[inline(always)]
 fn step(memory: &mut [Lanes], q: &[f32], k: &[f32], v: Lanes, gates: Gates) -> Lanes {
-    // Four sums each, so that additions do not wait for each other; their number is part of the result's bits.
-    let mut sums = [[0.0; LANES]; 4];
-    for (i, (s, &k)) in memory.iter().zip(k).enumerate() {
-        let sum = &mut sums[i % 4];
-        (0..LANES).for_each(|l| sum[l] = k.mul_add(s[l], sum[l]));
+    let ((k_whole, k_rest), (q_whole, q_rest)) = (k.as_chunks::<SUMS>(), q.as_chunks::<SUMS>());
+    let mut sums = [[0.0; LANES]; SUMS];
+    let (whole, rest) = memory.as_chunks::<SUMS>();
+    for (s, k) in whole.iter().zip(k_whole) {
+        for i in 0..SUMS {
+            add(&mut sums[i], &s[i], k[i]);
+        }
+    }
+    for ((sum, s), k) in sums.iter_mut().zip(rest).zip(k_rest) {
+        add(sum, s, *k);
     }
     let held = fold(sums);
     let write: Lanes = std::array::from_fn(|l| gates.beta * (v[l] - gates.decay * held[l]));
-    let mut sums = [[0.0; LANES]; 4];
-    for (i, ((s, &k), &q)) in memory.iter_mut().zip(k).zip(q).enumerate() {
-        let sum = &mut sums[i % 4];
-        for l in 0..LANES {
-            s[l] = k.mul_add(write[l], gates.decay * s[l]);
-            sum[l] = q.mul_add(s[l], sum[l]);
+    let mut sums = [[0.0; LANES]; SUMS];
+    let (whole, rest) = memory.as_chunks_mut::<SUMS>();
+    for ((s, k), q) in whole.iter_mut().zip(k_whole).zip(q_whole) {
+        for i in 0..SUMS {
+            update(&mut s[i], gates.decay, k[i], &write);
+            add(&mut sums[i], &s[i], q[i]);
         }
+    }
+    for (((sum, s), k), q) in sums.iter_mut().zip(rest).zip(k_rest).zip(q_rest) {
+        update(s, gates.decay, *k, &write);
+        add(sum, s, *q);
     }
     fold(sums)
 }
 
+/// `sum += s * x`
 #[inline(always)]
-fn fold([a, b, c, d]: [Lanes; 4]) -> Lanes {
+fn add(sum: &mut Lanes, s: &Lanes, x: f32) {
+    for (sum, s) in sum.iter_mut().zip(s) {
+        *sum = x.mul_add(*s, *sum);
+    }
+}
+
+/// `s = decay * s + k * write`
+#[inline(always)]
+fn update(s: &mut Lanes, decay: f32, k: f32, write: &Lanes) {
+    for (s, write) in s.iter_mut().zip(write) {
+        *s = k.mul_add(*write, decay * *s);
+    }
+}
+
+#[inline(always)]
+fn fold([a, b, c, d]: [Lanes; SUMS]) -> Lanes {
     std::array::from_fn(|l| (a[l] + b[l]) + (c[l] + d[l]))
 }
 

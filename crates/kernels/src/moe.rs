@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn every_instruction_set_gives_the_shares_of_the_formula() {
+        for isa in Isa::available() {
+            for experts in [1, 7, 16, 37, 128] {
+                let mut x: Vec<f32> = (0..experts).map(|i| (i as f32 * 1.7).sin() * 8.0).collect();
+                let exponents: Vec<f64> = x.iter().map(|x| f64::from(*x).exp()).collect();
+                softmax_row(isa, &mut x);
+                for (i, (x, e)) in x.iter().zip(&exponents).enumerate() {
+                    let exact = e / exponents.iter().sum::<f64>();
+                    assert!((f64::from(*x) - exact).abs() < 1e-6, "{isa}, expert {i} of {experts}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn without_renormalisation_weights_are_shares_of_all() {
         let found = routes(RouterRule { norm_topk: false, ..RULE }, &[0.0; 4]);
         assert_eq!(found.iter().map(|r| r.weight).collect::<Vec<_>>(), [0.25, 0.25]);
