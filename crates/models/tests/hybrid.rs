@@ -5,8 +5,8 @@
 mod moe_run;
 
 use moe_run::{
-    Tensor, assert_any_cut, assert_batch_as_alone, assert_parity, assert_same_bits, checkpoint, compute, expected,
-    fixture, gguf, logits, tensors, try_load,
+    Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,
+    assert_same_bits, checkpoint, compute, expected, fixture, gguf, logits, tensors, try_load,
 };
 use qwenkit_formats::gguf::Value;
 use qwenkit_models::{Model, ModelState, StateNeed};
@@ -53,6 +53,20 @@ fn a_long_prompt_in_pieces_gives_the_same_bits() {
 fn a_sequence_in_a_batch_answers_as_alone() {
     assert_batch_as_alone(&fixture("qwen3-next").join("model.gguf"), "qwen3-next");
     assert_batch_as_alone(&fixture("qwen3.5-moe"), "qwen3.5-moe");
+}
+
+#[test]
+fn quantised_matrices_stay_near_and_keep_their_bits_in_any_cut() {
+    assert_quantised("qwen3.5", |name| name.contains(".attn_") && !name.contains("norm") || name.contains("ssm_out"));
+    assert_quantised("qwen3-next", |name| {
+        name.contains("ssm_ba") || name.contains("_shexp.w") && name.contains("down")
+    });
+}
+
+#[test]
+fn hostile_numbers_are_refused_or_compute() {
+    // Most are wrong; those that only change an answer are not.
+    assert!(assert_hostile_numbers("qwen3.5-moe") > 100);
 }
 
 #[test]
@@ -191,6 +205,7 @@ fn wrong_numbers_of_linear_attention_are_refused_by_name() {
         ("linear_value_head_dim", json!(16), "in_proj_qkv.weight`: expected [192, 64], found [256, 64]"),
         ("layer_types", json!(["linear_attention"]), "`layer_types` is 1 entries"),
         ("layer_types", json!(["mamba", "a", "b", "c"]), "`layer_types` is `mamba`"),
+        ("output_gate_type", json!("sigmoid"), "`output_gate_type` is `sigmoid`, expected `swish`"),
         ("attention_bias", json!(true), "`attention_bias` is true"),
         ("mtp_num_hidden_layers", json!(101), "`mtp_num_hidden_layers` is 101"),
     ] {

@@ -148,6 +148,10 @@ impl Hyper {
             experts: ExpertNumbers::of_config(config)?,
             linear: LinearNumbers::of_config(config)?,
         };
+        // The gate of linear attention; `swish` is another name of silu.
+        if let Some(other) = config.string("output_gate_type")?.filter(|kind| !matches!(*kind, "swish" | "silu")) {
+            return Err(hyper.wrong("output_gate_type", format!("`{other}`"), "`swish`"));
+        }
         match config.string("hidden_act")? {
             None | Some("silu") => hyper.check(),
             Some(other) => Err(hyper.wrong("hidden_act", format!("`{other}`"), "`silu`")),
