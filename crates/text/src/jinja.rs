@@ -4,6 +4,9 @@
 //! A template is a program from a downloaded file: no files, no other templates, a budget ([`fuel`](fuel_for)) and a
 //! recursion limit. What a rendered conversation looks like is not decided here.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -39,14 +42,30 @@ pub(crate) fn fuel_for(values: usize, text_bytes: usize) -> u64 {
     FUEL_BASE.saturating_add(values).saturating_add(text_bytes as u64).min(FUEL_MAX)
 }
 
-/// Runs the template engine where its recursion over syntax and values cannot overflow the stack. Only the pages that
-/// are really used cost memory.
-pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
-        let panicked = |_| std::io::Error::other("the template engine failed internally");
-        thread.spawn_scoped(scope, work)?.join().map_err(panicked)
-    })
+/// Longest run of a template. Fuel does not count what one operation does inside: comparing lists that hold each other
+/// twice, sixty levels deep, is one step. A thread cannot be ended from outside, so such a template is left to itself;
+/// whoever asked gets an error, and the thread ends with the program.
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Runs the template engine where its recursion over syntax and values cannot overflow the stack, and where it cannot hold
+/// up its caller for ever. Only the pages that are really used cost memory.
+pub(crate) fn on_deep_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
+    let (done, result) = channel();
+    let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
+    // The receiver is gone when the time was up; nobody wants the result then.
+    let thread = thread.spawn(move || drop(done.send(work())))?;
+    match result.recv_timeout(TIME_MAX) {
+        Ok(result) => {
+            // The result is there; what is left of the thread is its return.
+            let _ = thread.join();
+            Ok(result)
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            let seconds = TIME_MAX.as_secs();
+            Err(std::io::Error::other(format!("it ran for more than {seconds} seconds and was given up")))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(std::io::Error::other("the template engine failed internally")),
+    }
 }
 
 /// An environment without templates.

@@ -29,9 +29,10 @@ impl ChatTemplate {
             Error::TemplateSyntax { origin, line, column, problem }
         };
         vetting::check(source).map_err(|fault| syntax_error(position(source, fault.at), fault.problem))?;
+        let cleaned = jinja::without_generation_tags(source);
         let compile = || -> Result<Environment<'static>, minijinja::Error> {
             let mut env = jinja::environment()?;
-            env.add_template_owned(jinja::TEMPLATE, jinja::without_generation_tags(source))?;
+            env.add_template_owned(jinja::TEMPLATE, cleaned)?;
             Ok(env)
         };
         let compiled = jinja::on_deep_stack(compile).map_err(|error| syntax_error((1, 1), error.to_string()))?;
@@ -59,7 +60,8 @@ impl ChatTemplate {
         let fuel = jinja::fuel_for(input.values(), input.text_bytes());
         // Templates say everything at most a few times, whatever the tools and system texts they add.
         let limit_bytes = input.text_bytes().saturating_mul(8).saturating_add(4 << 20);
-        let work = || self.run(input, fuel, limit_bytes);
+        let template = self.clone();
+        let work = move || template.run(input, fuel, limit_bytes);
         jinja::on_deep_stack(work).map_err(|error| self.failed(0, error.to_string()))?
     }
 

@@ -32,6 +32,15 @@ fn endless_work_ends() {
 }
 
 #[test]
+fn one_step_that_takes_for_ever_is_given_up() {
+    // Two lists that hold the one below twice, forty levels deep: comparing them is one step and 2^40 comparisons.
+    let double =
+        |name: &str| format!("{{% set {name} = [1] %}}{}", format!("{{% set {name} = [{name}, {name}] %}}").repeat(40));
+    let error = render(&format!("{}{}{{{{ a == b }}}}", double("a"), double("b"))).unwrap_err();
+    assert!(matches!(&error, Error::TemplateRun { problem, .. } if problem.contains("given up")), "{error}");
+}
+
+#[test]
 fn syntax_errors_name_line_and_column() {
     let place = |source: &str| match render(source).unwrap_err() {
         Error::TemplateSyntax { line, column, .. } => (line, column),
