@@ -23,6 +23,8 @@ mod matmul;
 mod moe;
 mod pool;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 mod rows;
 mod shared_out;
 mod weight;

@@ -16,6 +16,7 @@ use crate::{
     blocks::{Encoding, IQ4_VALUES},
     layout::{GROUP_ROWS, Layout, Scales, UNIT},
     matmul::Task,
+    prefetch,
 };
 
 /// Tokens of a tile: with two halves of 16 rows, eight accumulators and eight sums, no more fits 16 registers.
@@ -91,10 +92,18 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
         let (first, width) = tile_of(t, task.x.rows);
         let at = first * units + (t - first);
         let (x, facts) = (task.x.quants.as_ptr().add(at * UNIT), task.x.facts.as_ptr().add(at));
+        let (scale_bytes, scale_units) = layout.scale_stride();
         for half in 0..2 {
+            // The second half reads the same lines again.
+            let ahead = half == 0 && task.x.rows <= prefetch::TOKENS_MAX;
             let mut acc = [_mm256_setzero_ps(); C];
             for u in 0..units {
                 let unit = group.add(u * layout.unit_bytes());
+                if ahead {
+                    prefetch::ahead(unit, layout.unit_bytes());
+                    // The scales are a short stream of their own in each group.
+                    prefetch::ahead(plane.wrapping_add(u * scale_bytes / scale_units), 1);
+                }
                 let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
                 for part in 0..parts {
                     let which = if parts == 1 { 0 } else { 1 + part };

@@ -19,6 +19,7 @@ use super::unit::{self, layout_of, offset_log2};
 use crate::{
     layout::{GROUP_ROWS, UNIT},
     matmul::Task,
+    prefetch,
 };
 
 /// Tokens of a tile: eight accumulators hide the latency of the multiply-add, and with the unit's eight vectors of
@@ -96,8 +97,15 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
         let plane = group.add(layout.quant_plane_bytes(cols));
         // Tokens `t..t + C` are a tile of the activations.
         let (x, facts) = (task.x.quants.as_ptr().add(t * cols), task.x.facts.as_ptr().add(t * units));
+        let (scale_bytes, scale_units) = layout.scale_stride();
+        let ahead = task.x.rows <= prefetch::TOKENS_MAX;
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
+            if ahead {
+                prefetch::ahead(group.wrapping_add(u * layout.unit_bytes()), layout.unit_bytes());
+                // The scales are a short stream of their own in each group.
+                prefetch::ahead(plane.wrapping_add(u * scale_bytes / scale_units), 1);
+            }
             let q = unit::quants::<D>(group.add(u * layout.unit_bytes()));
             let factors = unit::factors::<D>(plane, u);
             let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
@@ -208,6 +216,8 @@ unsafe fn store<const C: usize>(task: &Task<'_>, g: usize, t: usize, acc: [__m51
 trait Plain {
     /// k-values that one step takes.
     const STEP: usize;
+    /// Bytes of a group that one step takes.
+    const STEP_BYTES: usize;
     type Vector: Copy;
     /// # Safety
     /// The instruction set, and `group` holds step `s`.
@@ -224,6 +234,7 @@ struct Bf16Spread;
 
 impl Plain for F32 {
     const STEP: usize = 1;
+    const STEP_BYTES: usize = 4 * GROUP_ROWS;
     type Vector = __m512;
     #[inline(always)]
     unsafe fn load(group: *const u8, s: usize) -> __m512 {
@@ -239,6 +250,7 @@ impl Plain for F32 {
 
 impl Plain for F16 {
     const STEP: usize = 1;
+    const STEP_BYTES: usize = 2 * GROUP_ROWS;
     type Vector = __m512;
     #[inline(always)]
     unsafe fn load(group: *const u8, s: usize) -> __m512 {
@@ -262,6 +274,7 @@ unsafe fn pair(task: &Task<'_>, t: usize, s: usize) -> __m512i {
 
 impl Plain for Bf16 {
     const STEP: usize = 2;
+    const STEP_BYTES: usize = 4 * GROUP_ROWS;
     type Vector = __m512i;
     #[inline(always)]
     unsafe fn load(group: *const u8, s: usize) -> __m512i {
@@ -284,6 +297,7 @@ impl Plain for Bf16 {
 /// BF16 where the machine has no bf16 products: both values of a pair as f32, one after the other.
 impl Plain for Bf16Spread {
     const STEP: usize = 2;
+    const STEP_BYTES: usize = 4 * GROUP_ROWS;
     type Vector = __m512i;
     #[inline(always)]
     unsafe fn load(group: *const u8, s: usize) -> __m512i {
@@ -339,7 +353,11 @@ unsafe fn plain_tile<P: Plain, const C: usize>(task: &Task<'_>, g: usize, t: usi
     // SAFETY: the group holds every step of K, zero-padded, and rows t..t + C of the activations exist.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); C];
+        let ahead = task.x.rows <= prefetch::TOKENS_MAX;
         for s in 0..task.x.cols.div_ceil(P::STEP) {
+            if ahead {
+                prefetch::ahead(group.wrapping_add(s * P::STEP_BYTES), 1);
+            }
             let w = P::load(group, s);
             for (c, acc) in acc.iter_mut().enumerate() {
                 *acc = P::add(*acc, w, task, t + c, s);

@@ -1,0 +1,22 @@
+//! Asking memory for weights before they are needed: what a product of few tokens waits for.
+//!
+//! A core can have some two dozen lines on their way to its first-level cache, which at DRAM's latency is half of what one
+//! core can read; on their way to the second level it can have more. So lines are asked for into the second level, and
+//! far ahead. Measured on one and two threads: docs/LOG.md.
+
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+/// How far ahead; weights follow each other in memory in the order of their use, so that looking past the end of one
+/// matrix is looking into the next.
+const DISTANCE_BYTES: usize = 32 << 10;
+/// Tokens up to which a product waits for memory rather than for arithmetic.
+pub(crate) const TOKENS_MAX: usize = 8;
+
+/// Asks for the `bytes` that lie the distance after `start`.
+#[inline(always)]
+pub(crate) fn ahead(start: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch reads nothing that the program could see, and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(DISTANCE_BYTES + at).cast()) }
+    }
+}
