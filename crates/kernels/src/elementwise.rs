@@ -3,17 +3,10 @@
 //! All work on rows of one token each and give a token the same bits whatever its neighbours. With several tokens the
 //! rows are divided among the threads.
 
-use std::ops::Range;
-
 use crate::{
-    Isa,
     lanes::{self, for_each_isa},
     matmul::Compute,
-    shared_out::SharedOut,
 };
-
-/// Rows below which a fork costs more than it gains.
-const PARALLEL_ROWS: usize = 4;
 
 impl Compute {
     /// Root-mean-square norm of each row: `out = x / sqrt(mean(x^2) + eps) * weight`. x, out: (T, D); weight: (D).
@@ -21,7 +14,7 @@ impl Compute {
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let width = weight.len();
         assert_eq!(x.len(), out.len(), "rms_norm's output");
-        self.rows(x.len() / width, out, width, |isa, row, out| {
+        self.each_row(out, width, |isa, row, out| {
             norm_row(isa, &x[row * width..][..width], weight, eps, out);
         });
     }
@@ -29,24 +22,24 @@ impl Compute {
     /// As `rms_norm`, in place.
     pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
         let width = weight.len();
-        self.rows(x.len() / width, x, width, |isa, _, x| norm_row_in_place(isa, weight, eps, x));
+        self.each_row(x, width, |isa, _, x| norm_row_in_place(isa, weight, eps, x));
     }
 
     /// Adds `bias`: (N) to each row of x: (T, N).
     pub fn add_bias(&self, x: &mut [f32], bias: &[f32]) {
-        self.rows(x.len() / bias.len(), x, bias.len(), |isa, _, x| add_row(isa, bias, x));
+        self.each_row(x, bias.len(), |isa, _, x| add_row(isa, bias, x));
     }
 
     /// Adds `y` to `x`, both (T, D).
     pub fn add(&self, x: &mut [f32], y: &[f32], width: usize) {
         assert_eq!(x.len(), y.len(), "residual");
-        self.rows(x.len() / width, x, width, |isa, row, x| add_row(isa, &y[row * width..][..width], x));
+        self.each_row(x, width, |isa, row, x| add_row(isa, &y[row * width..][..width], x));
     }
 
     /// `gate = silu(gate) * up`, both (T, F). Source: Shazeer 2020, SwiGLU.
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32], width: usize) {
         assert_eq!(gate.len(), up.len(), "silu_mul");
-        self.rows(gate.len() / width, gate, width, |isa, row, gate| {
+        self.each_row(gate, width, |isa, row, gate| {
             silu_mul_row(isa, &up[row * width..][..width], gate);
         });
     }
@@ -57,23 +50,10 @@ impl Compute {
         let tokens = cos.len() / rotated;
         let width = x.len() / tokens.max(1);
         assert!(2 * rotated <= head_dim && sin.len() == cos.len(), "rope of {head_dim} by {rotated} angles");
-        self.rows(tokens, x, width, |isa, row, x| {
+        self.each_row(x, width, |isa, row, x| {
             let (cos, sin) = (&cos[row * rotated..][..rotated], &sin[row * rotated..][..rotated]);
             rope_row(isa, head_dim, cos, sin, x);
         });
-    }
-
-    /// Runs `f(isa, row, out's row)` for each row of `width`, on all threads if there are several rows.
-    fn rows(&self, rows: usize, out: &mut [f32], width: usize, f: impl Fn(Isa, usize, &mut [f32]) + Sync) {
-        assert_eq!(out.len(), rows * width, "rows of {width}");
-        let out = SharedOut::new(out);
-        let work = |range: Range<usize>| {
-            for row in range {
-                // SAFETY: each row is in exactly one range.
-                f(self.isa, row, unsafe { out.slice(row * width, width) });
-            }
-        };
-        if rows < PARALLEL_ROWS { work(0..rows) } else { self.pool.run_split(rows, 1, work) }
     }
 }
 

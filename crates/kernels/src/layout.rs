@@ -69,6 +69,14 @@ impl Layout {
         }
     }
 
+    /// The layout of the type with index `D` in `DType::ALL`; for kernels that are compiled for each type.
+    pub(crate) const fn at<const D: usize>() -> Layout {
+        match Layout::of(DType::ALL[D]) {
+            Some(layout) => layout,
+            None => panic!("no quantised type"),
+        }
+    }
+
     /// Bytes of a unit's quants, a multiple of 64.
     pub(crate) const fn unit_bytes(&self) -> usize {
         (self.low_bits + self.high_bits) * UNIT * GROUP_ROWS / 8

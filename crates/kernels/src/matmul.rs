@@ -126,6 +126,19 @@ impl Compute {
     }
 }
 
+impl Task<'_> {
+    /// Calls `f(group, tokens)` for all groups and tokens: tokens in panels of so many values, whole tiles of them, so that a
+    /// panel stays in cache while the groups go by.
+    pub(crate) fn panels(&self, panel_values: usize, tile_tokens: usize, f: impl Fn(usize, Range<usize>)) {
+        let panel = (panel_values / self.x.cols.max(1) / tile_tokens * tile_tokens).max(tile_tokens);
+        for first in (0..self.x.rows).step_by(panel) {
+            for g in self.groups.clone() {
+                f(g, first..(first + panel).min(self.x.rows));
+            }
+        }
+    }
+}
+
 impl Rows<'_> {
     /// Quants (32) and facts of unit `u` of row `t`.
     pub(crate) fn unit(&self, t: usize, u: usize) -> (&[i8], &UnitFacts) {

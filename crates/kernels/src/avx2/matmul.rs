@@ -26,13 +26,6 @@ const PANEL_BYTES: usize = 256 << 10;
 /// Rows in one register.
 const HALF_ROWS: usize = 8;
 
-const fn layout_of<const D: usize>() -> Layout {
-    match Layout::of(DType::ALL[D]) {
-        Some(layout) => layout,
-        None => panic!("no quantised type"),
-    }
-}
-
 /// Computes the task's groups for all its rows.
 ///
 /// # Safety
@@ -42,24 +35,13 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
         ($($dtype:ident)*) => {
             match task.weight.dtype() {
                 // SAFETY: the caller's promise.
-                $(DType::$dtype => panels(task, 1, |g, t| unsafe { quantized::<{ DType::$dtype as usize }>(task, g, t) }),)*
+                $(DType::$dtype => task.panels(PANEL_BYTES, TILE_TOKENS, |g, t| unsafe { quantized::<{ DType::$dtype as usize }>(task, g, t) }),)*
                 // SAFETY: the caller's promise.
-                _ => panels(task, 4, |g, t| unsafe { plain(task, g, t) }),
+                _ => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain(task, g, t) }),
             }
         };
     }
     by_type!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
-}
-
-/// Calls `f(group, tokens)` for all groups and tokens, tokens in panels that fit the cache.
-fn panels(task: &Task<'_>, value_bytes: usize, f: impl Fn(usize, Range<usize>)) {
-    let fitting = PANEL_BYTES / (task.x.cols * value_bytes).max(1);
-    let panel = (fitting / TILE_TOKENS * TILE_TOKENS).max(TILE_TOKENS);
-    for first in (0..task.x.rows).step_by(panel) {
-        for g in task.groups.clone() {
-            f(g, first..(first + panel).min(task.x.rows));
-        }
-    }
 }
 
 /// One group of a quantised weight by `tokens`.
@@ -81,7 +63,7 @@ unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usi
 /// Group `g` by tokens `t..t + C`; returns C.
 #[inline(always)]
 unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
-    let layout = const { layout_of::<D>() };
+    let layout = const { Layout::at::<D>() };
     let cols = task.x.cols;
     let units = cols / UNIT;
     let group = task.weight.group(g).as_ptr();
@@ -144,7 +126,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
 /// Sums of four products for each of 8 rows. Types whose values reach 128 come signed, all others unsigned.
 #[inline(always)]
 unsafe fn dot<const D: usize>(q: __m256i, x: __m256i) -> __m256i {
-    let signed = matches!(const { layout_of::<D>().encoding }, Encoding::Codebook | Encoding::Offset { log2: 7 });
+    let signed = matches!(const { Layout::at::<D>().encoding }, Encoding::Codebook | Encoding::Offset { log2: 7 });
     // SAFETY: the caller has AVX2.
     unsafe {
         let pairs = match signed {
@@ -158,7 +140,7 @@ unsafe fn dot<const D: usize>(q: __m256i, x: __m256i) -> __m256i {
 /// Step `s` of rows `8 half..8 half + 8`: unsigned quants, or signed values for the types that `dot` wants so.
 #[inline(always)]
 unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256i {
-    let layout = const { layout_of::<D>() };
+    let layout = const { Layout::at::<D>() };
     // SAFETY: the loads stay within the unit: `low_bits` vectors and then `high_bits` vectors of 64 bytes.
     unsafe {
         let load = |i: usize| _mm256_loadu_si256(unit.add(64 * i + 32 * half).cast());
@@ -189,7 +171,7 @@ unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256
 /// Scale and addend of rows `8 half..8 half + 8` for part `part` of unit `u`.
 #[inline(always)]
 unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
-    let layout = const { layout_of::<D>() };
+    let layout = const { Layout::at::<D>() };
     // SAFETY: offsets are those of the layout; every load is 16 or 8 bytes of a field's half.
     unsafe {
         let f16s = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(plane.add(at + 16 * half).cast()));

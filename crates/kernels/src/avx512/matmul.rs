@@ -15,9 +15,9 @@ use std::{
 
 use qwenkit_tensor::DType;
 
-use super::unit::{self, layout_of, offset_log2};
+use super::unit::{self, offset_log2};
 use crate::{
-    layout::{GROUP_ROWS, UNIT},
+    layout::{GROUP_ROWS, Layout, UNIT},
     matmul::Task,
     prefetch,
 };
@@ -38,33 +38,22 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
         ($($dtype:ident)*) => {
             match task.weight.dtype() {
                 // SAFETY: the caller's promise.
-                $(DType::$dtype => unsafe { panels(task, 1, |g, t| quantized::<{ DType::$dtype as usize }>(task, g, t)) },)*
+                $(DType::$dtype => task.panels(PANEL_BYTES, TILE_TOKENS, |g, t| unsafe { quantized::<{ DType::$dtype as usize }>(task, g, t) }),)*
                 // SAFETY: the caller's promise.
-                DType::F32 => unsafe { panels(task, 4, |g, t| plain::<F32>(task, g, t)) },
+                DType::F32 => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain::<F32>(task, g, t) }),
                 // SAFETY: the caller's promise.
-                DType::F16 => unsafe { panels(task, 4, |g, t| plain::<F16>(task, g, t)) },
+                DType::F16 => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain::<F16>(task, g, t) }),
                 DType::BF16 if is_x86_feature_detected!("avx512bf16") => {
                     // SAFETY: the caller's promise, and the machine has bf16 products.
-                    unsafe { panels(task, 2, |g, t| plain_bf16(task, g, t)) }
+                    task.panels(PANEL_BYTES / 2, TILE_TOKENS, |g, t| unsafe { plain_bf16(task, g, t) })
                 }
                 // SAFETY: the caller's promise.
-                DType::BF16 => unsafe { panels(task, 2, |g, t| plain::<Bf16Spread>(task, g, t)) },
+                DType::BF16 => task.panels(PANEL_BYTES / 2, TILE_TOKENS, |g, t| unsafe { plain::<Bf16Spread>(task, g, t) }),
                 other => unreachable!("{other} is not a weight type"),
             }
         };
     }
     quantized!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
-}
-
-/// Calls `f(group, tokens)` for all groups and tokens, tokens in panels that fit the cache.
-unsafe fn panels(task: &Task<'_>, value_bytes: usize, f: impl Fn(usize, Range<usize>)) {
-    let fitting = PANEL_BYTES / (task.x.cols * value_bytes).max(1);
-    let panel = (fitting / TILE_TOKENS * TILE_TOKENS).max(TILE_TOKENS);
-    for first in (0..task.x.rows).step_by(panel) {
-        for g in task.groups.clone() {
-            f(g, first..(first + panel).min(task.x.rows));
-        }
-    }
 }
 
 /// One group of a quantised weight by `tokens`.
@@ -87,7 +76,7 @@ unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usi
 /// Group `g` by tokens `t..t + C`; returns C.
 #[inline(always)]
 unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
-    let layout = const { layout_of::<D>() };
+    let layout = const { Layout::at::<D>() };
     let cols = task.x.cols;
     let units = cols / UNIT;
     let group = task.weight.group(g).as_ptr();
@@ -113,7 +102,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
                 let which = if parts == 1 { 0 } else { 1 + part };
                 let mut sum: [__m512i; C] = std::array::from_fn(|c| {
                     let minus_sum = &raw const (*facts.add(u * C + c)).minus_sum[which];
-                    match const { offset_log2(layout_of::<D>().encoding) } {
+                    match const { offset_log2(Layout::at::<D>().encoding) } {
                         Some(2) => shifted::<2>(minus_sum),
                         Some(3) => shifted::<3>(minus_sum),
                         Some(4) => shifted::<4>(minus_sum),

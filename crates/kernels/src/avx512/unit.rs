@@ -9,20 +9,10 @@
 
 use std::arch::x86_64::*;
 
-use qwenkit_tensor::DType;
-
 use crate::{
     blocks::{Encoding, IQ4_VALUES},
     layout::{Layout, Scales},
 };
-
-/// The layout of the type with index `D`.
-pub(super) const fn layout_of<const D: usize>() -> Layout {
-    match Layout::of(DType::ALL[D]) {
-        Some(layout) => layout,
-        None => panic!("no quantised type"),
-    }
-}
 
 /// log2 of what is subtracted from a stored quant, `None` for types that store the value itself.
 pub(super) const fn offset_log2(encoding: Encoding) -> Option<u32> {
@@ -40,7 +30,7 @@ pub(super) const fn offset_log2(encoding: Encoding) -> Option<u32> {
 /// AVX-512 F, BW; `unit` points at the unit's `unit_bytes` bytes.
 #[inline(always)]
 pub(super) unsafe fn quants<const D: usize>(unit: *const u8) -> [__m512i; 8] {
-    let layout = const { layout_of::<D>() };
+    let layout = const { Layout::at::<D>() };
     // SAFETY: the loads stay within the unit: `low_bits` vectors and then `high_bits` vectors of 64 bytes.
     unsafe {
         let load = |i: usize| _mm512_loadu_si512(unit.add(64 * i).cast());
@@ -128,7 +118,7 @@ pub(super) struct Factors {
 /// AVX-512 F, BW, F16C; `plane` points at the scale plane of a group that has unit `u`.
 #[inline(always)]
 pub(super) unsafe fn factors<const D: usize>(plane: *const u8, u: usize) -> Factors {
-    let scales = const { layout_of::<D>().scales };
+    let scales = const { Layout::at::<D>().scales };
     // SAFETY: offsets are those of the layout; every load is 32 or 16 bytes of a field that long.
     unsafe {
         let f16s = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(plane.add(at).cast()));
