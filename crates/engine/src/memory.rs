@@ -24,11 +24,24 @@ pub fn available_memory_bytes() -> Option<u64> {
         let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
     });
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
-    let version_2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-    let version_1 = group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    let version_2 = group_memory_bytes("/sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file"]);
+    let version_1 = group_memory_bytes(
+        "/sys/fs/cgroup/memory",
+        ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
+    );
     [system, version_2, version_1].into_iter().flatten().min()
+}
+
+/// What a control group still grants: its limit less its use. Cached file pages that nobody uses - a model just fetched,
+/// say - count as used there, and are given up as soon as memory is wanted, so they are taken off.
+fn group_memory_bytes(folder: &str, [limit, used, reclaimable]: [&str; 3]) -> Option<u64> {
+    let text = |file: &str| std::fs::read_to_string(format!("{folder}/{file}")).ok();
+    let number = |file: &str| text(file)?.trim().parse::<u64>().ok();
+    let cached = text("memory.stat").and_then(|stat| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(reclaimable))?;
+        line.trim().parse::<u64>().ok()
+    });
+    Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached.unwrap_or(0))))
 }
 
 /// Refuses weights that the machine cannot hold, before they are read.
@@ -67,5 +80,25 @@ pub(crate) fn context_tokens(
         Some(tokens) => Ok(tokens),
         None if fitting < PAGE_TOKENS => Err(too_large(PAGE_TOKENS)),
         None => Ok(plan.context_tokens.min(fitting)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_groups_cached_files_are_not_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        let left = || group_memory_bytes(folder.path().to_str().unwrap(), ["max", "current", "inactive_file"]);
+        assert_eq!(left(), None);
+        write("max", "1000\n");
+        write("current", "900\n");
+        assert_eq!(left(), Some(100));
+        write("memory.stat", "anon 200\ninactive_file 600\nactive_file 50\n");
+        assert_eq!(left(), Some(700));
+        write("max", "max\n");
+        assert_eq!(left(), None, "no limit");
     }
 }
