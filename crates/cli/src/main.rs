@@ -15,6 +15,7 @@ mod interrupt;
 mod jsonl;
 mod locate;
 mod machine;
+mod measure;
 mod opening;
 mod prompt;
 mod sampling;

@@ -1,19 +1,17 @@
 //! `qwenkit bench`: how fast a model reads prompts and writes answers here, against what the memory can deliver.
 //!
-//! Contract: what is measured is what `run` does: the same session, the same loop. The first run warms up and does not
-//! count; every run has a prompt of its own, so that no cache answers for it. Figures are medians.
+//! Contract: what is measured is what `run` does: the same session, the same loop (`measure`). The first run warms up and
+//! does not count; every run has a prompt of its own, so that no cache answers for it. Figures are medians.
 
 use std::time::Instant;
 
 use clap::Args;
-use qwenkit_engine::{Ask, Info, Prompt, Sampling, Session, Summary};
+use qwenkit_engine::Info;
 use qwenkit_models::arch;
-use qwenkit_tensor::TokenId;
 use serde_json::{Value, json};
 
-use crate::answer::{self, Show};
 use crate::args::ModelArgs;
-use crate::failure::Interrupted;
+use crate::measure::{self, Load};
 use crate::opening::{self, SessionArgs};
 use crate::{interrupt, locate, machine, terminal};
 
@@ -22,7 +20,9 @@ use crate::{interrupt, locate, machine, terminal};
 #[command(after_help = "\
 Examples:
   qwenkit bench qwen3:4b
-  qwenkit bench --model ./model.gguf --prompt 512 --generate 128 --threads 2 --json")]
+  qwenkit bench --model ./model.gguf --prompt 512 --generate 128 --threads 2 --json
+  qwenkit bench --model ./model.gguf --depth 8192      the same behind 8192 tokens of context
+  qwenkit bench --model ./model.gguf --batch 8         eight sequences generating together")]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -32,6 +32,12 @@ pub(crate) struct BenchArgs {
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     generate: u32,
+    /// Tokens of context that are there before the prompt
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    depth: u32,
+    /// Sequences that generate together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
     /// Runs that count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     repeat: u8,
@@ -46,40 +52,53 @@ struct Figures {
     load_s: f64,
     prompt_tokens_per_s: f64,
     generate_tokens_per_s: f64,
+    /// All sequences of a batch together, and one alone.
+    batch: Option<(f64, f64)>,
     bandwidth: Option<f64>,
     peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
-    let (prompt, generate) = (args.prompt as usize, args.generate as usize);
+    let load = Load {
+        depth: args.depth as usize,
+        prompt: args.prompt as usize,
+        generate: args.generate as usize,
+        batch: usize::from(args.batch),
+    };
     let located = locate::locate(args.model.name(), offline)?;
     let plan = arch::plan(&located.files)?;
     // No more context than needed, so that the memory reported is the memory needed.
-    let wanted = args.session.context_tokens().unwrap_or(prompt + generate).min(plan.context_tokens);
+    let wanted = args.session.context_tokens().unwrap_or(load.context_tokens());
+    if load.batch == 1 && wanted > plan.context_tokens {
+        eprintln!("note: {wanted} tokens are more than the model was made for ({}); the speed is the same", plan.context_tokens);
+    }
     interrupt::install()?;
     let threads = args.session.threads();
     let began = Instant::now();
     let session = opening::open(&located.files, threads, Some(wanted))?;
     let load_s = began.elapsed().as_secs_f64();
-    let (mut reading, mut writing) = (Vec::new(), Vec::new());
+    let (mut reading, mut writing, mut together) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=usize::from(args.repeat) {
-        let ids = prompt_ids(run, prompt, session.info().vocab);
-        let summary = measure(&session, ids, generate)?;
+        let alone = measure::alone(&session, &load, run)?;
+        let batch = (load.batch > 1).then(|| measure::together(&session, &load, run)).transpose()?;
         // Run 0 warms up.
         if run > 0 {
-            reading.extend(answer::prompt_tokens_per_s(&summary));
-            writing.extend(answer::generate_tokens_per_s(&summary));
+            reading.extend(alone.prompt_tokens_per_s);
+            writing.extend(alone.generate_tokens_per_s);
+            together.extend(batch);
         }
     }
     let peak_rss_bytes = machine::peak_rss_bytes();
     let info = session.info().clone();
     // The model's memory goes before the test's buffers come.
     drop(session);
+    let generate_tokens_per_s = measure::median(&mut writing);
     let figures = Figures {
         load_s,
-        prompt_tokens_per_s: median(&mut reading),
-        generate_tokens_per_s: median(&mut writing),
+        prompt_tokens_per_s: measure::median(&mut reading),
+        generate_tokens_per_s,
+        batch: (load.batch > 1).then(|| (measure::median(&mut together), generate_tokens_per_s)),
         bandwidth: machine::read_bandwidth(threads),
         peak_rss_bytes,
     };
@@ -87,52 +106,6 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         return terminal::print_json(&figures.to_json(args, &located.stored.name, &info));
     }
     terminal::print(&figures.to_table(args, &located.stored.name, &info))
-}
-
-/// Ids spread over the vocabulary; each run's are the continuation of the last one's.
-fn prompt_ids(run: usize, tokens: usize, vocab: usize) -> Vec<TokenId> {
-    // Tokenizers of Qwen end shortly after 150 000; rows beyond are padding.
-    let below = vocab.clamp(1, 150_000);
-    // The first run that counts begins at 0.
-    let first = match run {
-        0 => tokens * 100,
-        run => (run - 1) * tokens,
-    };
-    (first..first + tokens).map(|i| TokenId(((i * 7919 + 13) % below) as u32)).collect()
-}
-
-fn measure(session: &Session, ids: Vec<TokenId>, generate: usize) -> anyhow::Result<Summary> {
-    let ask = Ask {
-        prompt: Prompt::Ids(ids),
-        sampling: Sampling::greedy(),
-        max_tokens: Some(generate),
-        stop: Vec::new(),
-        logprobs: None,
-        ignore_stop_tokens: true,
-    };
-    let summary = answer::answer(session, ask, Show::Nothing)?.summary;
-    if summary.finish == qwenkit_engine::Finish::Cancelled {
-        return Err(Interrupted.into());
-    }
-    if summary.ids.len() != generate {
-        anyhow::bail!(
-            "the run gave {} tokens where {generate} were asked for: the context of {} is too short\n\
-             hint: fewer --prompt or --generate tokens, or a larger --ctx",
-            summary.ids.len(),
-            session.info().context_tokens
-        );
-    }
-    Ok(summary)
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.get(middle), values.len() % 2) {
-        (Some(&value), 1) => value,
-        (Some(&upper), _) => (values.get(middle.saturating_sub(1)).copied().unwrap_or(upper) + upper) / 2.0,
-        (None, _) => f64::NAN,
-    }
 }
 
 impl Figures {
@@ -147,11 +120,15 @@ impl Figures {
             "architecture": info.architecture,
             "prompt_tokens": args.prompt,
             "generate_tokens": args.generate,
+            "depth_tokens": args.depth,
+            "batch": args.batch,
             "repeat": args.repeat,
             "threads": info.threads,
             "isa": info.isa.name(),
             "prompt_tokens_per_s": self.prompt_tokens_per_s,
             "generate_tokens_per_s": self.generate_tokens_per_s,
+            "batch_tokens_per_s": self.batch.map(|(together, _)| together),
+            "batch_gain": self.batch.map(|(together, alone)| together / alone),
             "load_s": self.load_s,
             "weight_bytes": info.weight_bytes,
             "bytes_per_token": info.bytes_per_token,
@@ -168,37 +145,24 @@ impl Figures {
             let percent = 100.0 * self.bytes_per_s(info) / bandwidth;
             format!(", {percent:.0}% of the {}/s that {} threads read here", gigabytes(bandwidth), info.threads)
         });
-        let rows = [
+        let behind = match args.depth {
+            0 => String::new(),
+            depth => format!(" behind {depth}"),
+        };
+        let mut rows = vec![
             ("model", format!("{model} ({})", info.architecture)),
             ("computed by", format!("{} threads, {}", info.threads, info.isa)),
             ("load", format!("{:.2} s", self.load_s)),
-            ("prompt", format!("{:.1} tokens/s ({} tokens)", self.prompt_tokens_per_s, args.prompt)),
-            ("generation", format!("{:.1} tokens/s ({} tokens)", self.generate_tokens_per_s, args.generate)),
+            ("prompt", format!("{:.1} tokens/s ({} tokens{behind})", self.prompt_tokens_per_s, args.prompt)),
+            ("generation", format!("{:.1} tokens/s ({} tokens{behind})", self.generate_tokens_per_s, args.generate)),
             ("weights read", format!("{} a token", gigabytes(info.bytes_per_token as f64))),
             ("bandwidth", format!("{}/s{}", gigabytes(self.bytes_per_s(info)), share.unwrap_or_default())),
             ("peak memory", self.peak_rss_bytes.map_or("unknown".to_owned(), qwenkit_hub::bytes_in_words)),
         ];
-        terminal::table(&rows.map(|(key, value)| vec![key.to_owned(), value]))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&mut [4.0, 1.0]), 2.5);
-        assert!(median(&mut []).is_nan());
-    }
-
-    #[test]
-    fn runs_have_prompts_of_their_own_and_the_first_that_counts_begins_at_zero() {
-        assert_eq!(prompt_ids(1, 2, 1_000_000), [TokenId(13), TokenId(7932)]);
-        let firsts: Vec<_> = (0..4).map(|run| prompt_ids(run, 512, 151_936)[0]).collect();
-        let distinct: std::collections::HashSet<_> = firsts.iter().collect();
-        assert_eq!(distinct.len(), firsts.len());
-        assert!(prompt_ids(3, 100, 384).iter().all(|id| id.0 < 384));
+        if let Some((together, alone)) = self.batch {
+            let words = format!("{together:.1} tokens/s in all, {:.2} times one alone", together / alone);
+            rows.insert(5, ("batch", format!("{} sequences: {words}", args.batch)));
+        }
+        terminal::table(&rows.into_iter().map(|(key, value)| vec![key.to_owned(), value]).collect::<Vec<_>>())
     }
 }
