@@ -33,11 +33,16 @@ pub(crate) struct Alone {
 }
 
 impl Load {
+    /// Tokens of one sequence.
+    pub(crate) fn tokens(&self) -> usize {
+        self.depth + self.prompt + self.generate
+    }
+
     /// Tokens of context that all sequences take together.
     pub(crate) fn context_tokens(&self) -> usize {
-        let own = (self.depth + self.prompt + self.generate).next_multiple_of(PAGE_TOKENS);
+        let own = self.tokens().next_multiple_of(PAGE_TOKENS);
         // What finished runs leave behind must not push out the shared beginning.
-        if self.batch > 1 || self.depth > 0 { own * self.batch + own } else { self.prompt + self.generate }
+        if self.batch > 1 || self.depth > 0 { own * self.batch + own } else { self.tokens() }
     }
 
     /// The prompt of sequence `n` of `run`.

@@ -1,17 +1,17 @@
 //! Causal attention of new tokens over a paged cache, for many sequences at once.
 //!
 //! Every query goes through its keys in chunks of one page, in ascending order: a chunk's scores, its own maximum, its own
-//! weighted sum of values, and only then the merge into the running result. The chunks are fixed by absolute position,
-//! so a token's result has the same bits whether it came alone, in a batch, or in any cut of the prompt.
+//! weighted sum of values, and only then the merge into the running result of its span of 1,024 positions; spans merge in
+//! the same way. Chunks and spans are fixed by absolute position, so a token's result has the same bits whether it came
+//! alone, in a batch, or in any cut of the prompt, and whether one thread went through all spans or several shared them.
 //! Source: Milakov and Gimelshein 2018 (online softmax), Dao et al. 2022 (tiling).
 
-use std::ops::Range;
-
-use half::f16;
+use std::{marker::PhantomData, ops::Range};
 
 use crate::{
     Isa,
-    kv::{KvCache, KvElement, KvType, PAGE_TOKENS},
+    kv::{Full, Half, KvCache, KvForm, KvType, PAGE_TOKENS},
+    lanes,
     matmul::Compute,
     shared_out::SharedOut,
 };
@@ -22,6 +22,11 @@ pub(crate) const TILE_QUERIES: usize = 8;
 pub const HEAD_DIM_MAX: usize = 256;
 /// Query tiles of one kv head that a thread takes at once.
 const TILES_PER_JOB: usize = 4;
+/// Chunks of a span: few enough that the threads of a large machine share one long sequence, many enough that merging
+/// costs nothing.
+const SPAN_CHUNKS: usize = 16;
+/// With fewer jobs than this for each thread, spans are jobs of their own.
+const JOBS_PER_THREAD: usize = 4;
 
 /// The new tokens of one sequence.
 pub struct AttentionSeq<'a> {
@@ -34,8 +39,8 @@ pub struct AttentionSeq<'a> {
 }
 
 /// What a tile's kernel gets.
-pub(crate) struct Tile<'a, E> {
-    /// Pages of the sequence from chunk 0: keys `[4][K][16]` and values `[64][K']` of this kv head.
+pub(crate) struct Tile<'a, F> {
+    /// Pages of the sequence from chunk 0: keys and values of this kv head.
     pub(crate) cache: &'a KvCache,
     pub(crate) pages: &'a [u32],
     pub(crate) kv_head: usize,
@@ -46,10 +51,23 @@ pub(crate) struct Tile<'a, E> {
     pub(crate) queries: &'a [f32],
     /// Positions that each query sees; none is empty.
     pub(crate) ranges: &'a [Range<usize>],
-    pub(crate) _element: std::marker::PhantomData<E>,
+    /// Whether the next chunk's memory is asked for while this one is computed: with few queries, reading takes longer than
+    /// computing.
+    pub(crate) ahead: bool,
+    pub(crate) _form: PhantomData<F>,
 }
 
-impl<E: KvElement> Tile<'_, E> {
+/// Results of a tile's queries over some chunks, before the division by the sum of weights.
+pub(crate) struct Partial<'a> {
+    /// The largest score; minus infinity where no key was seen.
+    pub(crate) largest: [f32; TILE_QUERIES],
+    /// Sum of e^(score - largest).
+    pub(crate) total: [f32; TILE_QUERIES],
+    /// Values weighted in the same way, (queries, K').
+    pub(crate) values: &'a mut [f32],
+}
+
+impl<F: KvForm> Tile<'_, F> {
     /// The chunks that any query sees.
     pub(crate) fn chunks(&self) -> Range<usize> {
         let first = self.ranges.iter().map(|r| r.start).min().unwrap_or(0);
@@ -63,8 +81,59 @@ impl<E: KvElement> Tile<'_, E> {
         self.ranges[i].start.clamp(start, end) - start..self.ranges[i].end.clamp(start, end) - start
     }
 
-    pub(crate) fn head(&self, c: usize) -> (&[E], &[E]) {
-        self.cache.head(self.pages[c], self.kv_head)
+    pub(crate) fn head(&self, c: usize) -> (&[F::Key], &[F::Value]) {
+        self.cache.head::<F>(self.pages[c], self.kv_head)
+    }
+
+    /// Computes chunks `chunks` with the kernel of the instruction set.
+    fn span(&self, isa: Isa, chunks: Range<usize>, out: &mut Partial<'_>) {
+        match isa {
+            // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { crate::avx512::attention::span(self, chunks, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { crate::avx2::attention::span(self, chunks, out) },
+            _ => crate::portable::attention::span(self, chunks, out),
+        }
+    }
+}
+
+/// `chunks` cut at the ends of spans.
+fn spans(chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    (chunks.start / SPAN_CHUNKS..chunks.end.div_ceil(SPAN_CHUNKS))
+        .map(move |s| (s * SPAN_CHUNKS).max(chunks.start)..((s + 1) * SPAN_CHUNKS).min(chunks.end))
+}
+
+impl Partial<'_> {
+    /// Adds what comes from the chunks behind.
+    fn merge(&mut self, next: &Partial<'_>, queries: usize) {
+        let dim = self.values.len() / queries;
+        for i in (0..queries).filter(|&i| next.largest[i] > f32::NEG_INFINITY) {
+            let largest = f32::max(self.largest[i], next.largest[i]);
+            let (old, new) = (lanes::exp(self.largest[i] - largest), lanes::exp(next.largest[i] - largest));
+            let (to, from) = (&mut self.values[i * dim..][..dim], &next.values[i * dim..][..dim]);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *to * old + from * new);
+            self.total[i] = self.total[i] * old + next.total[i] * new;
+            self.largest[i] = largest;
+        }
+    }
+
+    /// Divides by the sums of weights.
+    fn finish(&mut self, queries: usize) {
+        let dim = self.values.len() / queries;
+        for (values, total) in self.values.chunks_exact_mut(dim).zip(self.total) {
+            let scale = 1.0 / total;
+            values.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}
+
+impl<'a> Partial<'a> {
+    /// Nothing seen yet.
+    fn none(values: &'a mut [f32]) -> Partial<'a> {
+        values.fill(0.0);
+        Partial { largest: [f32::NEG_INFINITY; TILE_QUERIES], total: [0.0; TILE_QUERIES], values }
     }
 }
 
@@ -89,20 +158,15 @@ impl Compute {
         assert!(cache.head_dim <= HEAD_DIM_MAX, "heads of {}", cache.head_dim);
         let out = SharedOut::new(out);
         let job = Job { compute: self, cache, window, scale, heads, q, out: &out };
-        let jobs = job.list(seqs);
-        let threads = self.pool.threads();
-        let run = |i: usize| {
-            // Dealt like cards: neighbouring jobs of a causal prompt cost about the same.
-            for &(seq, kv_head, first) in jobs.iter().skip(i).step_by(threads) {
-                match cache.kv_type {
-                    KvType::F32 => job.run::<f32>(&seqs[seq], kv_head, first),
-                    KvType::F16 => job.run::<f16>(&seqs[seq], kv_head, first),
-                }
-            }
-        };
-        if jobs.len() == 1 { (0..threads).for_each(run) } else { self.pool.run(run) }
+        match cache.kv_type {
+            KvType::F32 => job.run_all::<Full>(seqs),
+            KvType::F16 => job.run_all::<Half>(seqs),
+        }
     }
 }
+
+/// Room for one row of values for each query of a tile.
+type Room = [f32; TILE_QUERIES * HEAD_DIM_MAX];
 
 struct Job<'a> {
     compute: &'a Compute,
@@ -115,69 +179,143 @@ struct Job<'a> {
     out: &'a SharedOut<'a, f32>,
 }
 
-impl Job<'_> {
-    /// (sequence, kv head, first query) of every job.
-    fn list(&self, seqs: &[AttentionSeq<'_>]) -> Vec<(usize, usize, usize)> {
-        let per_kv = self.heads / self.cache.kv_heads;
-        let mut jobs = Vec::new();
-        for (i, seq) in seqs.iter().enumerate() {
-            for first in (0..seq.rows.len() * per_kv).step_by(TILES_PER_JOB * TILE_QUERIES) {
-                jobs.extend((0..self.cache.kv_heads).map(|kv_head| (i, kv_head, first)));
-            }
-        }
-        jobs
-    }
-
-    /// The queries of `kv_head` from the `first`: some tiles of them. Query number n is head n % R of token n / R.
-    fn run<E: KvElement>(&self, seq: &AttentionSeq<'_>, kv_head: usize, first: usize) {
-        let (dim, per_kv) = (self.cache.head_dim, self.heads / self.cache.kv_heads);
-        let value_dim = self.cache.value_dim();
-        let end = (first + TILES_PER_JOB * TILE_QUERIES).min(seq.rows.len() * per_kv);
-        let mut queries = [0.0; TILE_QUERIES * HEAD_DIM_MAX];
-        let mut results = [0.0; TILE_QUERIES * HEAD_DIM_MAX];
-        for tile_first in (first..end).step_by(TILE_QUERIES) {
-            let count = TILE_QUERIES.min(end - tile_first);
-            let row = |n: usize| {
-                let (token, head) = ((tile_first + n) / per_kv, (tile_first + n) % per_kv);
-                (token, ((seq.rows.start + token) * self.heads + kv_head * per_kv + head) * dim)
-            };
-            let mut ranges = [const { 0..0 }; TILE_QUERIES];
-            for n in 0..count {
-                let (token, at) = row(n);
-                let last = seq.first + token + 1;
-                ranges[n] = self.window.map_or(0, |w| last.saturating_sub(w))..last;
-                for (to, from) in queries[n * dim..][..dim].iter_mut().zip(&self.q[at..at + dim]) {
-                    *to = from * self.scale;
-                }
-            }
-            let tile = Tile::<E> {
-                cache: self.cache,
-                pages: seq.pages,
-                kv_head,
-                head_dim: dim,
-                value_dim,
-                queries: &queries[..count * dim],
-                ranges: &ranges[..count],
-                _element: std::marker::PhantomData,
-            };
-            run_tile(self.compute.isa, &tile, &mut results[..count * value_dim]);
-            for n in 0..count {
-                // SAFETY: each query is in exactly one job.
-                unsafe { self.out.slice(row(n).1, dim) }.copy_from_slice(&results[n * value_dim..][..dim]);
-            }
-        }
-    }
+/// Up to `TILE_QUERIES` queries of one kv head. Query number n is head n % R of token n / R.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    seq: &'a AttentionSeq<'a>,
+    kv_head: usize,
+    first: usize,
+    count: usize,
 }
 
-/// Computes a tile's results, (queries, K), with the kernel of the instruction set.
-fn run_tile<E: KvElement>(isa: Isa, tile: &Tile<'_, E>, out: &mut [f32]) {
-    match isa {
-        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { crate::avx512::attention::tile(tile, out) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { crate::avx2::attention::tile(tile, out) },
-        _ => crate::portable::attention::tile(tile, out),
+impl Job<'_> {
+    fn run_all<F: KvForm>(&self, seqs: &[AttentionSeq<'_>]) {
+        let (pool, threads) = (&self.compute.pool, self.compute.pool.threads());
+        let places = self.places(seqs);
+        if threads > 1 && places.len() < JOBS_PER_THREAD * threads {
+            return self.run_spans::<F>(&places);
+        }
+        let jobs: Vec<&[Place<'_>]> = places.chunks(TILES_PER_JOB).collect();
+        let run = |i: usize| {
+            let mut rooms: [Room; 3] = [[0.0; _]; 3];
+            // Dealt like cards: neighbouring jobs of a causal prompt cost about the same.
+            for place in jobs.iter().skip(i).step_by(threads).copied().flatten() {
+                self.run::<F>(place, &mut rooms);
+            }
+        };
+        if jobs.len() == 1 { (0..threads).for_each(run) } else { pool.run(run) }
+    }
+
+    /// All tiles: those of one sequence and kv head lie together.
+    fn places<'s>(&self, seqs: &'s [AttentionSeq<'s>]) -> Vec<Place<'s>> {
+        let per_kv = self.heads / self.cache.kv_heads;
+        let mut places = Vec::new();
+        for seq in seqs {
+            let queries = seq.rows.len() * per_kv;
+            for first in (0..queries).step_by(TILES_PER_JOB * TILE_QUERIES) {
+                for kv_head in 0..self.cache.kv_heads {
+                    for first in (first..queries.min(first + TILES_PER_JOB * TILE_QUERIES)).step_by(TILE_QUERIES) {
+                        places.push(Place { seq, kv_head, first, count: TILE_QUERIES.min(queries - first) });
+                    }
+                }
+            }
+        }
+        places
+    }
+
+    /// Index of query `n` of a place in `q` and `out`.
+    fn at(&self, place: &Place<'_>, n: usize) -> usize {
+        let per_kv = self.heads / self.cache.kv_heads;
+        let (token, head) = ((place.first + n) / per_kv, (place.first + n) % per_kv);
+        ((place.seq.rows.start + token) * self.heads + place.kv_head * per_kv + head) * self.cache.head_dim
+    }
+
+    /// Calls `f` with the tile of `place`, whose queries are laid into `queries`.
+    fn with_tile<F: KvForm, R>(&self, place: &Place<'_>, queries: &mut Room, f: impl FnOnce(&Tile<'_, F>) -> R) -> R {
+        let (dim, per_kv) = (self.cache.head_dim, self.heads / self.cache.kv_heads);
+        let mut ranges = [const { 0..0 }; TILE_QUERIES];
+        for n in 0..place.count {
+            let last = place.seq.first + (place.first + n) / per_kv + 1;
+            ranges[n] = self.window.map_or(0, |w| last.saturating_sub(w))..last;
+            for (to, from) in queries[n * dim..][..dim].iter_mut().zip(&self.q[self.at(place, n)..]) {
+                *to = from * self.scale;
+            }
+        }
+        f(&Tile {
+            cache: self.cache,
+            pages: place.seq.pages,
+            kv_head: place.kv_head,
+            head_dim: dim,
+            value_dim: self.cache.value_dim(),
+            queries: &queries[..place.count * dim],
+            ranges: &ranges[..place.count],
+            ahead: place.seq.rows.len() == 1,
+            _form: PhantomData,
+        })
+    }
+
+    /// One tile, span after span.
+    fn run<F: KvForm>(&self, place: &Place<'_>, [queries, results, own]: &mut [Room; 3]) {
+        self.with_tile::<F, _>(place, queries, |tile| {
+            let len = place.count * tile.value_dim;
+            let mut result = Partial::none(&mut results[..len]);
+            for chunks in spans(tile.chunks()) {
+                let mut span = Partial::none(&mut own[..len]);
+                tile.span(self.compute.isa, chunks, &mut span);
+                result.merge(&span, place.count);
+            }
+            result.finish(place.count);
+            self.store(place, &result);
+        });
+    }
+
+    /// Every tile's spans on all threads, then their merges.
+    fn run_spans<F: KvForm>(&self, places: &[Place<'_>]) {
+        let chunks_of = |p: &Place<'_>| self.with_tile::<F, _>(p, &mut [0.0; _], |tile| tile.chunks());
+        let pieces: Vec<_> = places.iter().flat_map(|p| spans(chunks_of(p)).map(move |chunks| (p, chunks))).collect();
+        let (threads, value_dim) = (self.compute.pool.threads(), self.cache.value_dim());
+        let width = TILE_QUERIES * value_dim;
+        let mut values = vec![0.0; pieces.len() * width];
+        let mut sums = vec![([0.0; TILE_QUERIES], [0.0; TILE_QUERIES]); pieces.len()];
+        let (shared_values, shared_sums) = (SharedOut::new(&mut values), SharedOut::new(&mut sums));
+        let run = |i: usize| {
+            let mut queries: Room = [0.0; _];
+            for (n, (place, chunks)) in pieces.iter().enumerate().skip(i).step_by(threads) {
+                // SAFETY: each piece is dealt to exactly one thread.
+                let (values, sums) =
+                    unsafe { (shared_values.slice(n * width, place.count * value_dim), shared_sums.slice(n, 1)) };
+                let mut span = Partial::none(values);
+                self.with_tile::<F, _>(place, &mut queries, |tile| {
+                    tile.span(self.compute.isa, chunks.clone(), &mut span)
+                });
+                sums[0] = (span.largest, span.total);
+            }
+        };
+        if pieces.len() == 1 {
+            (0..threads).for_each(run)
+        } else {
+            self.compute.pool.run(run)
+        }
+        let mut results = vec![0.0; width];
+        let mut n = 0;
+        for place in places {
+            let len = place.count * value_dim;
+            let mut result = Partial::none(&mut results[..len]);
+            for _ in spans(chunks_of(place)) {
+                let (largest, total) = sums[n];
+                result.merge(&Partial { largest, total, values: &mut values[n * width..][..len] }, place.count);
+                n += 1;
+            }
+            result.finish(place.count);
+            self.store(place, &result);
+        }
+    }
+
+    fn store(&self, place: &Place<'_>, result: &Partial<'_>) {
+        let (dim, value_dim) = (self.cache.head_dim, self.cache.value_dim());
+        for n in 0..place.count {
+            // SAFETY: each query is in exactly one place.
+            unsafe { self.out.slice(self.at(place, n), dim) }.copy_from_slice(&result.values[n * value_dim..][..dim]);
+        }
     }
 }

@@ -67,11 +67,17 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         batch: usize::from(args.batch),
     };
     let located = locate::locate(args.model.name(), offline)?;
-    let plan = arch::plan(&located.files)?;
     // No more context than needed, so that the memory reported is the memory needed.
     let wanted = args.session.context_tokens().unwrap_or(load.context_tokens());
-    if load.batch == 1 && wanted > plan.context_tokens {
-        eprintln!("note: {wanted} tokens are more than the model was made for ({}); the speed is the same", plan.context_tokens);
+    let made_for = arch::plan(&located.files)?.context_tokens;
+    if load.tokens() > made_for && args.session.context_tokens().is_none() {
+        anyhow::bail!(
+            "depth, prompt of {} tokens and answer are {} tokens together, more than the model's context of {made_for}\n\
+             hint: fewer of them, or --ctx {} to measure what the model was not made for",
+            load.prompt,
+            load.tokens(),
+            load.context_tokens()
+        );
     }
     interrupt::install()?;
     let threads = args.session.threads();

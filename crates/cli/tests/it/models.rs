@@ -176,6 +176,12 @@ fn bench_reports_what_it_measured() {
     assert_eq!((figures["threads"].as_u64(), figures["prompt_tokens"].as_u64()), (Some(2), Some(48)));
     #[cfg(target_os = "linux")]
     assert!(figures["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{figures}");
+    let several = ["--depth", "64", "--prompt", "8", "--generate", "24", "--batch", "3", "--repeat", "1", "--json"];
+    let figures = place.run(&[&args[..3], &several[..]].concat()).exits(0).json();
+    for key in ["prompt_tokens_per_s", "generate_tokens_per_s", "batch_tokens_per_s", "batch_gain"] {
+        assert!(figures[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {figures}");
+    }
+    assert_eq!((figures["depth_tokens"].as_u64(), figures["batch"].as_u64()), (Some(64), Some(3)));
     let long = ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "512", "--generate", "8"];
     place.run(&long).fails_with(1, &["512 tokens", "context"]);
 }

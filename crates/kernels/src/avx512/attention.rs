@@ -4,129 +4,172 @@
 //! Every `unsafe fn` here asks that the machine has what `Isa::Avx512` stands for, and that the unit, group, tile or
 //! rows it is given exist in the weight, the cache and the activations it is given.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use crate::{
-    attention::{HEAD_DIM_MAX, TILE_QUERIES, Tile},
-    kv::{KEY_BLOCK, KvElement, PAGE_TOKENS},
+    attention::{HEAD_DIM_MAX, Partial, TILE_QUERIES, Tile},
+    kv::{KEY_BLOCK, KvForm, PAGE_TOKENS},
     lanes::LANES,
 };
 
-/// The tile's running results.
+/// One chunk's inner values, and the running sums of the span.
 struct State {
     largest: [f32; TILE_QUERIES],
     total: [f32; TILE_QUERIES],
-    /// Scores, then weights, of one chunk: (queries, 64)
-    weights: [[f32; PAGE_TOKENS]; TILE_QUERIES],
+    /// (queries, 64)
+    scores: [[f32; PAGE_TOKENS]; TILE_QUERIES],
+    /// Weights as the steps over values take them, (queries, 64 / S)
+    words: [[u32; PAGE_TOKENS]; TILE_QUERIES],
     /// What the chunk's merge multiplies: the running result, and the chunk's.
     old: [f32; TILE_QUERIES],
     new: [f32; TILE_QUERIES],
 }
 
-/// Results of the tile's queries: out (queries, K').
+/// The tile's results over `chunks`.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,fma,avx2")]
-pub(crate) unsafe fn tile<E: KvElement>(tile: &Tile<'_, E>, out: &mut [f32]) {
-    // SAFETY: the caller's promise; Q is at least the number of queries.
+pub(crate) unsafe fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
+    // SAFETY: the caller's promise, and what is asked of the machine here.
     unsafe {
-        match tile.ranges.len() {
-            1 => queries::<E, 1>(tile, out),
-            2 => queries::<E, 2>(tile, out),
-            3..=4 => queries::<E, 4>(tile, out),
-            5..=6 => queries::<E, 6>(tile, out),
-            _ => queries::<E, 8>(tile, out),
+        if is_x86_feature_detected!("avx512bf16") {
+            native(tile, chunks, out);
+        } else {
+            spread(tile, chunks, out);
         }
     }
 }
 
-/// The tile in `Q` slots; slots past the last query repeat the first one's scores and are not stored.
+/// With the machine's product of bf16 pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,f16c,fma,avx2")]
+unsafe fn native<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { any_count::<F, true>(tile, chunks, out) }
+}
+
+/// Without it.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,fma,avx2")]
+unsafe fn spread<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { any_count::<F, false>(tile, chunks, out) }
+}
+
 #[inline(always)]
-unsafe fn queries<E: KvElement, const Q: usize>(tile: &Tile<'_, E>, out: &mut [f32]) {
-    let (dim, count) = (tile.value_dim, tile.ranges.len());
-    let slots: [usize; Q] = std::array::from_fn(|i| if i < count { i } else { 0 });
+unsafe fn any_count<F: KvForm, const NATIVE: bool>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
+    // SAFETY: the caller's promise; Q is the number of queries.
+    unsafe {
+        match tile.ranges.len() {
+            1 => queries::<F, NATIVE, 1>(tile, chunks, out),
+            2 => queries::<F, NATIVE, 2>(tile, chunks, out),
+            3 => queries::<F, NATIVE, 3>(tile, chunks, out),
+            4 => queries::<F, NATIVE, 4>(tile, chunks, out),
+            5 => queries::<F, NATIVE, 5>(tile, chunks, out),
+            6 => queries::<F, NATIVE, 6>(tile, chunks, out),
+            7 => queries::<F, NATIVE, 7>(tile, chunks, out),
+            _ => queries::<F, NATIVE, 8>(tile, chunks, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn queries<F: KvForm, const NATIVE: bool, const Q: usize>(
+    tile: &Tile<'_, F>,
+    chunks: Range<usize>,
+    out: &mut Partial<'_>,
+) {
+    let dim = tile.value_dim;
     let mut state = State {
         largest: [f32::NEG_INFINITY; TILE_QUERIES],
         total: [0.0; TILE_QUERIES],
-        weights: [[0.0; PAGE_TOKENS]; TILE_QUERIES],
+        scores: [[0.0; PAGE_TOKENS]; TILE_QUERIES],
+        words: [[0; PAGE_TOKENS]; TILE_QUERIES],
         old: [0.0; TILE_QUERIES],
         new: [0.0; TILE_QUERIES],
     };
-    debug_assert!(count <= Q && dim <= HEAD_DIM_MAX && out.len() == count * dim);
-    out.fill(0.0);
-    for c in tile.chunks() {
+    debug_assert!(tile.ranges.len() == Q && dim <= HEAD_DIM_MAX && out.values.len() == Q * dim);
+    out.values.fill(0.0);
+    for c in chunks.clone() {
         let (keys, values) = tile.head(c);
-        let end = (0..count).map(|i| tile.seen(i, c).end).max().unwrap_or(0);
+        let end = (0..Q).map(|i| tile.seen(i, c).end).max().unwrap_or(0);
+        // A head's keys and values are one piece of memory, and the next chunk's are of the same length.
+        let next = if tile.ahead && c + 1 < chunks.end { Some(tile.head(c + 1)) } else { None };
         // SAFETY: `keys` and `values` are a page's, of 64 keys of K and 64 values of K'.
         unsafe {
-            scores::<E, Q>(tile, &slots, keys, end, &mut state);
-            for i in 0..count {
-                weigh(tile.seen(i, c), i, &mut state);
+            scores::<F, Q>(tile, keys, next.map(|n| n.0.as_ptr()), end, &mut state);
+            for i in 0..Q {
+                weigh::<F>(tile.seen(i, c), i, &mut state);
             }
-            merge_values::<E, Q>(values, end, dim, count, &slots, &state, out);
+            merge_values::<F, NATIVE, Q>(values, next.map(|n| n.1.as_ptr()), end, dim, &state, out.values);
         }
     }
-    for (out, total) in out.chunks_exact_mut(dim).zip(state.total) {
-        let scale = 1.0 / total;
-        out.iter_mut().for_each(|x| *x *= scale);
-    }
+    (out.largest, out.total) = (state.largest, state.total);
 }
 
 /// Scores of the chunk's keys up to `end`.
 #[inline(always)]
-unsafe fn scores<E: KvElement, const Q: usize>(
-    tile: &Tile<'_, E>,
-    slots: &[usize; Q],
-    keys: &[E],
+unsafe fn scores<F: KvForm, const Q: usize>(
+    tile: &Tile<'_, F>,
+    keys: &[F::Key],
+    next: Option<*const F::Key>,
     end: usize,
     state: &mut State,
 ) {
     let dim = tile.head_dim;
     for block in 0..end.div_ceil(KEY_BLOCK) {
-        // SAFETY: block < 4, so the loads stay in the page's keys; queries hold `dim` values for each slot.
+        // SAFETY: block < 4, so the loads stay in the page's keys; queries hold `dim` values each. Prefetches read nothing.
         unsafe {
-            let keys = keys.as_ptr().add(block * KEY_BLOCK * dim);
-            let queries: [*const f32; Q] = std::array::from_fn(|i| tile.queries.as_ptr().add(slots[i] * dim));
+            let start = block * KEY_BLOCK * dim;
+            if let Some(next) = next {
+                ask_for(next.add(start).cast(), KEY_BLOCK * dim * size_of::<F::Key>());
+            }
+            let keys = keys.as_ptr().add(start);
+            let queries: [*const f32; Q] = std::array::from_fn(|i| tile.queries.as_ptr().add(i * dim));
             let mut acc = [_mm512_setzero_ps(); Q];
             for d in 0..dim {
-                let key = E::load_512(keys.add(d * KEY_BLOCK));
+                let key = F::keys_512(keys.add(d * KEY_BLOCK));
                 for i in 0..Q {
                     acc[i] = _mm512_fmadd_ps(key, _mm512_set1_ps(*queries[i].add(d)), acc[i]);
                 }
             }
             for i in 0..Q {
-                _mm512_storeu_ps(state.weights[i].as_mut_ptr().add(block * KEY_BLOCK), acc[i]);
+                _mm512_storeu_ps(state.scores[i].as_mut_ptr().add(block * KEY_BLOCK), acc[i]);
             }
         }
     }
 }
 
+/// Asks for `len` bytes of memory into the second-level cache.
+#[inline(always)]
+unsafe fn ask_for(from: *const i8, len: usize) {
+    for at in (0..len).step_by(64) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at)) };
+    }
+}
+
 /// Turns query `i`'s scores of the keys `seen` into weights, all others into zeros, and prepares its merge.
 #[inline(always)]
-unsafe fn weigh(seen: std::ops::Range<usize>, i: usize, state: &mut State) {
+unsafe fn weigh<F: KvForm>(seen: Range<usize>, i: usize, state: &mut State) {
     if seen.is_empty() {
-        state.weights[i] = [0.0; PAGE_TOKENS];
+        state.words[i] = [0; PAGE_TOKENS];
         (state.old[i], state.new[i]) = (1.0, 0.0);
         return;
     }
-    let weights = &mut state.weights[i];
-    // SAFETY: AVX-512 F is there; loads and stores are of the 64 weights.
+    // SAFETY: AVX-512 F is there; loads and stores are of the 64 scores and weights.
     unsafe {
         let masks: [u16; 4] = std::array::from_fn(|b| {
             let bits = |n: usize| ((1u32 << n.saturating_sub(b * LANES).min(LANES)) - 1) as u16;
             bits(seen.end) & !bits(seen.start)
         });
         let none = _mm512_set1_ps(f32::NEG_INFINITY);
-        let scores: [__m512; 4] =
-            std::array::from_fn(|b| _mm512_mask_loadu_ps(none, masks[b], weights.as_ptr().add(b * LANES)));
+        let from = state.scores[i].as_ptr();
+        let scores: [__m512; 4] = std::array::from_fn(|b| _mm512_mask_loadu_ps(none, masks[b], from.add(b * LANES)));
         let pairs = (_mm512_max_ps(scores[0], scores[1]), _mm512_max_ps(scores[2], scores[3]));
         let largest = _mm512_reduce_max_ps(_mm512_max_ps(pairs.0, pairs.1));
         let mut total = _mm512_setzero_ps();
         for b in 0..4 {
             let e = _mm512_maskz_mov_ps(masks[b], exp(_mm512_sub_ps(scores[b], _mm512_set1_ps(largest))));
-            _mm512_storeu_ps(weights.as_mut_ptr().add(b * LANES), e);
-            total = _mm512_add_ps(total, e);
+            total = _mm512_add_ps(total, F::weights_512(e, state.words[i].as_mut_ptr(), b * LANES));
         }
         let mut lanes = [0.0; LANES];
         _mm512_storeu_ps(lanes.as_mut_ptr(), total);
@@ -141,28 +184,31 @@ unsafe fn weigh(seen: std::ops::Range<usize>, i: usize, state: &mut State) {
 
 /// out = out * old + (weights by values) * new, for the queries that see the chunk.
 #[inline(always)]
-unsafe fn merge_values<E: KvElement, const Q: usize>(
-    values: &[E],
+unsafe fn merge_values<F: KvForm, const NATIVE: bool, const Q: usize>(
+    values: &[F::Value],
+    next: Option<*const F::Value>,
     end: usize,
     dim: usize,
-    count: usize,
-    slots: &[usize; Q],
     state: &State,
     out: &mut [f32],
 ) {
+    let steps = end.div_ceil(F::SIDE);
     for d in (0..dim).step_by(LANES) {
-        // SAFETY: key < 64 and d + 16 <= dim, so loads stay in the page's values; `out` has `dim` values for each query.
+        // SAFETY: step < 64 / S and d + 16 <= dim, so loads stay in the page's values; `out` has `dim` values for each query.
+        // Prefetches read nothing.
         unsafe {
+            if let Some(next) = next {
+                ask_for(next.add(d * PAGE_TOKENS).cast(), LANES * PAGE_TOKENS * size_of::<F::Value>());
+            }
             let mut acc = [_mm512_setzero_ps(); Q];
-            for key in 0..end {
-                let value = E::load_512(values.as_ptr().add(key * dim + d));
+            for step in 0..steps {
+                let values = _mm512_loadu_si512(values.as_ptr().add((step * dim + d) * F::SIDE).cast());
                 for i in 0..Q {
-                    let weight = _mm512_set1_ps(*state.weights[slots[i]].as_ptr().add(key));
-                    acc[i] = _mm512_fmadd_ps(value, weight, acc[i]);
+                    acc[i] = F::step_512::<NATIVE>(acc[i], values, state.words[i].as_ptr().add(step));
                 }
             }
             for i in 0..Q {
-                if i < count && state.new[i] != 0.0 {
+                if state.new[i] != 0.0 {
                     let out = out.as_mut_ptr().add(i * dim + d);
                     let old = _mm512_mul_ps(_mm512_loadu_ps(out), _mm512_set1_ps(state.old[i]));
                     _mm512_storeu_ps(out, _mm512_fmadd_ps(acc[i], _mm512_set1_ps(state.new[i]), old));

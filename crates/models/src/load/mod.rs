@@ -81,11 +81,11 @@ impl Model {
         self.weight_bytes() - idle - if self.head.is_some() { self.embedding.size_bytes() } else { 0 }
     }
 
-    /// The element type that keys and values are cached in: f32 for models of f32 weights, which are held to f32's
-    /// accuracy, f16 for all others.
+    /// The element type that keys and values are cached in: f32 for models of f32 and f16 weights, whose activations stay in
+    /// f32, half precision for all others.
     pub fn kv_type(&self) -> KvType {
         match self.embedding.dtype() {
-            DType::F32 => KvType::F32,
+            DType::F32 | DType::F16 => KvType::F32,
             _ => KvType::F16,
         }
     }
