@@ -24,6 +24,6 @@ pub use engine::{Canceller, Engine, Stream};
 pub use error::Error;
 pub use memory::available_memory_bytes;
 pub use model_text::{ModelText, text_of};
-pub use request::{Event, Finish, Request, TokenLogprobs};
+pub use request::{Event, Finish, Goal, Request, TokenLogprobs};
 pub use sampler::Sampling;
 pub use session::{Answer, Ask, Info, Options, Piece, Prompt, Session, Summary, TextPiece};

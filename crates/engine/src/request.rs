@@ -4,11 +4,13 @@ use qwenkit_tensor::TokenId;
 
 use crate::sampler::Sampling;
 
-/// A sequence to continue.
+/// A sequence to continue, or to look at.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The prompt; not empty.
     pub prompt: Vec<TokenId>,
+    /// What is wanted of it.
+    pub goal: Goal,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Tokens to generate at most.
@@ -17,6 +19,19 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// Log-probabilities wanted: of the chosen token and of so many best ones.
     pub logprobs: Option<usize>,
+}
+
+/// What a request wants of its prompt. All but an answer come as one `Event::Values`; what is said of answers in a
+/// request means nothing to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Goal {
+    /// Tokens that follow.
+    #[default]
+    Answer,
+    /// The last position's hidden state behind the final norm: (D).
+    Hidden,
+    /// The last position's logits of these tokens.
+    Logits(Vec<TokenId>),
 }
 
 /// What the engine says of a request. The last event is `Finished`.
@@ -38,6 +53,8 @@ pub enum Event {
         /// If the request wants them.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The numbers that the request wants instead of an answer.
+    Values(Vec<f32>),
     /// Nothing more will come.
     Finished(Finish),
 }

@@ -15,6 +15,8 @@ pub(crate) trait Runner {
     }
     /// Computes `batch`; `logits` becomes (rows that want them, V).
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
+    /// The last batch's hidden states, (parts that want one, D).
+    fn hidden(&self) -> &[f32];
 }
 
 /// A model in memory with the state of its sequences.
@@ -38,5 +40,9 @@ impl Runner for ModelRunner {
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.model.forward(&self.compute, &mut self.state, batch, &mut self.buffers, None, logits);
+    }
+
+    fn hidden(&self) -> &[f32] {
+        self.buffers.hidden()
     }
 }

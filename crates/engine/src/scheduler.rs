@@ -12,7 +12,7 @@ use qwenkit_tensor::{SeqId, TokenId};
 use crate::{
     error::Error,
     pages::PagePool,
-    request::{Event, Finish, Request},
+    request::{Event, Finish, Goal, Request},
     runner::Runner,
     sampler::{self, Sampler},
 };
@@ -42,6 +42,7 @@ struct Sequence {
     /// Prompt and answer.
     tokens: Vec<TokenId>,
     prompt_tokens: usize,
+    goal: Goal,
     /// Tokens whose state is in the pages.
     computed: usize,
     cached_tokens: usize,
@@ -94,18 +95,24 @@ impl<R: Runner> Scheduler<R> {
         if prompt_tokens == 0 {
             return Err(Error::PromptEmpty);
         }
-        if let Some(&found) = request.prompt.iter().find(|id| id.index() >= vocab) {
+        let asked: &[TokenId] = if let Goal::Logits(ids) = &request.goal { ids } else { &[] };
+        if let Some(&found) = request.prompt.iter().chain(asked).find(|id| id.index() >= vocab) {
             return Err(Error::TokenUnknown { found, vocab });
         }
         if prompt_tokens > capacity {
             return Err(Error::PromptTooLong { prompt_tokens, context_tokens: capacity, hint: String::new() });
         }
-        let max_tokens = request.max_tokens.min(capacity - prompt_tokens + 1);
+        let max_tokens = match request.goal {
+            Goal::Answer => request.max_tokens.min(capacity - prompt_tokens + 1),
+            // As an answer of one token, it needs no page beyond the prompt's.
+            Goal::Hidden | Goal::Logits(_) => 1,
+        };
         let mut sequence = Sequence {
             id,
             sampler: Sampler::new(request.sampling, &request.prompt),
             tokens: request.prompt,
             prompt_tokens,
+            goal: request.goal,
             computed: 0,
             cached_tokens: 0,
             max_tokens,
@@ -143,8 +150,8 @@ impl<R: Runner> Scheduler<R> {
         if parts.is_empty() {
             return;
         }
-        self.compute(&parts);
-        let mut row = 0;
+        let hidden_parts = self.compute(&parts);
+        let (mut row, mut hidden_row) = (0, 0);
         for (i, rows) in parts {
             let sequence = &mut self.running[i];
             let tokens = rows.len();
@@ -158,10 +165,23 @@ impl<R: Runner> Scheduler<R> {
                 let event = prefill(sequence);
                 sequence.tell(event);
             }
+            if sequence.goal == Goal::Hidden {
+                let hidden = self.runner.hidden();
+                let width = hidden.len() / hidden_parts;
+                deliver(sequence, hidden[hidden_row * width..][..width].to_vec());
+                hidden_row += 1;
+                continue;
+            }
             let vocab = self.runner.vocab();
-            let logits = &mut self.logits[row * vocab..][..self.real_tokens];
+            let logits = &mut self.logits[row * vocab..][..vocab];
             row += 1;
-            choose(sequence, logits);
+            match &sequence.goal {
+                Goal::Logits(ids) => {
+                    let values = ids.iter().map(|id| logits[id.index()]).collect();
+                    deliver(sequence, values);
+                }
+                Goal::Answer | Goal::Hidden => choose(sequence, &mut logits[..self.real_tokens]),
+            }
         }
         self.retire();
     }
@@ -206,17 +226,24 @@ impl<R: Runner> Scheduler<R> {
         parts
     }
 
-    fn compute(&mut self, parts: &[(usize, Range<usize>)]) {
+    /// Computes the parts; returns how many of them have a hidden state now.
+    fn compute(&mut self, parts: &[(usize, Range<usize>)]) -> usize {
         let mut tokens = Vec::new();
         let mut seqs = Vec::with_capacity(parts.len());
         for (i, rows) in parts {
             let s = &self.running[*i];
             let end = s.computed + rows.len();
             tokens.extend_from_slice(&s.tokens[s.computed..end]);
-            let outputs = if end == s.tokens.len() { Outputs::Last } else { Outputs::None };
+            let outputs = match s.goal {
+                _ if end < s.tokens.len() => Outputs::None,
+                Goal::Hidden => Outputs::Hidden,
+                Goal::Answer | Goal::Logits(_) => Outputs::Last,
+            };
             seqs.push(BatchSeq { rows: rows.clone(), first: s.computed, pages: &s.pages, slot: s.slot, outputs });
         }
+        let hidden_parts = seqs.iter().filter(|seq| seq.outputs == Outputs::Hidden).count();
         self.runner.forward(&Batch { tokens: &tokens, seqs: &seqs }, &mut self.logits);
+        hidden_parts
     }
 
     /// Takes ended sequences out and says so.
@@ -244,6 +271,12 @@ impl<R: Runner> Scheduler<R> {
 
 fn prefill(s: &Sequence) -> Event {
     Event::Prefill { done_tokens: s.computed, total_tokens: s.prompt_tokens, cached_tokens: s.cached_tokens }
+}
+
+/// Hands a sequence that wants no answer what it wants, which ends it.
+fn deliver(sequence: &mut Sequence, values: Vec<f32>) {
+    sequence.tell(Event::Values(values));
+    sequence.finish.get_or_insert(Finish::Stop);
 }
 
 /// Adds the next token to a sequence whose last token's logits, over real tokens, are `logits`.

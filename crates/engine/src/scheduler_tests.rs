@@ -10,7 +10,7 @@ use qwenkit_tensor::{SeqId, TokenId};
 use super::Scheduler;
 use crate::{
     error::Error,
-    request::{Event, Finish, Request},
+    request::{Event, Finish, Goal, Request},
     runner::Runner,
     sampler::Sampling,
 };
@@ -25,7 +25,12 @@ struct Mock {
     /// What slots remember, of a mock with recurrent state.
     slots: Option<Vec<Vec<TokenId>>>,
     batches: Vec<usize>,
+    /// Of the last batch.
+    hidden: Vec<f32>,
 }
+
+/// D of the mock; its hidden states are the first of its logits.
+const WIDTH: usize = 3;
 
 impl Runner for Mock {
     fn vocab(&self) -> usize {
@@ -39,6 +44,7 @@ impl Runner for Mock {
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.batches.push(batch.tokens.len());
         logits.clear();
+        self.hidden.clear();
         for seq in batch.seqs {
             if let Some(slots) = &mut self.slots {
                 let remembered = &mut slots[seq.slot];
@@ -52,17 +58,23 @@ impl Runner for Mock {
                 let at = seq.first + i;
                 self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS] = Some(batch.tokens[row]);
             }
-            if seq.outputs == Outputs::Last {
-                let end = seq.first + seq.rows.len();
-                if let Some(slots) = &self.slots {
-                    logits.extend(planned(&slots[seq.slot]));
-                    continue;
-                }
-                let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
-                logits
-                    .extend(planned(&(0..end).map(|at| held(at).expect("every position was fed")).collect::<Vec<_>>()));
+            let end = seq.first + seq.rows.len();
+            let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
+            let held = |at| held(at).expect("every position was fed");
+            let last = || match &self.slots {
+                Some(slots) => planned(&slots[seq.slot]),
+                None => planned(&(0..end).map(held).collect::<Vec<_>>()),
+            };
+            match seq.outputs {
+                Outputs::None => {}
+                Outputs::Hidden => self.hidden.extend(&last()[..WIDTH]),
+                Outputs::Last | Outputs::All => logits.extend(last()),
             }
         }
+    }
+
+    fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 }
 
@@ -102,7 +114,7 @@ impl Bench {
     /// A model with recurrent state in so many slots.
     fn with_slots(pages: usize, slots: Option<usize>) -> Bench {
         let slots = slots.map(|slots| vec![Vec::new(); slots]);
-        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], slots, batches: Vec::new() };
+        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], slots, batches: Vec::new(), hidden: Vec::new() };
         Bench { scheduler: Scheduler::new(mock, pages, VOCAB), events: Vec::new() }
     }
 
@@ -176,6 +188,7 @@ impl Bench {
 fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
     Request {
         prompt: prompt.to_vec(),
+        goal: Goal::Answer,
         sampling: Sampling::greedy(),
         max_tokens,
         stop_tokens: vec![TokenId(3)],
@@ -375,4 +388,52 @@ fn logprobs_are_the_models_own() {
     assert_eq!(*id, TokenId(7));
     assert!((f64::from(found.logprob) - (f64::from(logits[7]) - total.ln())).abs() < 1e-4);
     assert_eq!(found.top[0].0, expected(&tokens(1, 3), 1, &[]).0[0]);
+}
+
+#[test]
+fn values_come_beside_answers() {
+    let mut bench = Bench::new(40);
+    let goals = [Goal::Hidden, Goal::Answer, Goal::Logits(vec![TokenId(7), TokenId(2), TokenId(7)])];
+    let mut asked = Vec::new();
+    for i in 0..21 {
+        let prompt = tokens(i, [1, 64, 65, 700][i as usize % 4]);
+        let goal = goals[i as usize % 3].clone();
+        let mut wanted = request(&prompt, 6);
+        wanted.goal = goal.clone();
+        asked.push((bench.submit(wanted).unwrap(), prompt, goal));
+        if i % 5 == 4 {
+            bench.step();
+        }
+    }
+    bench.run();
+    for (id, prompt, goal) in asked {
+        let logits = planned(&prompt);
+        let wanted = match goal {
+            Goal::Hidden => logits[..WIDTH].to_vec(),
+            Goal::Logits(ids) => ids.iter().map(|id| logits[id.index()]).collect(),
+            Goal::Answer => {
+                assert_eq!(bench.answer(id).0, expected(&prompt, 6, &[TokenId(3)]).0, "request {id}");
+                continue;
+            }
+        };
+        assert_eq!(bench.answer(id), (Vec::new(), Some(Finish::Stop)), "request {id}");
+        let events = bench.events[id].lock().unwrap();
+        let values = events.iter().filter_map(|e| if let Event::Values(values) = e { Some(values) } else { None });
+        assert!(values.eq([&wanted]), "request {id}: {events:?}");
+    }
+}
+
+#[test]
+fn values_need_a_known_token_and_no_room_for_an_answer() {
+    let mut bench = Bench::new(2);
+    let mut unknown = request(&tokens(1, 3), 5);
+    unknown.goal = Goal::Logits(vec![TokenId(48)]);
+    assert!(matches!(bench.submit(unknown), Err(Error::TokenUnknown { found: TokenId(48), vocab: 48 })));
+    // As long as all pages, and asked for no tokens at all.
+    let mut full = request(&tokens(1, 2 * PAGE_TOKENS), 0);
+    full.goal = Goal::Hidden;
+    let id = bench.submit(full).unwrap();
+    bench.run();
+    assert_eq!(bench.answer(id).1, Some(Finish::Stop));
+    assert!(bench.events[id].lock().unwrap().contains(&Event::Values(planned(&tokens(1, 128))[..WIDTH].to_vec())));
 }

@@ -14,7 +14,7 @@ use crate::{
     memory,
     model_text::{ModelText, text_of},
     random::Random,
-    request::{Event, Finish, Request, TokenLogprobs},
+    request::{Event, Finish, Goal, Request, TokenLogprobs},
     runner::ModelRunner,
     sampler::Sampling,
     scheduler::Scheduler,
@@ -226,6 +226,7 @@ impl Session {
         let seed = ask.sampling.seed.unwrap_or_else(Random::fresh_seed);
         let request = Request {
             prompt: prompt_ids.clone(),
+            goal: Goal::Answer,
             sampling: Sampling { seed: Some(seed), ..ask.sampling },
             max_tokens: ask.max_tokens.unwrap_or(usize::MAX).min(context_tokens - prompt_tokens),
             stop_tokens: if ask.ignore_stop_tokens { Vec::new() } else { self.text.stop_tokens.clone() },
@@ -355,6 +356,8 @@ impl Iterator for Answer {
                 }
                 // Tokens computed between a stop text and its cancellation belong to nobody.
                 Ok((_, Event::Token { .. })) if self.stopped => {}
+                // Only other goals than an answer have values.
+                Ok((_, Event::Values(_))) => {}
                 Ok((time, Event::Token { id, logprobs })) => return Some(Ok(self.token(time, id, logprobs))),
                 Ok((_, Event::Finished(finish))) => return Some(Ok(self.finished(finish))),
                 Err(error) => {

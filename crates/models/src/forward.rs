@@ -1,4 +1,4 @@
-//! The forward pass of a batch: tokens of one or many sequences in, logits of the rows that want them out.
+//! The forward pass of a batch: tokens of one or many sequences in, logits or hidden states of the rows that want them out.
 //!
 //! A token's logits have the same bits whatever else rides in the batch and however its prompt was cut.
 
@@ -34,19 +34,21 @@ pub struct BatchSeq<'a> {
     /// sequence keeps its slot from its first token to its last, its parts are computed in order and without gaps, and
     /// its part at position 0 clears the slot. No two sequences of a batch have the same.
     pub slot: usize,
-    /// The rows whose logits are wanted.
+    /// What is wanted of which rows.
     pub outputs: Outputs,
 }
 
-/// Which rows of a sequence's part want logits.
+/// What is wanted of a sequence's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
-    /// None: the middle of a prompt.
+    /// Nothing: the middle of a prompt.
     None,
-    /// The last: to choose the next token.
+    /// The last row's logits: to choose the next token.
     Last,
-    /// All: to score the tokens.
+    /// Every row's logits: to score the tokens.
     All,
+    /// The last row's hidden state behind the final norm: to embed the sequence. It passes no output head.
+    Hidden,
 }
 
 /// Memory of one batch's inner values, kept for the next.
@@ -60,10 +62,20 @@ pub struct Buffers {
     cos: Vec<f32>,
     sin: Vec<f32>,
     block: BlockBuffers,
+    /// (rows that want it, D)
+    hidden: Vec<f32>,
+}
+
+impl Buffers {
+    /// Of the last batch, the hidden states that were wanted: (parts with `Outputs::Hidden`, D), in the order of the batch.
+    pub fn hidden(&self) -> &[f32] {
+        &self.hidden
+    }
 }
 
 impl Model {
-    /// Computes a batch. `logits` becomes (rows that want them, V), in the order of the batch.
+    /// Computes a batch. `logits` becomes (rows that want them, V), in the order of the batch; hidden states that are
+    /// wanted lie in `buffers` afterwards.
     ///
     /// # Panics
     /// If the batch's rows, pages, slots or token ids do not fit the model and the state; the engine checks them.
@@ -78,7 +90,7 @@ impl Model {
     ) {
         let (plan, tokens) = (self.plan(), batch.tokens.len());
         let width = plan.width;
-        let Buffers { x, normed, out, cos, sin, block } = buffers;
+        let Buffers { x, normed, out, cos, sin, block, hidden } = buffers;
         for buffer in [&mut *x, &mut *normed, &mut *out] {
             buffer.resize(tokens * width, 0.0);
         }
@@ -135,7 +147,7 @@ impl Model {
             .seqs
             .iter()
             .flat_map(|seq| match seq.outputs {
-                Outputs::None => 0..0,
+                Outputs::None | Outputs::Hidden => 0..0,
                 Outputs::Last => seq.rows.end - 1..seq.rows.end,
                 Outputs::All => seq.rows.clone(),
             })
@@ -143,6 +155,12 @@ impl Model {
         normed.resize(wanted.len() * width, 0.0);
         for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(width)) {
             compute.rms_norm(&x[row * width..][..width], &self.norm, plan.rms_norm_eps, normed);
+        }
+        hidden.clear();
+        for seq in batch.seqs.iter().filter(|seq| seq.outputs == Outputs::Hidden) {
+            let (start, last) = (hidden.len(), seq.rows.end - 1);
+            hidden.resize(start + width, 0.0);
+            compute.rms_norm(&x[last * width..][..width], &self.norm, plan.rms_norm_eps, &mut hidden[start..]);
         }
         visit(&mut tap, Site::HeadInput, 0, normed);
         logits.resize(wanted.len() * plan.vocab, 0.0);
