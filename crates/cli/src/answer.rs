@@ -49,7 +49,7 @@ pub(crate) fn answer(session: &Session, ask: Ask, show: Show) -> anyhow::Result<
             Piece::Prefill { done_tokens, total_tokens } if total_tokens >= LONG_PROMPT_TOKENS => {
                 bar.update(done_tokens as u64, total_tokens as u64);
             }
-            Piece::Prefill { .. } => {}
+            Piece::Prefill { .. } | Piece::Prompt(_) => {}
             Piece::Text(piece) => {
                 bar.clear();
                 logprobs.extend(piece.logprobs);

@@ -57,9 +57,8 @@ impl Load {
             prompt: Prompt::Ids(self.ids(run, n, session.info().vocab)),
             sampling: Sampling::greedy(),
             max_tokens: Some(self.generate),
-            stop: Vec::new(),
-            logprobs: None,
             ignore_stop_tokens: true,
+            ..Ask::default()
         }
     }
 
@@ -115,7 +114,7 @@ pub(crate) fn together(session: &Session, load: &Load, run: usize) -> anyhow::Re
             let mut moments = Vec::with_capacity(load.generate);
             for piece in &mut pieces {
                 match piece? {
-                    Piece::Prefill { .. } => {}
+                    Piece::Prefill { .. } | Piece::Prompt(_) => {}
                     Piece::Text(piece) => moments.extend(piece.ids.iter().map(|_| Instant::now())),
                     Piece::Done(summary) => load.check(session, &summary)?,
                 }

@@ -41,7 +41,7 @@ impl SessionArgs {
 /// When the files are no whole model, an argument does not fit it, or memory is short.
 pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
     let mut bar = loading_bar();
-    let options = Options { threads, isa: isa()?, context_tokens };
+    let options = Options { threads, isa: isa()?, context_tokens, max_waiting: usize::MAX };
     let session = Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
     bar.clear();
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);

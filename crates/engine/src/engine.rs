@@ -5,23 +5,22 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
     mpsc::{Receiver, Sender, TryRecvError, channel},
 };
-use std::{
-    thread::{self, JoinHandle},
-    time::Instant,
-};
+use std::thread::{self, JoinHandle};
 
 use qwenkit_tensor::SeqId;
 
 use crate::{
     error::Error,
-    request::{Event, Request},
+    load::{Gauges, Load},
+    request::{Limits, Request},
     runner::Runner,
     scheduler::Scheduler,
+    sequence::Listener,
 };
 
 /// Everything that can be said to the loop.
 enum Command {
-    Submit { id: SeqId, request: Box<Request>, events: Sender<Timed>, taken: Sender<Result<(), Error>> },
+    Submit { id: SeqId, request: Box<Request>, listener: Listener },
     Cancel(SeqId),
     Stop,
 }
@@ -30,46 +29,54 @@ enum Command {
 pub struct Engine {
     commands: Sender<Command>,
     next: AtomicU64,
+    limits: Limits,
+    max_waiting: usize,
+    gauges: Arc<Gauges>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// An event and when it happened, which is not when it is heard.
-type Timed = (Instant, Event);
-
-/// The events of one request. Dropping it cancels the request.
-pub struct Stream {
-    events: Receiver<Timed>,
-    canceller: Canceller,
 }
 
 /// Ends one request from anywhere; its last event says `Cancelled`.
 #[derive(Clone)]
 pub struct Canceller {
     id: SeqId,
-    commands: Arc<Sender<Command>>,
+    commands: Sender<Command>,
 }
 
 impl Engine {
-    /// Starts the loop over `scheduler` on a thread of its own.
-    pub(crate) fn start<R: Runner + Send + 'static>(scheduler: Scheduler<R>) -> Result<Engine, Error> {
+    /// Starts the loop over `scheduler` on a thread of its own. At most `max_waiting` requests wait for their turn.
+    pub(crate) fn start<R: Runner + Send + 'static>(
+        scheduler: Scheduler<R>,
+        max_waiting: usize,
+    ) -> Result<Engine, Error> {
         let (commands, received) = channel();
+        let (limits, gauges) = (scheduler.limits(), scheduler.gauges());
         let spawned = thread::Builder::new().name("qwenkit-engine".into()).spawn(move || run(scheduler, &received));
         let thread = Some(spawned.map_err(|reason| Error::Thread { reason })?);
-        Ok(Engine { commands, next: AtomicU64::new(0), thread })
+        Ok(Engine { commands, next: AtomicU64::new(0), limits, max_waiting, gauges, thread })
     }
 
-    /// Hands a request in.
+    /// Hands a request in. `listener` hears of it on the engine's thread, so it must be quick; it is dropped after
+    /// `Finished`, or without it if the engine stops before.
     ///
     /// # Errors
-    /// When the request can never be served, or the engine has stopped.
-    pub fn submit(&self, request: Request) -> Result<Stream, Error> {
+    /// When the request can never be served, too many wait, or the engine has stopped.
+    pub fn submit(&self, request: Request, listener: Listener) -> Result<Canceller, Error> {
+        request.check(self.limits)?;
+        let mut load = self.gauges.lock();
+        if load.waiting >= self.max_waiting {
+            return Err(Error::QueueFull { waiting: load.waiting });
+        }
+        load.waiting += 1;
+        drop(load);
         let id = SeqId(self.next.fetch_add(1, Ordering::Relaxed));
-        let (sender, events) = channel();
-        let (taken, answer) = channel();
-        let command = Command::Submit { id, request: Box::new(request), events: sender, taken };
+        let command = Command::Submit { id, request: Box::new(request), listener };
         self.commands.send(command).map_err(|_| Error::Stopped)?;
-        answer.recv().map_err(|_| Error::Stopped)??;
-        Ok(Stream { events, canceller: Canceller { id, commands: Arc::new(self.commands.clone()) } })
+        Ok(Canceller { id, commands: self.commands.clone() })
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        self.gauges.read()
     }
 }
 
@@ -84,29 +91,8 @@ impl Drop for Engine {
     }
 }
 
-impl Stream {
-    /// The next event, with the moment at which it happened; waits for it.
-    ///
-    /// # Errors
-    /// When the engine has stopped before the request's `Finished`.
-    pub fn recv(&self) -> Result<(Instant, Event), Error> {
-        self.events.recv().map_err(|_| Error::Stopped)
-    }
-
-    /// A handle that ends this request.
-    pub fn canceller(&self) -> Canceller {
-        self.canceller.clone()
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.canceller.cancel();
-    }
-}
-
 impl Canceller {
-    /// Ends the request after the token that is being computed.
+    /// Ends the request after the batch that is being computed.
     pub fn cancel(&self) {
         // An engine that has stopped has ended the request too.
         let _ = self.commands.send(Command::Cancel(self.id));
@@ -121,12 +107,7 @@ fn run<R: Runner>(mut scheduler: Scheduler<R>, commands: &Receiver<Command>) {
             false => commands.try_recv(),
         };
         match command {
-            Ok(Command::Submit { id, request, events, taken }) => {
-                let listener = Box::new(move |event| events.send((Instant::now(), event)).is_ok());
-                let result = scheduler.submit(id, *request, listener);
-                // Whoever asked may have gone; the stream's end cancels the request then.
-                let _ = taken.send(result);
-            }
+            Ok(Command::Submit { id, request, listener }) => scheduler.submit(id, *request, listener),
             Ok(Command::Cancel(id)) => scheduler.cancel(id),
             Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
             Err(TryRecvError::Empty) => scheduler.step(),

@@ -91,6 +91,13 @@ pub enum Error {
         expected: &'static str,
     },
 
+    /// More requests than may wait.
+    #[error("{waiting} requests wait already, which is the most; try again in a while")]
+    QueueFull {
+        /// The limit.
+        waiting: usize,
+    },
+
     /// The engine's thread could not be started.
     #[error("cannot start the engine's thread: {reason}")]
     Thread {

@@ -6,10 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod engine;
 mod error;
+mod guide;
+mod load;
 mod memory;
 mod model_text;
+mod pace;
 mod pages;
 mod random;
 mod request;
@@ -17,13 +21,18 @@ mod runner;
 mod sampler;
 mod scheduler;
 pub mod score;
+mod sequence;
 mod session;
 mod stop_text;
 
-pub use engine::{Canceller, Engine, Stream};
+pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
+pub use engine::{Canceller, Engine};
 pub use error::Error;
+pub use guide::{Guide, Verdict};
+pub use load::Load;
 pub use memory::available_memory_bytes;
 pub use model_text::{ModelText, text_of};
-pub use request::{Event, Finish, Goal, Request, TokenLogprobs};
+pub use request::{Event, Finish, Goal, Priority, Request, TokenLogprobs};
 pub use sampler::Sampling;
-pub use session::{Answer, Ask, Info, Options, Piece, Prompt, Session, Summary, TextPiece};
+pub use sequence::Listener;
+pub use session::{Ask, Info, Options, Prompt, Session};

@@ -3,18 +3,20 @@
 use qwenkit_kernels::{KvType, PAGE_TOKENS};
 use qwenkit_models::{ModelState, Plan};
 
-use crate::error::Error;
+use crate::{error::Error, runner::Slots};
 
 /// Beside weights and context: buffers of a batch, tokenizer, program.
 const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// Sequences of a model with recurrent layers that run at the same time; others wait. Each has a state of fixed size,
 /// up to some hundred megabytes in the largest models.
-const RECURRENT_SLOTS: usize = 8;
+///
+/// Twice as many states are kept to go on from: where a prompt's last page ends, and at the latest page of its answer.
+const RECURRENT_SLOTS: Slots = Slots { sequences: 8, checkpoints: 16 };
 
 /// Slots for the state of recurrent layers; none for models without such layers.
-pub(crate) fn slots(plan: &Plan) -> usize {
-    if plan.has_recurrent_state() { RECURRENT_SLOTS } else { 0 }
+pub(crate) fn slots(plan: &Plan) -> Option<Slots> {
+    plan.has_recurrent_state().then_some(RECURRENT_SLOTS)
 }
 
 /// Bytes that this process can still take: what the system has available, or less where a control group says so. `None`
@@ -66,7 +68,7 @@ pub(crate) fn context_tokens(
     available_bytes: Option<u64>,
 ) -> Result<usize, Error> {
     let page_bytes = ModelState::page_bytes(plan, kv_type) as u64;
-    let fixed_bytes = SCRATCH_BYTES + (ModelState::slot_bytes(plan) * slots(plan)) as u64;
+    let fixed_bytes = SCRATCH_BYTES + (ModelState::slot_bytes(plan) * slots(plan).map_or(0, Slots::total)) as u64;
     let left = available_bytes.map(|bytes| bytes.saturating_sub(fixed_bytes));
     let fitting = left.map_or(usize::MAX, |bytes| (bytes / page_bytes.max(1)) as usize * PAGE_TOKENS);
     let too_large = |tokens: usize| Error::Memory {

@@ -1,102 +1,276 @@
-//! Pages of the key/value cache: who has which, and what finished sequences left behind.
+//! Pages of the key/value cache as a tree of beginnings, shared by all sequences.
 //!
-//! A page belongs to one running sequence, to one remembered sequence, or to nobody. A new request takes over the
-//! remembered sequence with which it shares the longest beginning, so that a conversation is not computed again each
-//! turn; when pages run out, the sequence remembered longest is forgotten.
+//! A full page holds the state of 64 tokens behind those of its parent, so its path from the root is the text it stands for;
+//! whoever begins with that text uses the page, at the same time as others, and nobody writes to it again. The page that a
+//! sequence is still writing is its own. What nobody uses stays until its memory is wanted, the longest unused first; a
+//! sequence's unfilled last page stays too, to be copied by who goes on from there. Where layers keep a recurrent state, a
+//! page of the tree may have a checkpoint, a slot with the state after the page's last token: without one, its keys and
+//! values alone are worth nothing.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_tensor::TokenId;
 
-/// All pages of an engine.
+/// All pages of an engine, and its checkpoints.
 pub(crate) struct PagePool {
+    pages: Vec<Page>,
+    /// Pages that hold nothing.
     free: Vec<u32>,
-    /// Oldest first.
-    remembered: VecDeque<Remembered>,
-    total: usize,
+    /// Pages of the tree that no sequence uses.
+    idle: usize,
+    /// The tree, by parent.
+    children: HashMap<Parent, Vec<u32>>,
+    /// Slots that hold no checkpoint.
+    free_slots: Vec<usize>,
+    /// Counts uses.
+    clock: u64,
 }
 
-/// A finished sequence whose keys and values are still there.
-struct Remembered {
-    /// The tokens whose state the pages hold.
+/// What a page goes on from; `None` is the beginning of a text.
+pub(crate) type Parent = Option<u32>;
+
+#[derive(Default)]
+struct Page {
+    /// Sequences that run with it.
+    users: usize,
+    /// Its place in the tree, once it is there.
+    node: Option<Node>,
+}
+
+struct Node {
+    parent: Parent,
+    /// As many as a page holds, or fewer in a leaf that nobody uses.
     tokens: Vec<TokenId>,
-    pages: Vec<u32>,
+    checkpoint: Option<usize>,
+    last_used: u64,
 }
 
-/// The pages of a new sequence, and how many tokens of its prompt they already hold.
-pub(crate) struct Taken {
-    pub(crate) pages: Vec<u32>,
-    pub(crate) cached_tokens: usize,
+/// How the tree goes on with a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// With a page that holds its next 64 tokens.
+    Whole(u32),
+    /// With a page that begins with so many of its next tokens.
+    Part(u32, usize),
+    /// Not at all.
+    Nothing,
 }
 
 impl PagePool {
-    pub(crate) fn new(pages: usize) -> PagePool {
-        PagePool { free: (0..pages as u32).rev().collect(), remembered: VecDeque::new(), total: pages }
+    /// So many pages, and these slots for checkpoints.
+    pub(crate) fn new(pages: usize, checkpoint_slots: Vec<usize>) -> PagePool {
+        PagePool {
+            pages: (0..pages).map(|_| Page::default()).collect(),
+            free: (0..pages as u32).rev().collect(),
+            idle: 0,
+            children: HashMap::new(),
+            free_slots: checkpoint_slots,
+            clock: 0,
+        }
     }
 
     /// Positions that all pages hold together.
     pub(crate) fn capacity_tokens(&self) -> usize {
-        self.total * PAGE_TOKENS
+        self.pages.len() * PAGE_TOKENS
     }
 
-    /// Pages for `tokens` positions of a sequence that begins with `prompt`; `None` while too many are in use.
-    pub(crate) fn take(&mut self, prompt: &[TokenId], tokens: usize) -> Option<Taken> {
-        let wanted = tokens.div_ceil(PAGE_TOKENS);
-        let idle = self.free.len() + self.remembered.iter().map(|r| r.pages.len()).sum::<usize>();
-        if idle < wanted {
-            return None;
-        }
-        let mut taken = self.take_over(prompt);
-        // A longer sequence may have been taken over than is needed.
-        while taken.pages.len() > wanted {
-            self.free.extend(taken.pages.pop());
-        }
-        while taken.pages.len() < wanted {
-            match self.free.pop() {
-                Some(page) => taken.pages.push(page),
-                None => self.free.extend(self.remembered.pop_front()?.pages),
+    /// Pages that can be had: free ones and those whose content can be given up.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.idle
+    }
+
+    /// Pages in all.
+    pub(crate) fn total(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether a page of the tree is there for the taking, and would be in use then.
+    pub(crate) fn is_idle(&self, page: u32) -> bool {
+        self.pages[page as usize].users == 0
+    }
+
+    /// How the tree goes on from `parent` with the text `rest`.
+    pub(crate) fn next(&self, parent: Parent, rest: &[TokenId]) -> Next {
+        let mut best = Next::Nothing;
+        let mut longest = 0;
+        for &page in self.children.get(&parent).into_iter().flatten() {
+            let Some(node) = &self.pages[page as usize].node else { continue };
+            let common = node.tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            if common == PAGE_TOKENS {
+                return Next::Whole(page);
+            }
+            if common > longest {
+                (best, longest) = (Next::Part(page, common), common);
             }
         }
-        Some(taken)
+        best
     }
 
-    /// The remembered sequence with the longest common beginning, cut to it.
-    fn take_over(&mut self, prompt: &[TokenId]) -> Taken {
-        let common = |r: &Remembered| r.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let best = (0..self.remembered.len()).max_by_key(|&i| common(&self.remembered[i]));
-        // Less than a page is not worth another conversation's memory.
-        let Some(i) = best.filter(|&i| common(&self.remembered[i]) >= PAGE_TOKENS.min(prompt.len())) else {
-            return Taken { pages: Vec::new(), cached_tokens: 0 };
-        };
-        // The last token is computed again in any case: its logits are wanted.
-        let cached_tokens = common(&self.remembered[i]).min(prompt.len() - 1);
-        let mut pages = self.remembered.remove(i).map(|r| r.pages).unwrap_or_default();
-        let kept = cached_tokens.div_ceil(PAGE_TOKENS);
-        self.free.extend(pages.drain(kept.min(pages.len())..));
-        Taken { pages, cached_tokens }
+    /// The slot with the state after a page's last token.
+    pub(crate) fn checkpoint(&self, page: u32) -> Option<usize> {
+        self.pages[page as usize].node.as_ref().and_then(|node| node.checkpoint)
     }
 
-    /// Takes back the pages of a sequence that has ended; they hold the state of `tokens`.
-    pub(crate) fn give_back(&mut self, tokens: Vec<TokenId>, mut pages: Vec<u32>) {
-        let used = tokens.len().div_ceil(PAGE_TOKENS).min(pages.len());
-        self.free.extend(pages.drain(used..));
-        if !pages.is_empty() {
-            self.remembered.push_back(Remembered { tokens, pages });
+    /// A page for new tokens; `None` if all are in use. The longest unused content is given up for it.
+    pub(crate) fn allocate(&mut self) -> Option<u32> {
+        if self.free.is_empty() {
+            self.forget_one();
+        }
+        let page = self.free.pop()?;
+        self.pages[page as usize].users = 1;
+        Some(page)
+    }
+
+    /// One more sequence uses a page.
+    pub(crate) fn retain(&mut self, page: u32) {
+        self.clock += 1;
+        let entry = &mut self.pages[page as usize];
+        self.idle -= usize::from(entry.users == 0);
+        entry.users += 1;
+        if let Some(node) = &mut entry.node {
+            node.last_used = self.clock;
         }
     }
 
-    /// Every page that is not in use by a running sequence; with those in use it must make `total`.
-    #[cfg(test)]
-    pub(crate) fn idle_pages(&self) -> Vec<u32> {
-        let remembered = self.remembered.iter().flat_map(|r| &r.pages);
-        let mut pages: Vec<u32> = self.free.iter().chain(remembered).copied().collect();
-        pages.sort_unstable();
-        pages
+    /// One sequence less uses a page. A page outside the tree holds nothing for others, so it becomes free.
+    pub(crate) fn release(&mut self, page: u32) {
+        self.clock += 1;
+        let entry = &mut self.pages[page as usize];
+        entry.users -= 1;
+        if entry.users > 0 {
+            return;
+        }
+        match &mut entry.node {
+            Some(node) => {
+                node.last_used = self.clock;
+                self.idle += 1;
+            }
+            None => self.free.push(page),
+        }
     }
 
+    /// Puts a page that its sequence has filled into the tree, and returns the page to go on with: another one where the
+    /// same text has been computed twice.
+    pub(crate) fn share(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) -> u32 {
+        if let Next::Whole(same) = self.next(parent, tokens) {
+            self.retain(same);
+            self.release(page);
+            return same;
+        }
+        self.insert(page, parent, tokens);
+        page
+    }
+
+    /// Puts the unfilled last page of a sequence that ends into the tree, unless the tree holds its text already. The
+    /// sequence still has to release it.
+    pub(crate) fn share_tail(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) {
+        let known = match self.next(parent, tokens) {
+            Next::Part(_, common) => common == tokens.len(),
+            Next::Whole(_) => true,
+            Next::Nothing => tokens.is_empty(),
+        };
+        if !known {
+            self.insert(page, parent, tokens);
+        }
+    }
+
+    fn insert(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) {
+        // Unfilled pages with a beginning of the same text are worth nothing any more.
+        let siblings = self.children.get(&parent).cloned().unwrap_or_default();
+        for sibling in siblings {
+            let entry = &self.pages[sibling as usize];
+            let shorter =
+                entry.node.as_ref().is_some_and(|n| n.tokens.len() < tokens.len() && tokens.starts_with(&n.tokens));
+            if shorter && entry.users == 0 {
+                self.forget(sibling);
+            }
+        }
+        self.children.entry(parent).or_default().push(page);
+        let node = Node { parent, tokens: tokens.to_vec(), checkpoint: None, last_used: self.clock };
+        self.pages[page as usize].node = Some(node);
+    }
+
+    /// A slot to write a page's checkpoint to; `None` if it has one, or there are no slots at all. The checkpoint that was
+    /// not used for longest is given up for it.
+    pub(crate) fn add_checkpoint(&mut self, page: u32) -> Option<usize> {
+        if self.checkpoint(page).is_some() {
+            return None;
+        }
+        let slot = self.free_slots.pop().or_else(|| {
+            let held = |p: &&mut Page| p.node.as_ref().is_some_and(|n| n.checkpoint.is_some());
+            let age = |p: &&mut Page| (p.users > 0, p.node.as_ref().map(|n| n.last_used));
+            self.pages.iter_mut().filter(held).min_by_key(age)?.node.as_mut()?.checkpoint.take()
+        })?;
+        self.pages[page as usize].node.as_mut()?.checkpoint = Some(slot);
+        Some(slot)
+    }
+
+    /// Gives up a page's checkpoint.
+    pub(crate) fn drop_checkpoint(&mut self, page: u32) {
+        let node = self.pages[page as usize].node.as_mut();
+        self.free_slots.extend(node.and_then(|n| n.checkpoint.take()));
+    }
+
+    /// Gives up the leaf that was not used for longest.
+    fn forget_one(&mut self) {
+        let leaf = |page: &u32| !self.children.contains_key(&Some(*page));
+        let age = |page: &u32| self.pages[*page as usize].node.as_ref().map(|n| n.last_used);
+        let idle = (0..self.pages.len() as u32).filter(|&p| self.is_idle(p) && age(&p).is_some());
+        // A page in use keeps its ancestors in use, so what is idle always ends in an idle leaf.
+        if let Some(page) = idle.filter(leaf).min_by_key(age) {
+            self.forget(page);
+        }
+    }
+
+    /// Takes an idle leaf out of the tree.
+    fn forget(&mut self, page: u32) {
+        self.drop_checkpoint(page);
+        let Some(node) = self.pages[page as usize].node.take() else { return };
+        if let Some(siblings) = self.children.get_mut(&node.parent) {
+            siblings.retain(|&p| p != page);
+            if siblings.is_empty() {
+                self.children.remove(&node.parent);
+            }
+        }
+        self.idle -= 1;
+        self.free.push(page);
+    }
+
+    /// What must hold whenever no step is running: `in_use` lists the pages of every running sequence.
     #[cfg(test)]
-    pub(crate) fn total(&self) -> usize {
-        self.total
+    pub(crate) fn assert_sound(&self, in_use: &[&[u32]]) {
+        let mut users = vec![0; self.pages.len()];
+        in_use.iter().copied().flatten().for_each(|&p| users[p as usize] += 1);
+        let mut free = vec![false; self.pages.len()];
+        self.free.iter().for_each(|&p| assert!(!std::mem::replace(&mut free[p as usize], true), "free once"));
+        let mut idle = 0;
+        for (i, page) in self.pages.iter().enumerate() {
+            assert_eq!(page.users, users[i], "page {i} counts its users");
+            assert_eq!(free[i], page.users == 0 && page.node.is_none(), "page {i} is used, remembered or free");
+            idle += usize::from(page.users == 0 && page.node.is_some());
+            if let Some(node) = &page.node {
+                assert!(self.children[&node.parent].contains(&(i as u32)));
+                let parent = node.parent.map(|p| &self.pages[p as usize]);
+                assert!(parent.is_none_or(|p| p.users >= page.users), "who uses a page uses what it goes on from");
+                let whole = |n: &Node| n.tokens.len() == PAGE_TOKENS;
+                assert!(parent.is_none_or(|p| p.node.as_ref().is_some_and(whole)), "pages go on from whole ones");
+                assert!(whole(node) || page.users == 0, "an unfilled page in the tree is nobody's");
+            }
+        }
+        assert_eq!(self.idle, idle);
+        assert_eq!(
+            self.children.values().map(Vec::len).sum::<usize>(),
+            self.pages.iter().filter(|p| p.node.is_some()).count()
+        );
+    }
+
+    /// Slots with or without a checkpoint.
+    #[cfg(test)]
+    pub(crate) fn checkpoint_slots(&self) -> Vec<usize> {
+        let held = self.pages.iter().filter_map(|p| p.node.as_ref()?.checkpoint);
+        let mut slots: Vec<usize> = self.free_slots.iter().copied().chain(held).collect();
+        slots.sort_unstable();
+        slots
     }
 }

@@ -2,10 +2,10 @@
 
 use qwenkit_tensor::TokenId;
 
-use crate::sampler::Sampling;
+use crate::{error::Error, guide::Guide, sampler::Sampling};
 
 /// A sequence to continue, or to look at.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 pub struct Request {
     /// The prompt; not empty.
     pub prompt: Vec<TokenId>,
@@ -19,6 +19,25 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// Log-probabilities wanted: of the chosen token and of so many best ones.
     pub logprobs: Option<usize>,
+    /// Log-probabilities wanted of the prompt's tokens. Such a prompt is computed anew, whatever is remembered of it.
+    pub prompt_logprobs: Option<usize>,
+    /// Who goes first.
+    pub priority: Priority,
+    /// What may come next, and what must.
+    pub guide: Option<Box<dyn Guide>>,
+}
+
+/// Whose turn it is when not all fit: waiting requests of a higher one are taken in first, and running ones of a lower one
+/// give way to them, to go on later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Work that nobody waits for, such as batch files.
+    Low,
+    /// Somebody waits.
+    #[default]
+    Normal,
+    /// Somebody waits who goes before others.
+    High,
 }
 
 /// What a request wants of its prompt. All but an answer come as one `Event::Values`; what is said of answers in a
@@ -34,6 +53,36 @@ pub enum Goal {
     Logits(Vec<TokenId>),
 }
 
+/// What an engine can take, the same for its whole life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// V; ids are below it.
+    pub(crate) vocab: usize,
+    /// Positions that all pages hold together.
+    pub(crate) capacity_tokens: usize,
+}
+
+impl Request {
+    /// Refuses what can never be served.
+    pub(crate) fn check(&self, limits: Limits) -> Result<(), Error> {
+        let Limits { vocab, capacity_tokens } = limits;
+        self.sampling.check(vocab)?;
+        let prompt_tokens = self.prompt.len();
+        if prompt_tokens == 0 {
+            return Err(Error::PromptEmpty);
+        }
+        let asked: &[TokenId] = if let Goal::Logits(ids) = &self.goal { ids } else { &[] };
+        if let Some(&found) = self.prompt.iter().chain(asked).find(|id| id.index() >= vocab) {
+            return Err(Error::TokenUnknown { found, vocab });
+        }
+        if prompt_tokens > capacity_tokens {
+            let hint = String::new();
+            return Err(Error::PromptTooLong { prompt_tokens, context_tokens: capacity_tokens, hint });
+        }
+        Ok(())
+    }
+}
+
 /// What the engine says of a request. The last event is `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -46,6 +95,8 @@ pub enum Event {
         /// Tokens whose state was still there from an earlier request.
         cached_tokens: usize,
     },
+    /// Log-probabilities of the next tokens of the prompt, from its second token on; in pieces.
+    Prompt(Vec<TokenLogprobs>),
     /// A token was generated.
     Token {
         /// The token; a stop token too.
@@ -59,7 +110,7 @@ pub enum Event {
     Finished(Finish),
 }
 
-/// Log-probabilities of one generated token, natural logarithms of the model's own distribution before sampling settings.
+/// Log-probabilities of one token, natural logarithms of the model's own distribution before sampling settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// The token chosen.
@@ -73,7 +124,7 @@ pub struct TokenLogprobs {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token or stop text.
+    /// A stop token, a stop text, or the guide's end.
     Stop,
     /// As many tokens as were asked for, or as the context holds.
     Length,

@@ -8,15 +8,32 @@ use qwenkit_models::{Batch, Buffers, Model, ModelState};
 pub(crate) trait Runner {
     /// V
     fn vocab(&self) -> usize;
-    /// Sequences that can run at the same time, where layers keep a state in slots that cannot be taken back to an
-    /// earlier position; `None` where there is no such state.
-    fn slots(&self) -> Option<usize> {
-        None
-    }
+    /// Slots for a state that cannot be taken back to an earlier position; `None` where layers have no such state.
+    fn slots(&self) -> Option<Slots>;
     /// Computes `batch`; `logits` becomes (rows that want them, V).
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
     /// The last batch's hidden states, (parts that want one, D).
     fn hidden(&self) -> &[f32];
+    /// Copies a page over another.
+    fn copy_page(&mut self, from: u32, to: u32);
+    /// Copies a slot over another.
+    fn copy_slot(&mut self, from: usize, to: usize);
+}
+
+/// How many slots there are. The first are those of running sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slots {
+    /// For sequences that run at the same time.
+    pub(crate) sequences: usize,
+    /// For states kept to go on from.
+    pub(crate) checkpoints: usize,
+}
+
+impl Slots {
+    /// Both kinds.
+    pub(crate) fn total(self) -> usize {
+        self.sequences + self.checkpoints
+    }
 }
 
 /// A model in memory with the state of its sequences.
@@ -25,7 +42,7 @@ pub(crate) struct ModelRunner {
     pub(crate) compute: Compute,
     pub(crate) state: ModelState,
     /// Slots that the state was made with.
-    pub(crate) slots: usize,
+    pub(crate) slots: Option<Slots>,
     pub(crate) buffers: Buffers,
 }
 
@@ -34,8 +51,8 @@ impl Runner for ModelRunner {
         self.model.plan().vocab
     }
 
-    fn slots(&self) -> Option<usize> {
-        self.model.plan().has_recurrent_state().then_some(self.slots)
+    fn slots(&self) -> Option<Slots> {
+        self.slots
     }
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
@@ -44,5 +61,13 @@ impl Runner for ModelRunner {
 
     fn hidden(&self) -> &[f32] {
         self.buffers.hidden()
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        self.state.copy_page(from, to);
+    }
+
+    fn copy_slot(&mut self, from: usize, to: usize) {
+        self.state.copy_slot(from, to);
     }
 }

@@ -9,16 +9,19 @@ use qwenkit_tensor::TokenId;
 use qwenkit_text::{ChatInput, ChatTemplate, SpecialTokens, StreamDecoder, Tokenizer, encode_chat};
 
 use crate::{
-    engine::{Canceller, Engine, Stream},
+    answer::{self, Answer, Transcript, TranscriptPlan},
+    engine::Engine,
     error::Error,
+    guide::Guide,
+    load::Load,
     memory,
     model_text::{ModelText, text_of},
     random::Random,
-    request::{Event, Finish, Goal, Request, TokenLogprobs},
-    runner::ModelRunner,
+    request::{Goal, Priority, Request},
+    runner::{ModelRunner, Slots},
     sampler::Sampling,
     scheduler::Scheduler,
-    stop_text::StopText,
+    sequence::Listener,
 };
 
 /// How a model is run.
@@ -28,8 +31,10 @@ pub struct Options {
     pub threads: usize,
     /// The instruction set; must be available.
     pub isa: Isa,
-    /// Tokens of context; the model's own where absent, less if memory is short.
+    /// Tokens of context, which all requests share; the model's own where absent, less if memory is short.
     pub context_tokens: Option<usize>,
+    /// Requests that may wait for their turn.
+    pub max_waiting: usize,
 }
 
 /// A model ready to answer.
@@ -82,8 +87,14 @@ pub enum Prompt {
     Text(String),
 }
 
+impl Default for Prompt {
+    fn default() -> Prompt {
+        Prompt::Ids(Vec::new())
+    }
+}
+
 /// A question to a session.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 pub struct Ask {
     /// The prompt.
     pub prompt: Prompt,
@@ -95,56 +106,16 @@ pub struct Ask {
     pub stop: Vec<String>,
     /// Log-probabilities wanted: of each token and of so many best ones.
     pub logprobs: Option<usize>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<usize>,
     /// Goes on past the model's own end.
     pub ignore_stop_tokens: bool,
-}
-
-/// A part of an answer.
-#[derive(Clone, Debug)]
-pub enum Piece {
-    /// Progress through the prompt.
-    Prefill {
-        /// Tokens done.
-        done_tokens: usize,
-        /// Tokens of the prompt.
-        total_tokens: usize,
-    },
-    /// Some text; whole characters.
-    Text(TextPiece),
-    /// The end.
-    Done(Summary),
-}
-
-/// Text that has become certain.
-#[derive(Clone, Debug, Default)]
-pub struct TextPiece {
-    /// The text.
-    pub text: String,
-    /// Tokens generated since the last piece; their text may come later, or has come before.
-    pub ids: Vec<TokenId>,
-    /// Of those tokens, if wanted.
-    pub logprobs: Vec<TokenLogprobs>,
-}
-
-/// A whole answer, in numbers.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// Generated tokens, the one that ended it included.
-    pub ids: Vec<TokenId>,
-    /// The answer.
-    pub text: String,
-    /// Why it ended.
-    pub finish: Finish,
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Of these, tokens whose state was still there from before.
-    pub cached_tokens: usize,
-    /// Milliseconds from the question to the first token.
-    pub prompt_ms: f64,
-    /// Milliseconds from the first token to the last.
-    pub generate_ms: f64,
-    /// The seed of its random numbers.
-    pub seed: u64,
+    /// Tokens that end the answer beside the model's own.
+    pub stop_tokens: Vec<TokenId>,
+    /// Who goes first.
+    pub priority: Priority,
+    /// What may come next, and what must.
+    pub guide: Option<Box<dyn Guide>>,
 }
 
 impl Session {
@@ -162,7 +133,7 @@ impl Session {
         let context_tokens = memory::context_tokens(plan, kv_type, options.context_tokens, available)?;
         let pages = context_tokens.div_ceil(PAGE_TOKENS);
         let slots = memory::slots(plan);
-        let state = ModelState::new(plan, kv_type, pages, slots)?;
+        let state = ModelState::new(plan, kv_type, pages, slots.map_or(0, Slots::total))?;
         let info = Info {
             architecture: plan.architecture,
             layers: plan.layers.len(),
@@ -179,7 +150,7 @@ impl Session {
             has_template: text.template.is_some(),
         };
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default() };
-        let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()))?;
+        let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
         Ok(Session { engine, text, info, origin: files.path().display().to_string() })
     }
 
@@ -213,51 +184,60 @@ impl Session {
     /// # Errors
     /// When the prompt cannot be made, is longer than the context, or a setting is wrong.
     pub fn ask(&self, ask: Ask) -> Result<Answer, Error> {
+        let (listener, events) = answer::listening();
+        Ok(Answer::new(events, self.start(ask, listener)?))
+    }
+
+    /// Asks; whoever hears the events puts them into the transcript.
+    ///
+    /// # Errors
+    /// As `ask`, and when too many requests wait.
+    pub fn start(&self, ask: Ask, listener: Listener) -> Result<Transcript, Error> {
+        let asked = Instant::now();
         let prompt_ids = self.prompt_ids(&ask.prompt)?;
-        let (prompt_tokens, context_tokens) = (prompt_ids.len(), self.info.context_tokens);
-        if prompt_tokens >= context_tokens {
-            let more = self.info.model_context_tokens > context_tokens;
-            let hint = match more {
-                true => format!(", or raise --ctx (the model takes up to {})", self.info.model_context_tokens),
-                false => ", or take a model with a longer context".to_owned(),
-            };
-            return Err(Error::PromptTooLong { prompt_tokens, context_tokens, hint });
-        }
+        self.check_length(prompt_ids.len())?;
         let seed = ask.sampling.seed.unwrap_or_else(Random::fresh_seed);
+        let mut stop_tokens = if ask.ignore_stop_tokens { Vec::new() } else { self.text.stop_tokens.clone() };
+        stop_tokens.extend(ask.stop_tokens);
         let request = Request {
             prompt: prompt_ids.clone(),
             goal: Goal::Answer,
             sampling: Sampling { seed: Some(seed), ..ask.sampling },
-            max_tokens: ask.max_tokens.unwrap_or(usize::MAX).min(context_tokens - prompt_tokens),
-            stop_tokens: if ask.ignore_stop_tokens { Vec::new() } else { self.text.stop_tokens.clone() },
+            max_tokens: ask.max_tokens.unwrap_or(usize::MAX).min(self.info.context_tokens - prompt_ids.len()),
+            stop_tokens: stop_tokens.clone(),
             logprobs: ask.logprobs,
+            prompt_logprobs: ask.prompt_logprobs,
+            priority: ask.priority,
+            guide: ask.guide,
         };
-        let stop_tokens = request.stop_tokens.clone();
-        let asked = Instant::now();
-        Ok(Answer {
-            stream: self.engine.submit(request)?,
-            decoder: Some(StreamDecoder::new(&self.text.tokenizer, false)),
-            stop_text: StopText::new(ask.stop),
-            stop_tokens,
-            summary: Summary {
-                ids: Vec::new(),
-                text: String::new(),
-                finish: Finish::Cancelled,
-                prompt_tokens,
-                cached_tokens: 0,
-                prompt_ms: 0.0,
-                generate_ms: 0.0,
-                seed,
-            },
-            prompt_ids,
-            asked,
-            stopped: false,
-            ended: false,
-            pending: None,
-        })
+        let canceller = self.engine.submit(request, listener)?;
+        let decoder = StreamDecoder::new(&self.text.tokenizer, false);
+        Ok(Transcript::new(canceller, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, seed, asked }))
     }
 
-    fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Error> {
+    /// Refuses a prompt that leaves no room for an answer.
+    fn check_length(&self, prompt_tokens: usize) -> Result<(), Error> {
+        let context_tokens = self.info.context_tokens;
+        if prompt_tokens < context_tokens {
+            return Ok(());
+        }
+        let hint = match self.info.model_context_tokens > context_tokens {
+            true => format!(", or raise --ctx (the model takes up to {})", self.info.model_context_tokens),
+            false => ", or take a model with a longer context".to_owned(),
+        };
+        Err(Error::PromptTooLong { prompt_tokens, context_tokens, hint })
+    }
+
+    /// How busy the engine is.
+    pub fn load(&self) -> Load {
+        self.engine.load()
+    }
+
+    /// The tokens of a prompt.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Error> {
         match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
             Prompt::Text(text) => Ok(self.text.tokenizer.encode(text, SpecialTokens::Parse)?),
@@ -265,106 +245,6 @@ impl Session {
                 Some(template) => Ok(encode_chat(template, &self.text.tokenizer, input)?),
                 None => Err(Error::NoTemplate { origin: self.origin.clone() }),
             },
-        }
-    }
-}
-
-/// An answer on its way: an iterator of pieces, the last of which is `Done`. Dropping it cancels the request.
-pub struct Answer {
-    stream: Stream,
-    /// Taken at the end.
-    decoder: Option<StreamDecoder>,
-    stop_text: StopText,
-    stop_tokens: Vec<TokenId>,
-    prompt_ids: Vec<TokenId>,
-    summary: Summary,
-    asked: Instant,
-    /// A stop text has come.
-    stopped: bool,
-    ended: bool,
-    /// The end, when its last text had to go first.
-    pending: Option<Piece>,
-}
-
-impl Answer {
-    /// A handle that ends the answer from anywhere.
-    pub fn canceller(&self) -> Canceller {
-        self.stream.canceller()
-    }
-
-    /// The prompt's tokens.
-    pub fn prompt_ids(&self) -> &[TokenId] {
-        &self.prompt_ids
-    }
-
-    fn token(&mut self, time: Instant, id: TokenId, logprobs: Option<TokenLogprobs>) -> Piece {
-        let elapsed_ms = (time - self.asked).as_secs_f64() * 1e3;
-        if self.summary.ids.is_empty() {
-            self.summary.prompt_ms = elapsed_ms;
-        }
-        self.summary.generate_ms = elapsed_ms - self.summary.prompt_ms;
-        self.summary.ids.push(id);
-        let mut piece = TextPiece { text: String::new(), ids: vec![id], logprobs: Vec::from_iter(logprobs) };
-        if !self.stop_tokens.contains(&id) {
-            let text = self.decoder.as_mut().map(|d| d.push(id)).unwrap_or_default();
-            let passed = self.stop_text.push(&text);
-            if passed.stopped {
-                self.stopped = true;
-                self.stream.canceller().cancel();
-            }
-            piece.text = passed.text;
-        }
-        self.summary.text.push_str(&piece.text);
-        Piece::Text(piece)
-    }
-
-    /// The end: what was held back comes out, if no stop text has cut it off.
-    fn finished(&mut self, finish: Finish) -> Piece {
-        self.ended = true;
-        self.summary.finish = if self.stopped { Finish::Stop } else { finish };
-        let mut rest = String::new();
-        if let (false, Some(decoder)) = (self.stopped, self.decoder.take()) {
-            let passed = self.stop_text.push(&decoder.finish());
-            rest = passed.text;
-            match passed.stopped {
-                true => self.summary.finish = Finish::Stop,
-                false => rest.push_str(&self.stop_text.finish()),
-            }
-        }
-        self.summary.text.push_str(&rest);
-        let done = Piece::Done(self.summary.clone());
-        if rest.is_empty() {
-            return done;
-        }
-        self.pending = Some(done);
-        Piece::Text(TextPiece { text: rest, ..TextPiece::default() })
-    }
-}
-
-impl Iterator for Answer {
-    type Item = Result<Piece, Error>;
-
-    fn next(&mut self) -> Option<Result<Piece, Error>> {
-        if self.ended {
-            return self.pending.take().map(Ok);
-        }
-        loop {
-            match self.stream.recv() {
-                Ok((_, Event::Prefill { done_tokens, total_tokens, cached_tokens })) => {
-                    self.summary.cached_tokens = cached_tokens;
-                    return Some(Ok(Piece::Prefill { done_tokens, total_tokens }));
-                }
-                // Tokens computed between a stop text and its cancellation belong to nobody.
-                Ok((_, Event::Token { .. })) if self.stopped => {}
-                // Only other goals than an answer have values.
-                Ok((_, Event::Values(_))) => {}
-                Ok((time, Event::Token { id, logprobs })) => return Some(Ok(self.token(time, id, logprobs))),
-                Ok((_, Event::Finished(finish))) => return Some(Ok(self.finished(finish))),
-                Err(error) => {
-                    self.ended = true;
-                    return Some(Err(error));
-                }
-            }
         }
     }
 }

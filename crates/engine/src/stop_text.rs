@@ -10,8 +10,8 @@ pub(crate) struct StopText {
 pub(crate) struct Passed {
     /// Text that can be shown.
     pub(crate) text: String,
-    /// Whether a stop text has come; what follows it is dropped.
-    pub(crate) stopped: bool,
+    /// The stop text that has come; what follows it is dropped.
+    pub(crate) stop: Option<String>,
 }
 
 impl StopText {
@@ -21,14 +21,15 @@ impl StopText {
 
     pub(crate) fn push(&mut self, text: &str) -> Passed {
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
             self.held.truncate(at);
-            return Passed { text: std::mem::take(&mut self.held), stopped: true };
+            return Passed { text: std::mem::take(&mut self.held), stop: Some(stop.clone()) };
         }
         // The longest end of the text that a stop text begins with stays back.
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        Passed { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        Passed { text: std::mem::replace(&mut self.held, rest), stop: None }
     }
 
     /// What was held back, once nothing more comes.
@@ -59,7 +60,7 @@ mod tests {
             for piece in chars.chunks(size) {
                 let passed = watch.push(&piece.iter().collect::<String>());
                 out.push_str(&passed.text);
-                if passed.stopped {
+                if passed.stop.is_some() {
                     stopped = true;
                     break;
                 }

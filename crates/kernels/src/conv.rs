@@ -55,6 +55,12 @@ impl ConvState {
         (width.saturating_sub(1)).saturating_mul(channels).saturating_mul(4)
     }
 
+    /// Copies what a slot remembers over another's.
+    pub fn copy_slot(&mut self, from: usize, to: usize) {
+        let len = (self.width - 1) * self.channels;
+        self.data.as_mut_slice::<f32>().copy_within(from * len..(from + 1) * len, to * len);
+    }
+
     fn slot(&self, slot: usize) -> &[f32] {
         let len = (self.width - 1) * self.channels;
         &self.data.as_slice::<f32>()[slot * len..][..len]

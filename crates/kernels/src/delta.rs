@@ -111,6 +111,12 @@ impl DeltaState {
         let lanes = shape.value_heads.saturating_mul(shape.blocks()).saturating_mul(shape.key_dim);
         lanes.saturating_mul(size_of::<Lanes>())
     }
+
+    /// Copies what a slot remembers over another's.
+    pub fn copy_slot(&mut self, from: usize, to: usize) {
+        let bytes = DeltaState::slot_bytes(self.shape);
+        self.data.as_mut_slice::<u8>().copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+    }
 }
 
 impl Compute {

@@ -246,6 +246,13 @@ impl KvCache {
         self.pages
     }
 
+    /// Copies a page's keys and values over another's.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        let bytes = self.head_bytes() * self.kv_heads;
+        let start = from as usize * bytes;
+        self.data.as_mut_slice::<u8>().copy_within(start..start + bytes, to as usize * bytes);
+    }
+
     /// K': the length of a cached value.
     pub(crate) fn value_dim(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)

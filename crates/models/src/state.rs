@@ -49,6 +49,26 @@ impl ModelState {
         Ok(ModelState { layers })
     }
 
+    /// Copies a page of every layer over another: a sequence that begins like an earlier one and goes on otherwise within
+    /// a page needs its own.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        for layer in &mut self.layers {
+            if let LayerState::Paged(cache) = layer {
+                cache.copy_page(from, to);
+            }
+        }
+    }
+
+    /// Copies a slot of every layer over another: a recurrent state cannot be taken back, so an earlier one is kept.
+    pub fn copy_slot(&mut self, from: usize, to: usize) {
+        for layer in &mut self.layers {
+            if let LayerState::Recurrent(state) = layer {
+                state.conv.copy_slot(from, to);
+                state.delta.copy_slot(from, to);
+            }
+        }
+    }
+
     /// Bytes that one page of every layer takes together.
     pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
         let layer = |need| match need {

@@ -146,7 +146,7 @@ impl RunArgs {
             max_tokens: self.max_tokens.map(|tokens| tokens as usize),
             stop: self.stop.clone(),
             logprobs: self.logprobs.map(usize::from),
-            ignore_stop_tokens: false,
+            ..Ask::default()
         }
     }
 

@@ -105,11 +105,11 @@ fn a_stop_token_is_the_last_and_no_text() {
     let end = session.tokenizer().token_id("<|im_end|>").unwrap();
     let mut ids = byte_tokens(session.tokenizer(), "yes");
     ids.push(end);
-    let ask = Ask { ignore_stop_tokens: false, max_tokens: None, ..scripted(&ids, 0) };
-    let told = tell(&session, ask.clone());
+    let ask = || Ask { ignore_stop_tokens: false, max_tokens: None, ..scripted(&ids, 0) };
+    let told = tell(&session, ask());
     assert_eq!((told.summary.text.as_str(), told.summary.finish), ("yes", Finish::Stop));
     assert_eq!(told.summary.ids, ids, "the token that ended it is the last");
-    let told = tell(&session, Ask { ignore_stop_tokens: true, max_tokens: Some(6), ..ask });
+    let told = tell(&session, Ask { ignore_stop_tokens: true, max_tokens: Some(6), ..ask() });
     assert_eq!((told.summary.ids.len(), told.summary.finish), (6, Finish::Length));
     assert_eq!(told.summary.ids[..4], ids);
     // A file may declare a token that would have been text.

@@ -38,7 +38,7 @@ pub(crate) fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)
 }
 
 pub(crate) fn options(context_tokens: Option<usize>) -> Options {
-    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens }
+    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens, max_waiting: 64 }
 }
 
 pub(crate) fn open(path: &Path, context_tokens: Option<usize>) -> Session {
@@ -63,9 +63,8 @@ pub(crate) fn greedy(prompt: Prompt, max_tokens: usize) -> Ask {
         prompt,
         sampling: Sampling::greedy(),
         max_tokens: Some(max_tokens),
-        stop: Vec::new(),
-        logprobs: None,
         ignore_stop_tokens: true,
+        ..Ask::default()
     }
 }
 
@@ -110,6 +109,7 @@ pub(crate) fn read(answer: Answer) -> Told {
         assert!(summary.is_none(), "nothing comes after the summary");
         match piece.unwrap() {
             Piece::Prefill { done_tokens, total_tokens } => assert!(done_tokens <= total_tokens),
+            Piece::Prompt(_) => panic!("no prompt is to be scored"),
             Piece::Text(piece) => pieces.push(piece),
             Piece::Done(done) => summary = Some(done),
         }

@@ -3,7 +3,7 @@
 use qwenkit_engine::{Ask, Prompt, Sampling, Session};
 use qwenkit_tensor::TokenId;
 
-use crate::fixture::{chat, checkpoint, greedy, open, qwen2, read, tell};
+use crate::fixture::{chat, checkpoint, greedy, open, read, tell};
 
 const LONG: &str = "Tell me about the river that runs past the old mill, and about the people who lived there.";
 
@@ -43,27 +43,44 @@ fn asks() -> Vec<Ask> {
     ]
 }
 
-fn together(session: &Session, asks: &[Ask]) -> Vec<Vec<TokenId>> {
+fn together(session: &Session, asks: Vec<Ask>) -> Vec<Vec<TokenId>> {
     std::thread::scope(|scope| {
-        let tell = |ask: &Ask| {
-            let ask = ask.clone();
-            scope.spawn(move || read(session.ask(ask).unwrap()).summary.ids)
-        };
-        let threads: Vec<_> = asks.iter().map(tell).collect();
+        let tell = |ask: Ask| scope.spawn(move || read(session.ask(ask).unwrap()).summary.ids);
+        let threads: Vec<_> = asks.into_iter().map(tell).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
 #[test]
 fn answers_together_are_answers_alone() {
-    let asks = asks();
-    let alone: Vec<_> = asks.iter().map(|ask| tell(&qwen2(), ask.clone()).summary.ids).collect();
-    // Room for all at once, and room for one or two while the others wait.
-    for context_tokens in [4096, 384] {
-        let session = open(&checkpoint("qwen2"), Some(context_tokens));
-        for round in 0..3 {
-            assert_eq!(together(&session, &asks), alone, "context {context_tokens}, round {round}");
+    for name in ["qwen2", "qwen3-next", "qwen3.5"] {
+        let alone: Vec<_> =
+            asks().into_iter().map(|ask| tell(&open(&checkpoint(name), None), ask).summary.ids).collect();
+        // Room for all at once, and room for one or two while the others wait or give way.
+        for context_tokens in [4096, 384] {
+            let session = open(&checkpoint(name), Some(context_tokens));
+            for round in 0..3 {
+                assert_eq!(together(&session, asks()), alone, "{name}: context {context_tokens}, round {round}");
+            }
         }
+    }
+}
+
+#[test]
+fn a_fork_of_a_recurrent_conversation_goes_on_from_a_kept_state() {
+    let ids = |range: std::ops::Range<u32>, step: u32| range.map(move |i| TokenId((3 + i * step) % 250 + 3));
+    let prompt = |end: u32| Prompt::Ids(ids(0..200, 7).chain(ids(0..end, 5 + end)).collect());
+    for name in ["qwen3-next", "qwen3.5", "qwen3.5-moe"] {
+        let session = open(&checkpoint(name), None);
+        let mut cached = Vec::new();
+        for end in [100, 110, 120, 120] {
+            let told = tell(&session, greedy(prompt(end), 12)).summary;
+            cached.push(told.cached_tokens);
+            let fresh = tell(&open(&checkpoint(name), None), greedy(prompt(end), 12)).summary;
+            assert_eq!(told.ids, fresh.ids, "{name}: the kept state changed the answer");
+        }
+        // The first computes all; the second finds pages and leaves a state where their ways part.
+        assert_eq!(cached, [0, 0, 192, 256], "{name}");
     }
 }
 

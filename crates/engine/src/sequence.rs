@@ -1,0 +1,241 @@
+//! One request on its way through the scheduler: its tokens, how many of them are computed, and the pages that hold them.
+
+use std::{collections::VecDeque, time::Instant};
+
+use qwenkit_kernels::PAGE_TOKENS;
+use qwenkit_models::Outputs;
+use qwenkit_tensor::{SeqId, TokenId};
+
+use crate::{
+    guide::{Guide, Verdict},
+    pages::Parent,
+    request::{Event, Finish, Goal, Limits, Priority, Request, TokenLogprobs},
+    sampler::{self, Sampler},
+};
+
+/// Who hears a request's events, and when each happened; `false` when nobody listens any more.
+pub type Listener = Box<dyn FnMut(Instant, Event) -> bool + Send>;
+
+pub(crate) struct Sequence {
+    pub(crate) id: SeqId,
+    pub(crate) priority: Priority,
+    /// Prompt and answer.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) goal: Goal,
+    /// Tokens whose state is in the pages.
+    pub(crate) computed: usize,
+    pub(crate) pages: Vec<u32>,
+    /// So many of the first pages are in the tree.
+    pub(crate) shared_pages: usize,
+    /// Its own while it runs; 0 where the runner has no recurrent state.
+    pub(crate) slot: usize,
+    /// Positions at which a step has to end, because a checkpoint is wanted there.
+    pub(crate) cuts: Vec<usize>,
+    /// The page with the latest checkpoint of the answer; the next one takes its place.
+    pub(crate) answer_checkpoint: Option<u32>,
+    pub(crate) prompt_logprobs: Option<usize>,
+    pub(crate) finish: Option<Finish>,
+    max_tokens: usize,
+    cached_tokens: usize,
+    /// Tokens of the prompt that were told of; a sequence that starts again after giving way says nothing twice.
+    told_tokens: usize,
+    /// Tokens of the prompt, from the second on, whose log-probabilities were told.
+    scored_tokens: usize,
+    /// Has given its pages to others, and started again.
+    gave_way: bool,
+    stop_tokens: Vec<TokenId>,
+    logprobs: Option<usize>,
+    sampler: Sampler,
+    guide: Option<Box<dyn Guide>>,
+    forced: VecDeque<TokenId>,
+    listener: Listener,
+}
+
+impl Sequence {
+    /// A request that was checked. Its answer is cut to what all pages together hold.
+    pub(crate) fn new(id: SeqId, request: Request, limits: Limits, listener: Listener) -> Sequence {
+        let prompt_tokens = request.prompt.len();
+        let room = (limits.capacity_tokens + 1).saturating_sub(prompt_tokens);
+        let max_tokens = match request.goal {
+            Goal::Answer => request.max_tokens.min(room),
+            // As an answer of one token, it needs no page beyond the prompt's.
+            Goal::Hidden | Goal::Logits(_) => 1,
+        };
+        Sequence {
+            id,
+            priority: request.priority,
+            sampler: Sampler::new(request.sampling, &request.prompt),
+            tokens: request.prompt,
+            prompt_tokens,
+            goal: request.goal,
+            computed: 0,
+            pages: Vec::new(),
+            shared_pages: 0,
+            slot: 0,
+            cuts: Vec::new(),
+            answer_checkpoint: None,
+            prompt_logprobs: request.prompt_logprobs,
+            finish: None,
+            max_tokens,
+            cached_tokens: 0,
+            told_tokens: 0,
+            scored_tokens: 0,
+            gave_way: false,
+            stop_tokens: request.stop_tokens,
+            logprobs: request.logprobs,
+            guide: request.guide,
+            forced: VecDeque::new(),
+            listener,
+        }
+    }
+
+    /// Whether nothing has to be computed for it.
+    pub(crate) fn wants_nothing(&self) -> bool {
+        self.max_tokens == 0 && self.prompt_logprobs.is_none()
+    }
+
+    /// Tokens that are not computed yet.
+    pub(crate) fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether its next step gives a token for one row.
+    pub(crate) fn is_generating(&self) -> bool {
+        self.left() == 1
+    }
+
+    /// Order of service: by priority, then by arrival.
+    pub(crate) fn rank(&self) -> (std::cmp::Reverse<Priority>, SeqId) {
+        (std::cmp::Reverse(self.priority), self.id)
+    }
+
+    /// Tokens that may come from the tree: all but the last, whose logits are wanted; none if the prompt's logits are.
+    pub(crate) fn sharable_tokens(&self) -> usize {
+        if self.prompt_logprobs.is_some() { 0 } else { self.tokens.len() - 1 }
+    }
+
+    /// What the page `index` goes on from.
+    pub(crate) fn parent(&self, index: usize) -> Parent {
+        index.checked_sub(1).map(|i| self.pages[i])
+    }
+
+    /// Notes that the tree held its tokens up to `computed`.
+    pub(crate) fn found(&mut self, computed: usize) {
+        // Its own work found again is no find.
+        if !self.gave_way {
+            self.cached_tokens += computed - self.computed;
+        }
+        self.computed = computed;
+    }
+
+    /// Tokens of the prompt that were found computed.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
+    /// What is wanted of its next `rows` rows.
+    pub(crate) fn outputs(&self, rows: usize) -> Outputs {
+        let last = rows == self.left();
+        match self.goal {
+            _ if self.prompt_logprobs.is_some() && self.scored_tokens + 1 < self.prompt_tokens => Outputs::All,
+            _ if !last => Outputs::None,
+            Goal::Hidden => Outputs::Hidden,
+            Goal::Answer | Goal::Logits(_) => Outputs::Last,
+        }
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        if !(self.listener)(Instant::now(), event) {
+            self.finish.get_or_insert(Finish::Cancelled);
+        }
+    }
+
+    /// Notes that `rows` more tokens are computed, and tells of progress through the prompt.
+    pub(crate) fn advance(&mut self, rows: usize) {
+        self.computed += rows;
+        let done_tokens = self.computed.min(self.prompt_tokens);
+        if done_tokens > self.told_tokens {
+            self.told_tokens = done_tokens;
+            let (total_tokens, cached_tokens) = (self.prompt_tokens, self.cached_tokens);
+            self.tell(Event::Prefill { done_tokens, total_tokens, cached_tokens });
+        }
+    }
+
+    /// Tells the log-probabilities of the prompt's tokens behind the rows whose logits are given: (rows, V), of which the
+    /// first `real_tokens` of each row count. The rows begin at position `first`.
+    pub(crate) fn score_prompt(&mut self, first: usize, logits: &[f32], vocab: usize, real_tokens: usize) {
+        let Some(count) = self.prompt_logprobs else { return };
+        let next = self.tokens[..self.prompt_tokens].iter().skip(first + 1);
+        let rows = logits.chunks_exact(vocab).map(|row| &row[..real_tokens]);
+        // After giving way, the first ones come again.
+        let new = next.zip(rows).skip(self.scored_tokens.saturating_sub(first));
+        let scored: Vec<TokenLogprobs> = new.map(|(&id, row)| sampler::logprobs(row, id, count)).collect();
+        if !scored.is_empty() {
+            self.scored_tokens += scored.len();
+            self.tell(Event::Prompt(scored));
+        }
+    }
+
+    /// Hands a sequence that wants no answer what it wants, which ends it.
+    pub(crate) fn deliver(&mut self, values: Vec<f32>) {
+        self.tell(Event::Values(values));
+        self.finish.get_or_insert(Finish::Stop);
+    }
+
+    /// Adds the next token, `logits` being those of the last one over real tokens. Returns whether there is one more.
+    pub(crate) fn choose(&mut self, logits: &mut [f32]) -> bool {
+        if self.max_tokens == 0 {
+            self.finish.get_or_insert(Finish::Length);
+            return false;
+        }
+        // Log-probabilities are the model's own, so they are taken before guide and penalties change the logits.
+        let own = self.logprobs.map(|count| (count, logits.to_vec()));
+        let id = match self.forced.pop_front() {
+            Some(id) => id,
+            None => {
+                if let Some(guide) = &mut self.guide {
+                    guide.mask(logits);
+                    if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+                        self.finish.get_or_insert(Finish::Stop);
+                        return false;
+                    }
+                }
+                self.sampler.choose(logits)
+            }
+        };
+        self.tokens.push(id);
+        let logprobs = own.map(|(count, logits)| sampler::logprobs(&logits, id, count));
+        self.tell(Event::Token { id, logprobs });
+        match self.guide.as_mut().map_or(Verdict::Continue, |guide| guide.accept(id)) {
+            Verdict::Continue => {}
+            Verdict::Force(ids) => self.forced.extend(ids),
+            Verdict::Stop => drop(self.finish.get_or_insert(Finish::Stop)),
+        }
+        if self.stop_tokens.contains(&id) {
+            self.finish.get_or_insert(Finish::Stop);
+        } else if self.tokens.len() - self.prompt_tokens >= self.max_tokens {
+            self.finish.get_or_insert(Finish::Length);
+        }
+        true
+    }
+
+    /// Starts again from nothing; pages and slot are another's.
+    pub(crate) fn start_again(&mut self) {
+        self.gave_way = true;
+        self.shared_pages = 0;
+        self.computed = 0;
+        self.cuts.clear();
+        self.answer_checkpoint = None;
+    }
+
+    /// The next position, behind what is computed, where a step has to end.
+    pub(crate) fn next_cut(&self) -> Option<usize> {
+        self.cuts.iter().copied().filter(|&at| at > self.computed).min()
+    }
+
+    /// The last position of the prompt where a page ends and something is left to compute.
+    pub(crate) fn last_page_end(&self) -> usize {
+        (self.tokens.len() - 1) / PAGE_TOKENS * PAGE_TOKENS
+    }
+}
