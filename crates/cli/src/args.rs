@@ -5,13 +5,14 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench, doctor, list, logits, pull, rm, run, show, template, tokenize};
+use crate::commands::{bench, doctor, list, logits, pull, rm, run, serve, show, template, tokenize};
 
 const EXAMPLES: &str = "\
 Examples:
   qwenkit run \"Write a Python function that reverses a string\"
   qwenkit run qwen3:4b                      a chat in the terminal
   cat report.txt | qwenkit run \"Summarise:\"
+  qwenkit serve qwen3:4b                    an OpenAI-compatible server, and a page at http://127.0.0.1:8080
   qwenkit list --all                        models that have a short name
   qwenkit doctor                            what this machine can run
 
@@ -33,6 +34,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Chat in the terminal, or answer once
     Run(run::RunArgs),
+    /// Put models behind OpenAI's interface, with a page for people
+    Serve(serve::ServeArgs),
     /// Fetch a model into the local store
     Pull(pull::PullArgs),
     /// List the models of the local store, or all short names

@@ -47,6 +47,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let offline = cli.offline;
     match cli.command {
         Command::Run(args) => commands::run::run(&args, offline),
+        Command::Serve(args) => commands::serve::run(&args, offline),
         Command::Pull(args) => commands::pull::run(&args, offline),
         Command::List(args) => commands::list::run(&args),
         Command::Show(args) => commands::show::run(&args),

@@ -40,8 +40,21 @@ impl SessionArgs {
 /// # Errors
 /// When the files are no whole model, an argument does not fit it, or memory is short.
 pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
+    open_for_many(files, threads, context_tokens, usize::MAX)
+}
+
+/// Loads the model for many users, of whose requests at most `max_waiting` wait for their turn.
+///
+/// # Errors
+/// As `open`.
+pub(crate) fn open_for_many(
+    files: &ModelFiles,
+    threads: usize,
+    context_tokens: Option<usize>,
+    max_waiting: usize,
+) -> anyhow::Result<Session> {
     let mut bar = loading_bar();
-    let options = Options { threads, isa: isa()?, context_tokens, max_waiting: usize::MAX };
+    let options = Options { threads, isa: isa()?, context_tokens, max_waiting };
     let session = Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
     bar.clear();
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Rows of a batch. Prompts are cut to it: large enough that weights are read once for many tokens.
-pub(crate) const BATCH_TOKENS: usize = 512;
+pub(crate) const BATCH_TOKENS: usize = 256;
 
 /// How long a step should take at most while somebody waits for their next token.
 const STEP: Duration = Duration::from_millis(200);

@@ -1,2 +1,40 @@
 //! Floor 4: models behind the HTTP interfaces that existing programs speak, and a page for people.
+//!
+//! Contract: every parameter of a request is obeyed or refused by name; a client that goes away ends its answers; one
+//! request's fault is one request's error. Async begins and ends here: the engine is a thread of its own. Not here: which
+//! models, how they are loaded, the command line.
 #![forbid(unsafe_code)]
+
+mod app;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod info;
+mod keys;
+mod logprobs;
+mod messages;
+mod page;
+mod router;
+mod run;
+mod serve;
+mod settings;
+mod sse;
+mod text;
+
+pub use app::ServedModel;
+pub use keys::Keys;
+pub use serve::{Config, Error, Server, told_to_end};
+
+/// How much a request may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { body_bytes: 32 << 20 }
+    }
+}

@@ -9,6 +9,7 @@ pub(crate) mod pull;
 pub(crate) mod reference;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod show;
 pub(crate) mod template;
 pub(crate) mod tokenize;

@@ -1,0 +1,115 @@
+//! `qwenkit serve`: models behind the interfaces that programs already speak.
+//!
+//! Contract: stdout says nothing; stderr says where the server listens. Not here: HTTP.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use qwenkit_hub::{ModelRef, resolve};
+use qwenkit_server::{Config, Keys, Limits, ServedModel, Server, told_to_end};
+
+use crate::opening::{self, SessionArgs};
+use crate::terminal::note;
+use crate::{failure, locate};
+
+/// Arguments of `serve`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  qwenkit serve                                        the default model on http://127.0.0.1:8080
+  qwenkit serve qwen3:4b --port 9000
+  qwenkit serve ./model.gguf --name support-bot
+  QWENKIT_API_KEY=secret qwenkit serve --host 0.0.0.0  for the whole network, with a key
+
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
+pub(crate) struct ServeArgs {
+    /// The models: short names, hub ids, .gguf files or checkpoint folders; the first is the default
+    #[arg(value_name = "MODEL")]
+    models: Vec<String>,
+    /// A further name that the first model answers to
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", env = "QWENKIT_HOST")]
+    host: String,
+    /// The port; 0 for any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8080, env = "QWENKIT_PORT")]
+    port: u16,
+    /// A key that requests have to show; may be given several times
+    #[arg(long, value_name = "KEY", env = "QWENKIT_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    api_key: Vec<String>,
+    /// Requests that may wait for their turn; more are refused, to come again later
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_waiting: u32,
+    /// Megabytes of a request's body at most
+    #[arg(long, value_name = "MB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    max_body_mb: u16,
+    /// Check models and settings, and do not serve
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a model cannot be loaded or the address cannot be had.
+pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
+    let host = host(&args.host)?;
+    if args.api_key.iter().any(|key| key.trim().is_empty()) {
+        return Err(failure::usage(
+            "an API key is empty\nhint: leave --api-key and QWENKIT_API_KEY out, or give a key",
+        ));
+    }
+    let keys = Keys::new(args.api_key.iter().map(|key| key.trim()));
+    let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20 };
+    let config = Config { host, port: args.port, limits, keys };
+    let models = load(args, offline)?;
+    let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    let server = Server::bind(&config, models)?;
+    if args.check {
+        note(&format!("{names}: everything is in order"));
+        return Ok(());
+    }
+    let address = server.address()?;
+    note(&format!("serving {names}\n  page  http://{address}\n  API   http://{address}/v1\nCtrl-C stops"));
+    server.run(told_to_end())?;
+    note("stopped");
+    Ok(())
+}
+
+fn host(text: &str) -> anyhow::Result<IpAddr> {
+    let text = if text == "localhost" { "127.0.0.1" } else { text };
+    text.parse()
+        .map_err(|_| failure::usage(format!("--host is {text:?}, expected an IP address such as 127.0.0.1 or 0.0.0.0")))
+}
+
+fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ServedModel>> {
+    let wanted: Vec<Option<&str>> = match args.models.is_empty() {
+        true => vec![None],
+        false => args.models.iter().map(|name| Some(name.as_str())).collect(),
+    };
+    let mut models: Vec<ServedModel> = Vec::new();
+    for given in wanted {
+        let located = locate::locate(given, offline)?;
+        let name = match given {
+            Some(given) => match resolve(given)? {
+                ModelRef::Path(path) => {
+                    path.file_stem().map_or(given.to_owned(), |stem| stem.to_string_lossy().into_owned())
+                }
+                _ => given.to_owned(),
+            },
+            None => located.stored.name.clone(),
+        };
+        if models.iter().any(|model| model.name == name) {
+            return Err(failure::usage(format!("two models have the name {name}\nhint: name each file once")));
+        }
+        let (session, waiting) = (&args.session, args.max_waiting as usize);
+        let session = opening::open_for_many(&located.files, session.threads(), session.context_tokens(), waiting)?;
+        let aliases = args.name.iter().filter(|_| models.is_empty()).cloned().collect();
+        models.push(ServedModel { name, aliases, session });
+    }
+    Ok(models)
+}

@@ -1,0 +1,93 @@
+//! What every handler shares: the models that are served, the limits, the moment of the start.
+
+use std::{
+    sync::Arc,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::http::StatusCode;
+use qwenkit_engine::Session;
+
+use crate::{Keys, Limits, error::ApiError};
+
+/// A model behind a name.
+pub struct ServedModel {
+    /// The name that requests give.
+    pub name: String,
+    /// Further names of the same model.
+    pub aliases: Vec<String>,
+    /// The model.
+    pub session: Session,
+}
+
+/// The server's state.
+pub(crate) struct App {
+    models: Vec<Arc<ServedModel>>,
+    pub(crate) limits: Limits,
+    pub(crate) keys: Keys,
+    pub(crate) started: Instant,
+    pub(crate) started_unix_s: u64,
+    requests: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl App {
+    pub(crate) fn new(models: Vec<ServedModel>, limits: Limits, keys: Keys) -> App {
+        App {
+            models: models.into_iter().map(Arc::new).collect(),
+            limits,
+            keys,
+            started: Instant::now(),
+            started_unix_s: unix_s(),
+            requests: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// All models, the default one first.
+    pub(crate) fn models(&self) -> &[Arc<ServedModel>] {
+        &self.models
+    }
+
+    /// The model of this name; `default`, or no name at all, is the first.
+    ///
+    /// # Errors
+    /// When there is none: says which there are. When the server is about to stop.
+    pub(crate) fn model(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable("the server is stopping and takes no new requests"));
+        }
+        let named = |m: &&Arc<ServedModel>| match name {
+            None | Some("default") => true,
+            Some(name) => m.name == name || m.aliases.iter().any(|alias| alias == name),
+        };
+        self.models.iter().find(named).cloned().ok_or_else(|| {
+            let shown: String = name.unwrap_or_default().chars().take(80).collect();
+            let names: Vec<&str> = self.models.iter().map(|m| m.name.as_str()).collect();
+            let message = format!("no model {shown:?} is served here; there is {}", names.join(", "));
+            let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+            ApiError { param: Some("model".to_owned()), ..error.with_code("model_not_found") }
+        })
+    }
+
+    /// From now on new requests are refused.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A new id: the moment of the start and a count make it this server's only one.
+    pub(crate) fn new_id(&self, prefix: &str) -> String {
+        let count = self.requests.fetch_add(1, Ordering::Relaxed);
+        format!("{prefix}-{:08x}{:08x}", self.started_unix_s as u32, count as u32)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,104 @@
+//! What the server says of itself: health, models, load.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    app::{App, ServedModel},
+    chat::FINGERPRINT,
+    error::ApiError,
+    messages,
+};
+
+/// Whether the process answers.
+pub(crate) async fn health() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// Whether requests are taken.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
+    match app.is_stopping() {
+        false => Json(json!({ "status": "ready" })).into_response(),
+        true => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))).into_response(),
+    }
+}
+
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// The models and the names they answer to.
+pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    let data: Vec<Value> = app.models().iter().map(|m| model(&app, m)).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+/// One model.
+pub(crate) async fn one_model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    let found = app.model(Some(&name))?;
+    Ok(Json(model(&app, &found)))
+}
+
+fn model(app: &App, served: &ServedModel) -> Value {
+    let (info, template) = (served.session.info(), served.session.template());
+    json!({
+        "id": served.name,
+        "object": "model",
+        "created": app.started_unix_s,
+        "owned_by": "qwenkit",
+        "aliases": served.aliases,
+        "max_model_len": info.context_tokens,
+        "capabilities": {
+            "chat": template.is_some(),
+            "thinking": template.is_some_and(messages::can_think),
+            "thinking_switch": template.is_some_and(messages::can_switch_thinking),
+            "images": false,
+        },
+    })
+}
+
+/// What is served and how.
+pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
+    let model = |m: &Arc<ServedModel>| {
+        let info = m.session.info();
+        json!({
+            "id": m.name,
+            "architecture": info.architecture,
+            "layers": info.layers,
+            "parameters": info.parameters,
+            "weight_bytes": info.weight_bytes,
+            "context_tokens": info.context_tokens,
+            "kv_bytes_per_token": info.kv_bytes_per_token,
+            "threads": info.threads,
+            "isa": info.isa.name(),
+        })
+    };
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "fingerprint": FINGERPRINT,
+        "uptime_s": app.started.elapsed().as_secs(),
+        "models": app.models().iter().map(model).collect::<Vec<_>>(),
+    }))
+}
+
+/// How busy each model is.
+pub(crate) async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
+    let load = |m: &Arc<ServedModel>| {
+        let load = m.session.load();
+        json!({
+            "model": m.name,
+            "running": load.running,
+            "waiting": load.waiting,
+            "kv_pages_used": load.pages_used,
+            "kv_pages_total": load.pages_total,
+        })
+    };
+    Json(json!({ "loads": app.models().iter().map(load).collect::<Vec<_>>() }))
+}

@@ -1,0 +1,78 @@
+//! Which handler answers which path, and what holds for all of them.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+use crate::{app::App, chat, completions, error::ApiError, info, page, text};
+
+/// All paths.
+pub(crate) fn router(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page::index))
+        .route("/web/{*path}", get(page::part))
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready))
+        .route("/version", get(info::version))
+        .route("/server_info", get(info::server_info))
+        .route("/v1/loads", get(info::loads))
+        .route("/v1/models", get(info::models))
+        .route("/v1/models/{*name}", get(info::one_model))
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(text::tokenize))
+        .route("/detokenize", post(text::detokenize))
+        .route("/apply-template", post(text::apply_template))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(app), around))
+        .layer(DefaultBodyLimit::max(app.limits.body_bytes))
+        .with_state(Arc::clone(app))
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(120).collect();
+    let message = format!("there is no {path} here; GET /openapi.json lists what there is");
+    ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+}
+
+async fn no_such_method(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(120).collect();
+    let message = format!("{path} does not take {}", request.method());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+}
+
+/// Gives every response its request's id, and every refusal by the framework the shape of an error.
+async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
+    let id = given.or_else(|| HeaderValue::from_str(&app.new_id("req")).ok());
+    let open = matches!(request.uri().path(), "/" | "/health" | "/ready") || request.uri().path().starts_with("/web/");
+    let allowed = if open { Ok(()) } else { app.keys.check(request.headers()) };
+    let mut response = match allowed {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let message = format!("the request's body is larger than {} bytes, which is the most", app.limits.body_bytes);
+        response = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).into_response();
+    } else if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
+        let message = "the request's body did not arrive as it was announced";
+        response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
+    }
+    if let Some(id) = id {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    }
+    response
+}
+
+fn is_json(response: &Response<Body>) -> bool {
+    response.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}

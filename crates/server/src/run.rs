@@ -1,0 +1,79 @@
+//! Answers under way: one request's questions to a session, and their pieces as they come.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use qwenkit_engine::{Ask, Event, Piece, Transcript};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::{
+    app::ServedModel,
+    error::{ApiError, from_engine},
+};
+
+/// What was told: pieces of one of the answers.
+pub(crate) type Told = Result<(usize, Vec<Piece>), ApiError>;
+
+/// The answers to one request. Dropping it cancels those that are not through.
+pub(crate) struct Run {
+    /// (answer, when, what)
+    events: UnboundedReceiver<(usize, Instant, Event)>,
+    transcripts: Vec<Transcript>,
+    /// Answers that have not ended.
+    left: usize,
+}
+
+impl Run {
+    /// Hands in questions, which are made and tokenised off the threads that serve connections. `prompt` is the parameter
+    /// that holds their prompt.
+    ///
+    /// # Errors
+    /// When one of them is refused; none runs then.
+    pub(crate) async fn start(
+        model: &Arc<ServedModel>,
+        asks: impl FnOnce(&ServedModel) -> Result<Vec<Ask>, ApiError> + Send + 'static,
+        prompt: &'static str,
+    ) -> Result<Run, ApiError> {
+        let model = Arc::clone(model);
+        let started = tokio::task::spawn_blocking(move || {
+            let (sender, events) = unbounded_channel();
+            let mut transcripts = Vec::new();
+            for (i, ask) in asks(&model)?.into_iter().enumerate() {
+                let sender = sender.clone();
+                let listener = Box::new(move |time, event| sender.send((i, time, event)).is_ok());
+                transcripts.push(model.session.start(ask, listener).map_err(|error| from_engine(&error, prompt))?);
+            }
+            let left = transcripts.len();
+            Ok(Run { events, transcripts, left })
+        });
+        started.await.map_err(|_| ApiError::internal("the request's preparation failed; the server's log says why"))?
+    }
+
+    /// The answers.
+    pub(crate) fn transcripts(&self) -> &[Transcript] {
+        &self.transcripts
+    }
+
+    /// The next pieces of one answer; `None` at the end of all.
+    pub(crate) async fn next(&mut self) -> Option<Told> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Told>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let Some((i, time, event)) = ready!(self.events.poll_recv(context)) else {
+            self.left = 0;
+            let error =
+                ApiError::internal("the engine has stopped in the middle of the answer; the server's log says why");
+            return Poll::Ready(Some(Err(error)));
+        };
+        let pieces = self.transcripts[i].push(time, event);
+        self.left -= usize::from(pieces.iter().any(|piece| matches!(piece, Piece::Done(_))));
+        Poll::Ready(Some(Ok((i, pieces))))
+    }
+}

@@ -1,0 +1,101 @@
+//! `/tokenize`, `/detokenize`, `/apply-template`: what a model gets to see, for who wants to know.
+
+use std::sync::Arc;
+
+use axum::{Json, body::Bytes, extract::State};
+use qwenkit_engine::Prompt;
+use qwenkit_text::SpecialTokens;
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    error::{ApiError, from_engine},
+    fields::Fields,
+    logprobs::token_text,
+    messages,
+    settings::ids,
+};
+
+/// Text, or a conversation, to token ids.
+pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of_body(&body)?;
+    let name = fields.string("model")?;
+    let model = app.model(name.as_deref())?;
+    let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
+    let text = fields.take_one(&["prompt", "content", "text"])?;
+    let parse_special = fields.bool("parse_special")?.unwrap_or(true);
+    // Qwen's tokenizers add none.
+    fields.bool("add_special_tokens")?;
+    let work = move || {
+        let session = &model.session;
+        let found = match text {
+            Some((_, Value::String(text))) => {
+                fields.finish()?;
+                let special = if parse_special { SpecialTokens::Parse } else { SpecialTokens::AsText };
+                session.tokenizer().encode(&text, special).map_err(|e| from_engine(&e.into(), "prompt"))?
+            }
+            Some((at, other)) => return Err(crate::fields::wrong(&at, &other, "a string")),
+            None => {
+                let input = conversation(fields, &model)?;
+                session.prompt_ids(&Prompt::Chat(input)).map_err(|e| from_engine(&e, "messages"))?
+            }
+        };
+        let mut object = json!({
+            "tokens": found.iter().map(|id| id.0).collect::<Vec<_>>(),
+            "count": found.len(),
+            "max_model_len": session.info().context_tokens,
+        });
+        if with_texts {
+            object["token_strs"] = found.iter().map(|&id| json!(token_text(session.tokenizer(), id))).collect();
+        }
+        Ok(Json(object))
+    };
+    blocking(work).await
+}
+
+/// Token ids to text.
+pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of_body(&body)?;
+    let name = fields.string("model")?;
+    let model = app.model(name.as_deref())?;
+    let list = fields.list("tokens")?;
+    let found = ids("tokens", &fields.required("tokens", list)?)?;
+    fields.finish()?;
+    let text = blocking(move || Ok(model.session.tokenizer().decode(&found, true))).await?;
+    Ok(Json(json!({ "prompt": text, "content": text })))
+}
+
+/// A conversation to the prompt that the model gets.
+pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of_body(&body)?;
+    let name = fields.string("model")?;
+    let model = app.model(name.as_deref())?;
+    let work = move || {
+        let input = conversation(fields, &model)?;
+        let Some(template) = model.session.template() else {
+            return Err(ApiError::invalid("model", format!("{} has no chat template", model.name)));
+        };
+        template.render(&input).map_err(|e| from_engine(&e.into(), "messages"))
+    };
+    let prompt = blocking(work).await?;
+    Ok(Json(json!({ "prompt": prompt })))
+}
+
+fn conversation(mut fields: Fields, model: &crate::app::ServedModel) -> Result<qwenkit_text::ChatInput, ApiError> {
+    let messages = messages::messages(&mut fields)?;
+    let tools = messages::tools(&mut fields)?;
+    let variables = messages::template_variables(&mut fields, model.session.template())?;
+    let add = fields.bool("add_generation_prompt")?.unwrap_or(true);
+    fields.finish()?;
+    let input = messages::input(messages, &tools, variables);
+    Ok(qwenkit_text::ChatInput { add_generation_prompt: add, ..input })
+}
+
+/// Work that takes a while, away from the threads that serve connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ApiError::internal("the work failed; the server's log says why"))?
+}

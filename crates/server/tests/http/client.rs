@@ -1,0 +1,200 @@
+//! A server over a tiny model on a free port of loopback, and a client that sends exactly the bytes it is told to.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use qwenkit_engine::{Options, Session};
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::Isa;
+use qwenkit_server::{Config, Keys, Limits, ServedModel, Server};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+/// Nothing here takes so long; a test that waits longer has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+/// A copy of the qwen3 checkpoint with the chat template of a model that thinks.
+pub(crate) fn thinking_checkpoint() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixtures().join("parity/qwen3")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "gguf") {
+            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = fs::read_to_string(fixtures().join("text/qwen3.jinja")).unwrap().into();
+    fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+pub(crate) fn model(name: &str, context_tokens: usize, max_waiting: usize) -> ServedModel {
+    model_at(&fixtures().join("parity").join(name), name, context_tokens, max_waiting)
+}
+
+pub(crate) fn model_at(path: &Path, name: &str, context_tokens: usize, max_waiting: usize) -> ServedModel {
+    let files = ModelFiles::open(path).unwrap();
+    let isa = Isa::detect().unwrap();
+    let options = Options { threads: 1, isa, context_tokens: Some(context_tokens), max_waiting };
+    let session = Session::open(&files, &options, &mut |_| {}).unwrap();
+    ServedModel { name: name.to_owned(), aliases: vec![format!("{name}-alias")], session }
+}
+
+/// The qwen2 checkpoint behind a server.
+pub(crate) fn serve() -> Running {
+    serve_with(vec![model("qwen2", 2048, 64)], &[])
+}
+
+pub(crate) fn serve_with(models: Vec<ServedModel>, keys: &[&str]) -> Running {
+    let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let limits = Limits { body_bytes: 1 << 20 };
+    let config = Config { host, port: 0, limits, keys: Keys::new(keys.iter().copied()) };
+    let server = Server::bind(&config, models).unwrap();
+    let address = server.address().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let run = move || {
+        let told = async {
+            let _ = stopped.await;
+        };
+        server.run(told).unwrap();
+    };
+    Running { address, stop: Some(stop), thread: Some(std::thread::spawn(run)) }
+}
+
+impl Running {
+    /// Tells the server to stop, and goes on.
+    pub(crate) fn tell_to_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Waits until the server has stopped.
+    pub(crate) fn join(&mut self) {
+        self.tell_to_stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// A request on its way; the response has not been read.
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
+        let mut stream = self.connect();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // A server may refuse a body before it has read it.
+        let _ = stream.write_all(body);
+        stream
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+        Reply::read(self.send("POST", path, "content-type: application/json\r\n", body.to_string().as_bytes()))
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        Reply::read(self.send("GET", path, "", b""))
+    }
+
+    /// The error of a request that must be refused with `status`.
+    pub(crate) fn refused(&self, path: &str, body: &Value, status: u16) -> Value {
+        let reply = self.post(path, body);
+        assert_eq!(reply.status, status, "{path} {body}: {}", reply.text());
+        let error = reply.json()["error"].clone();
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{error}");
+        error
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tell_to_stop();
+        if let (Some(thread), false) = (self.thread.take(), std::thread::panicking()) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn read(mut stream: TcpStream) -> Reply {
+        let mut bytes = Vec::new();
+        // A connection that the server resets after its answer has still brought the answer.
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            bytes.extend_from_slice(&piece[..n]);
+        }
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("a response with a head");
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let rest = &bytes[end + 4..];
+        let body = if head.contains("transfer-encoding: chunked") { unchunked(rest) } else { rest.to_vec() };
+        Reply { status, head, body }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The whole answer of a request that must succeed.
+    pub(crate) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()
+    }
+
+    /// The data of a stream's events, which ends as streams do.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        let text = self.text();
+        let mut lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(lines.pop(), Some("[DONE]"));
+        lines.into_iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn unchunked(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let Some(end) = rest.windows(2).position(|w| w == b"\r\n") else { return body };
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return body;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 2 + size + 2..];
+    }
+}
