@@ -43,7 +43,16 @@ impl ChatRequest {
         let messages = messages::messages(&mut fields)?;
         let declared = messages::tools(&mut fields)?;
         let choice = ToolChoice::take(&mut fields, &declared)?;
-        fields.bool("parallel_tool_calls")?;
+        if matches!(choice, ToolChoice::Required | ToolChoice::Named(_)) {
+            let message = "`tool_choice` asks for a call that the model must make; only auto and none are supported";
+            return Err(ApiError::invalid("tool_choice", message).with_code("unsupported_parameter"));
+        }
+        fields.unsupported("parallel_tool_calls", &[json!(true)], "the model decides how many tools it calls")?;
+        fields.unsupported(
+            "response_format",
+            &[json!({"type": "text"})],
+            "ask for JSON in the prompt, and check it",
+        )?;
         let tools = if choice == ToolChoice::Never { Vec::new() } else { declared };
         let variables = messages::template_variables(&mut fields, template)?;
         let settings = Settings::take(&mut fields, model.session.defaults())?;
@@ -79,7 +88,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.unsupported("modalities", &[json!(["text"])], "answers are text")?;
     fields.unsupported("verbosity", &[json!("medium")], "say in the prompt how long the answer shall be")?;
     for name in ["audio", "prediction", "web_search_options", "functions", "function_call"] {
-        fields.unsupported(name, &[], "see the server's /openapi.json for what is")?;
+        fields.unsupported(name, &[], "this server answers with text and calls of `tools`")?;
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
 
 async fn no_such_path(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(120).collect();
-    let message = format!("there is no {path} here; GET /openapi.json lists what there is");
+    let message = format!("there is no {path} here; the README lists what there is");
     ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
 }
 

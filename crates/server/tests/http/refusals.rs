@@ -49,6 +49,13 @@ fn a_parameter_is_obeyed_or_refused_by_name() {
         ),
         (json!({"tools": [{"type": "robot"}]}), "tools[0].type", "robot"),
         (json!({"tool_choice": "required"}), "tool_choice", "no tools"),
+        (json!({"parallel_tool_calls": false}), "parallel_tool_calls", "not supported"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format", "not supported"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}),
+            "tool_choice",
+            "auto and none",
+        ),
         (json!({"enable_thinking": true}), "enable_thinking", "no thinking mode"),
         (json!({"enable_thinking": true, "think": false}), "think", "the other way"),
         (json!({"reasoning_effort": "huge"}), "reasoning_effort", "huge"),
