@@ -7,7 +7,7 @@ use std::{
 };
 
 use qwenkit_tensor::TokenId;
-use qwenkit_text::StreamDecoder;
+use qwenkit_text::{Opening, StreamDecoder};
 
 use crate::{
     engine::Canceller,
@@ -77,6 +77,7 @@ pub struct Transcript {
     stop_text: StopText,
     stop_tokens: Vec<TokenId>,
     prompt_ids: Vec<TokenId>,
+    opening: Opening,
     summary: Summary,
     asked: Instant,
     ended: bool,
@@ -101,6 +102,7 @@ impl Transcript {
                 seed: plan.seed,
             },
             prompt_ids: plan.prompt_ids,
+            opening: plan.opening,
             asked: plan.asked,
             ended: false,
         }
@@ -114,6 +116,11 @@ impl Transcript {
     /// The prompt's tokens.
     pub fn prompt_ids(&self) -> &[TokenId] {
         &self.prompt_ids
+    }
+
+    /// How the prompt leaves the thought of the answer.
+    pub fn opening(&self) -> Opening {
+        self.opening
     }
 
     /// The seed of its random numbers.
@@ -196,6 +203,7 @@ pub(crate) struct TranscriptPlan {
     pub(crate) stop: Vec<String>,
     pub(crate) stop_tokens: Vec<TokenId>,
     pub(crate) prompt_ids: Vec<TokenId>,
+    pub(crate) opening: Opening,
     pub(crate) seed: u64,
     pub(crate) asked: Instant,
 }

@@ -1,18 +1,21 @@
 //! A session: a model with its text side and an engine; prompts in, pieces of text out.
 
-use std::time::Instant;
+use std::{sync::OnceLock, time::Instant};
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
 use qwenkit_models::{Buffers, LoadEvent, Model, ModelState};
 use qwenkit_tensor::TokenId;
-use qwenkit_text::{ChatInput, ChatTemplate, SpecialTokens, StreamDecoder, Tokenizer, encode_chat};
+use qwenkit_text::{
+    ChatInput, ChatPrompt, ChatTemplate, Form, Grammar, GrammarFactory, Opening, SpecialTokens, StreamDecoder,
+    Tokenizer, encode_chat,
+};
 
 use crate::{
     answer::{self, Answer, Transcript, TranscriptPlan},
     engine::Engine,
     error::Error,
-    guide::Guide,
+    held::Hold,
     load::Load,
     memory,
     model_text::{ModelText, text_of},
@@ -43,6 +46,8 @@ pub struct Session {
     text: ModelText,
     info: Info,
     origin: String,
+    /// Made when the first answer is held to a form.
+    grammars: OnceLock<GrammarFactory>,
 }
 
 /// What a session runs.
@@ -80,7 +85,7 @@ pub struct Info {
 #[derive(Clone, Debug)]
 pub enum Prompt {
     /// A conversation, through the model's template; what people wrote cannot spell control tokens.
-    Chat(ChatInput),
+    Chat(Box<ChatInput>),
     /// Token ids as they are.
     Ids(Vec<TokenId>),
     /// Text as it is; control tokens that it spells are control tokens.
@@ -114,8 +119,8 @@ pub struct Ask {
     pub stop_tokens: Vec<TokenId>,
     /// Who goes first.
     pub priority: Priority,
-    /// What may come next, and what must.
-    pub guide: Option<Box<dyn Guide>>,
+    /// What the answer is held to.
+    pub hold: Hold,
 }
 
 impl Session {
@@ -151,7 +156,7 @@ impl Session {
         };
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default() };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
-        Ok(Session { engine, text, info, origin: files.path().display().to_string() })
+        Ok(Session { engine, text, info, origin: files.path().display().to_string(), grammars: OnceLock::new() })
     }
 
     /// What this session runs.
@@ -194,11 +199,12 @@ impl Session {
     /// As `ask`, and when too many requests wait.
     pub fn start(&self, ask: Ask, listener: Listener) -> Result<Transcript, Error> {
         let asked = Instant::now();
-        let prompt_ids = self.prompt_ids(&ask.prompt)?;
+        let ChatPrompt { ids: prompt_ids, opening } = self.encode(&ask.prompt)?;
         self.check_length(prompt_ids.len())?;
         let seed = ask.sampling.seed.unwrap_or_else(Random::fresh_seed);
         let mut stop_tokens = if ask.ignore_stop_tokens { Vec::new() } else { self.text.stop_tokens.clone() };
         stop_tokens.extend(ask.stop_tokens);
+        let guide = ask.hold.guide(opening, &self.text.tokenizer, &self.text.stop_tokens);
         let request = Request {
             prompt: prompt_ids.clone(),
             goal: Goal::Answer,
@@ -208,11 +214,14 @@ impl Session {
             logprobs: ask.logprobs,
             prompt_logprobs: ask.prompt_logprobs,
             priority: ask.priority,
-            guide: ask.guide,
+            guide,
         };
         let canceller = self.engine.submit(request, listener)?;
         let decoder = StreamDecoder::new(&self.text.tokenizer, false);
-        Ok(Transcript::new(canceller, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, seed, asked }))
+        Ok(Transcript::new(
+            canceller,
+            TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked },
+        ))
     }
 
     /// Refuses a prompt that leaves no room for an answer.
@@ -238,13 +247,34 @@ impl Session {
     /// # Errors
     /// When it cannot be made.
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Error> {
+        Ok(self.encode(prompt)?.ids)
+    }
+
+    fn encode(&self, prompt: &Prompt) -> Result<ChatPrompt, Error> {
+        let unopened = |ids| ChatPrompt { ids, opening: Opening::Unopened };
         match prompt {
-            Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => Ok(self.text.tokenizer.encode(text, SpecialTokens::Parse)?),
+            Prompt::Ids(ids) => Ok(unopened(ids.clone())),
+            Prompt::Text(text) => Ok(unopened(self.text.tokenizer.encode(text, SpecialTokens::Parse)?)),
             Prompt::Chat(input) => match &self.text.template {
                 Some(template) => Ok(encode_chat(template, &self.text.tokenizer, input)?),
                 None => Err(Error::NoTemplate { origin: self.origin.clone() }),
             },
         }
+    }
+
+    /// A form that an answer can be held to. The first one takes a while.
+    ///
+    /// # Errors
+    /// When the form is wrong or cannot be enforced.
+    pub fn grammar(&self, form: &Form) -> Result<Grammar, Error> {
+        let factory = match self.grammars.get() {
+            Some(factory) => factory,
+            None => {
+                let end = self.text.stop_tokens.first().copied().unwrap_or(TokenId(0));
+                let made = GrammarFactory::new(&self.text.tokenizer, end)?;
+                self.grammars.get_or_init(|| made)
+            }
+        };
+        Ok(factory.compile(form)?)
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use axum::http::StatusCode;
 use qwenkit_engine::Session;
+use qwenkit_text::{Opening, ThinkingSupport};
 
 use crate::{Keys, Limits, error::ApiError};
 
@@ -19,6 +20,18 @@ pub struct ServedModel {
     pub aliases: Vec<String>,
     /// The model.
     pub session: Session,
+    /// What its template knows of thinking.
+    pub(crate) thinking: ThinkingSupport,
+}
+
+impl ServedModel {
+    /// A model behind `name` and its aliases.
+    pub fn new(name: String, aliases: Vec<String>, session: Session) -> ServedModel {
+        let none =
+            || ThinkingSupport { thinks: false, default: Opening::Unopened, has_switch: false, efforts: Vec::new() };
+        let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
+        ServedModel { name, aliases, session, thinking }
+    }
 }
 
 /// The server's state.

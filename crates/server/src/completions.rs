@@ -21,6 +21,7 @@ use crate::{
     run::Run,
     settings::{Settings, ids},
     sse::{self, Events, Narrator},
+    told::Usage,
 };
 
 /// Prompts of one request, and answers to all of them together.
@@ -125,7 +126,8 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, body: Bytes) -> Res
         run.transcripts().iter().map(|t| Choice::new(&model, &request, t.prompt_ids())).collect();
     let (stream, include_usage) = (request.settings.stream, request.settings.include_usage);
     let count = request.logprobs;
-    let reply = Reply { id: app.new_id("cmpl"), created: unix_s(), model, count, include_usage, choices };
+    let (id, created, answers) = (app.new_id("cmpl"), unix_s(), request.settings.answers);
+    let reply = Reply { id, created, model, count, include_usage, answers, choices };
     if stream { Ok(sse::respond(run, reply)) } else { whole(run, reply).await }
 }
 
@@ -163,6 +165,8 @@ struct Reply {
     /// Best tokens beside each, if log-probabilities are wanted.
     count: Option<usize>,
     include_usage: bool,
+    /// Answers to each prompt.
+    answers: usize,
     choices: Vec<Choice>,
 }
 
@@ -203,12 +207,10 @@ impl Reply {
 
     /// Unlike chats, text completions have many prompts, each of which counts.
     fn usage(&self) -> Value {
-        let all = self.choices.iter().filter_map(|choice| choice.summary.as_ref());
-        let mut total = usage(all.clone());
-        let prompt: usize = all.clone().map(|s| s.prompt_tokens).sum();
-        total["total_tokens"] = json!(prompt + all.map(|s| s.ids.len()).sum::<usize>());
-        total["prompt_tokens"] = json!(prompt);
-        total
+        let all = || self.choices.iter().filter_map(|choice| choice.summary.as_ref());
+        // Answers to one prompt share it.
+        let prompt = all().step_by(self.answers).map(|summary| summary.prompt_tokens).sum();
+        usage(Usage { prompt, ..Usage::of(all()) })
     }
 }
 
@@ -245,10 +247,7 @@ impl Narrator for Reply {
 }
 
 async fn whole(mut run: Run, mut reply: Reply) -> Result<Response, ApiError> {
-    while let Some(next) = run.next().await {
-        let (i, pieces) = next?;
-        pieces.into_iter().for_each(|piece| reply.take_in(i, piece));
-    }
+    run.drain(|i, piece| reply.take_in(i, piece)).await?;
     let choices: Vec<Value> = (0..reply.choices.len()).map(|i| reply.choice(i)).collect();
     let mut object = reply.object(&json!(choices));
     object["usage"] = reply.usage();

@@ -5,6 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use qwenkit_engine::Error as EngineError;
+use qwenkit_text::Error as TextError;
 use serde_json::{Value, json};
 
 /// A refused or failed request.
@@ -59,9 +60,8 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
     let message = error.to_string();
     match error {
         EngineError::PromptTooLong { .. } => ApiError::invalid(prompt, message).with_code("context_length_exceeded"),
-        EngineError::Text(_) | EngineError::NoTemplate { .. } | EngineError::PromptEmpty => {
-            ApiError::invalid(prompt, message)
-        }
+        EngineError::Text(error) => from_text(error, prompt),
+        EngineError::NoTemplate { .. } | EngineError::PromptEmpty => ApiError::invalid(prompt, message),
         EngineError::TokenUnknown { .. } => ApiError::invalid(prompt, message),
         EngineError::Sampling { setting, .. } => ApiError::invalid(*setting, message),
         EngineError::QueueFull { .. } => {
@@ -70,6 +70,19 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
         }
         EngineError::Stopped => ApiError::unavailable(message),
         _ => ApiError::internal(message),
+    }
+}
+
+/// What the text side refuses, at a parameter that it may know better.
+pub(crate) fn from_text(error: &TextError, at: &str) -> ApiError {
+    let message = error.to_string();
+    match error {
+        TextError::Request { path, .. } => ApiError::invalid(path, message),
+        TextError::ThinkingUnknown { switch } => {
+            let at = switch.split(':').next().unwrap_or_default();
+            ApiError::invalid(at, message).with_code("unsupported_parameter")
+        }
+        _ => ApiError::invalid(at, message),
     }
 }
 

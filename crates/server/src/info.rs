@@ -14,7 +14,6 @@ use crate::{
     app::{App, ServedModel},
     chat::FINGERPRINT,
     error::ApiError,
-    messages,
 };
 
 /// Whether the process answers.
@@ -57,8 +56,8 @@ fn model(app: &App, served: &ServedModel) -> Value {
         "max_model_len": info.context_tokens,
         "capabilities": {
             "chat": template.is_some(),
-            "thinking": template.is_some_and(messages::can_think),
-            "thinking_switch": template.is_some_and(messages::can_switch_thinking),
+            "thinking": served.thinking.thinks,
+            "thinking_switch": served.thinking.has_switch,
             "images": false,
         },
     })

@@ -8,8 +8,10 @@
 mod app;
 mod chat;
 mod completions;
+mod conversation;
 mod error;
 mod fields;
+mod forms;
 mod info;
 mod keys;
 mod logprobs;
@@ -21,6 +23,7 @@ mod serve;
 mod settings;
 mod sse;
 mod text;
+mod told;
 
 pub use app::ServedModel;
 pub use keys::Keys;

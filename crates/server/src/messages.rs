@@ -1,10 +1,11 @@
 //! A conversation in OpenAI's form, on its way to a chat template: messages, tools, switches for thinking.
 
-use qwenkit_text::{ChatInput, ChatTemplate};
+use qwenkit_text::{ThinkingWish, ToolSet};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    error::ApiError,
+    conversation::{ToolChoice, wish},
+    error::{ApiError, from_text},
     fields::{Fields, describe, wrong},
 };
 
@@ -142,148 +143,47 @@ fn tool_call(value: Value, path: &str) -> Result<Value, ApiError> {
 }
 
 /// Takes `tools` out of a request, each checked.
-pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
-    let list = fields.list("tools")?.unwrap_or_default();
-    if list.len() > TOOLS_MAX {
-        return Err(ApiError::invalid(
-            "tools",
-            format!("`tools` has {} entries; {TOOLS_MAX} are the most", list.len()),
-        ));
+pub(crate) fn tools(fields: &mut Fields) -> Result<ToolSet, ApiError> {
+    let value = fields.take("tools").unwrap_or_default();
+    if let Some(list) = value.as_array().filter(|list| list.len() > TOOLS_MAX) {
+        let message = format!("`tools` has {} entries; {TOOLS_MAX} are the most", list.len());
+        return Err(ApiError::invalid("tools", message));
     }
-    for (i, tool) in list.iter().enumerate() {
-        let mut fields = Fields::new(tool.clone(), format!("tools[{i}]"))?;
-        let kind = fields.string("type")?;
-        let kind = fields.required("type", kind)?;
-        if kind != "function" {
-            return Err(wrong(&fields.at("type"), &Value::String(kind), "`function`"));
-        }
-        let function = fields.object("function")?;
-        let mut function = fields.required("function", function)?;
-        let name = function.string("name")?;
-        function.required("name", name)?;
-        function.string("description")?;
-        function.bool("strict")?;
-        let at = function.at("parameters");
-        if let Some(other) = function.take("parameters").filter(|schema| !schema.is_object()) {
-            return Err(wrong(&at, &other, "a JSON schema"));
-        }
-        function.finish()?;
-        fields.finish()?;
-    }
-    Ok(list)
+    ToolSet::from_request(&value).map_err(|error| from_text(&error, "tools"))
 }
 
-/// Takes the switches for thinking, in every spelling, and the template's other variables.
-pub(crate) fn template_variables(
+/// The switches for thinking, in every spelling, which count together.
+const SWITCHES: [&str; 6] =
+    ["enable_thinking", "think", "thinking", "thinking_budget", "reasoning_effort", "reasoning"];
+
+/// Takes the switches for thinking and the template's other variables; `messages` may hold switches of their own.
+pub(crate) fn thinking(
     fields: &mut Fields,
-    template: Option<&ChatTemplate>,
-) -> Result<Map<String, Value>, ApiError> {
+    messages: &[Value],
+) -> Result<(ThinkingWish, Map<String, Value>), ApiError> {
     let at = fields.at("chat_template_kwargs");
     let mut variables = match fields.take("chat_template_kwargs") {
         None => Map::new(),
         Some(Value::Object(map)) => map,
         Some(other) => return Err(wrong(&at, &other, "an object")),
     };
-    let mut switches: Vec<(String, bool)> = Vec::new();
-    for name in ["enable_thinking", "think"] {
-        let at = fields.at(name);
-        match fields.take(name) {
-            None => {}
-            Some(Value::Bool(on)) => switches.push((at, on)),
-            Some(Value::String(effort)) if name == "think" => switches.push((at.clone(), thinks(&at, &effort)?)),
-            Some(other) => return Err(wrong(&at, &other, "true or false")),
+    let mut switches = Map::new();
+    for name in SWITCHES {
+        if let Some(value) = fields.take(name) {
+            switches.insert(name.to_owned(), value);
         }
     }
-    if let Some(effort) = fields.string("reasoning_effort")? {
-        switches.push((fields.at("reasoning_effort"), thinks("reasoning_effort", &effort)?));
+    switches.insert("chat_template_kwargs".to_owned(), Value::Object(variables.clone()));
+    switches.insert("messages".to_owned(), Value::Array(messages.to_vec()));
+    for name in ["enable_thinking", "reasoning_effort", "thinking_budget"] {
+        variables.remove(name);
     }
-    if let Some(mut reasoning) = fields.object("reasoning")? {
-        if let Some(effort) = reasoning.string("effort")? {
-            switches.push((reasoning.at("effort"), thinks(&reasoning.at("effort"), &effort)?));
-        }
-        if let Some(on) = reasoning.bool("enabled")? {
-            switches.push((reasoning.at("enabled"), on));
-        }
-        reasoning.take("summary");
-        reasoning.finish()?;
-    }
-    if let Some(mut thinking) = fields.object("thinking")? {
-        let kind = thinking.string("type")?;
-        let kind = thinking.required("type", kind)?;
-        match kind.as_str() {
-            "enabled" | "adaptive" => switches.push((thinking.at("type"), true)),
-            "disabled" => switches.push((thinking.at("type"), false)),
-            _ => return Err(wrong(&thinking.at("type"), &Value::String(kind), "`enabled` or `disabled`")),
-        }
-        thinking.finish()?;
-    }
-    if let Some(Value::Bool(on)) = variables.get("enable_thinking") {
-        switches.push((format!("{at}.enable_thinking"), *on));
-    }
-    if let Some(((first, on), (second, _))) = switches.first().zip(switches.iter().find(|s| s.1 != switches[0].1)) {
-        let message =
-            format!("`{first}` switches thinking {} and `{second}` the other way", if *on { "on" } else { "off" });
-        return Err(ApiError::invalid(second, message));
-    }
-    if let Some((at, on)) = switches.into_iter().next() {
-        if template.is_some_and(can_switch_thinking) {
-            variables.insert("enable_thinking".to_owned(), Value::Bool(on));
-        } else if on && !template.is_some_and(can_think) {
-            let message = format!("`{at}` asks for thinking, and this model has no thinking mode");
-            return Err(ApiError::invalid(at, message).with_code("unsupported_parameter"));
-        } else if !on && template.is_some_and(can_think) {
-            let message = format!("`{at}` asks for no thinking, and this model always thinks");
-            return Err(ApiError::invalid(at, message).with_code("unsupported_parameter"));
-        }
-    }
-    Ok(variables)
-}
-
-/// Whether an effort means thinking at all.
-fn thinks(at: &str, effort: &str) -> Result<bool, ApiError> {
-    match effort {
-        "none" => Ok(false),
-        "minimal" | "low" | "medium" | "high" | "xhigh" | "max" => Ok(true),
-        other => Err(wrong(at, &json!(other), "none, minimal, low, medium or high")),
-    }
-}
-
-/// Whether the model of this template thinks before it speaks, or may.
-pub(crate) fn can_think(template: &ChatTemplate) -> bool {
-    template.source().contains("<think>")
-}
-
-/// Whether a request can switch it.
-pub(crate) fn can_switch_thinking(template: &ChatTemplate) -> bool {
-    template.source().contains("enable_thinking")
-}
-
-/// What the template gets.
-pub(crate) fn input(messages: Vec<Value>, tools: &[Value], variables: Map<String, Value>) -> ChatInput {
-    ChatInput {
-        messages: Value::Array(messages),
-        tools: (!tools.is_empty()).then(|| Value::Array(tools.to_vec())),
-        add_generation_prompt: true,
-        kwargs: variables,
-    }
-}
-
-/// `tool_choice` of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ToolChoice {
-    /// The model decides.
-    Auto,
-    /// No call; the tools are not even shown.
-    Never,
-    /// At least one call.
-    Required,
-    /// A call of this tool.
-    Named(String),
+    Ok((wish(&switches)?, variables))
 }
 
 impl ToolChoice {
     /// Takes it out of a request with these tools.
-    pub(crate) fn take(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, ApiError> {
+    pub(crate) fn take(fields: &mut Fields, tools: &ToolSet) -> Result<ToolChoice, ApiError> {
         let at = fields.at("tool_choice");
         let value = fields.take("tool_choice");
         let choice = match &value {
@@ -303,11 +203,10 @@ impl ToolChoice {
             }
             Some(other) => return Err(wrong(&at, other, "auto, none, required or a function")),
         };
-        if let ToolChoice::Named(name) = &choice {
-            let known = |tool: &Value| tool["function"]["name"] == json!(name);
-            if !tools.iter().any(known) {
-                return Err(ApiError::invalid(&at, format!("`{at}` names {name:?}, which is not among the tools")));
-            }
+        if let ToolChoice::Named(name) = &choice
+            && tools.get(name).is_none()
+        {
+            return Err(ApiError::invalid(&at, format!("`{at}` names {name:?}, which is not among the tools")));
         }
         if choice == ToolChoice::Required && tools.is_empty() {
             return Err(ApiError::invalid(

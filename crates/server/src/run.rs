@@ -62,6 +62,18 @@ impl Run {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// All pieces of all answers, to the end.
+    ///
+    /// # Errors
+    /// When the engine stops in the middle.
+    pub(crate) async fn drain(&mut self, mut take_in: impl FnMut(usize, Piece)) -> Result<(), ApiError> {
+        while let Some(next) = self.next().await {
+            let (i, pieces) = next?;
+            pieces.into_iter().for_each(|piece| take_in(i, piece));
+        }
+        Ok(())
+    }
+
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Told>> {
         if self.left == 0 {
             return Poll::Ready(None);

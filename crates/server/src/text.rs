@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::{Json, body::Bytes, extract::State};
 use qwenkit_engine::Prompt;
-use qwenkit_text::SpecialTokens;
+use qwenkit_text::{ChatInput, SpecialTokens};
 use serde_json::{Value, json};
 
 use crate::{
     app::App,
-    error::{ApiError, from_engine},
+    error::{ApiError, from_engine, from_text},
     fields::Fields,
     logprobs::token_text,
     messages,
@@ -37,7 +37,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result
             Some((at, other)) => return Err(crate::fields::wrong(&at, &other, "a string")),
             None => {
                 let input = conversation(fields, &model)?;
-                session.prompt_ids(&Prompt::Chat(input)).map_err(|e| from_engine(&e, "messages"))?
+                session.prompt_ids(&Prompt::Chat(Box::new(input))).map_err(|e| from_engine(&e, "messages"))?
             }
         };
         let mut object = json!({
@@ -81,14 +81,16 @@ pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> 
     Ok(Json(json!({ "prompt": prompt })))
 }
 
-fn conversation(mut fields: Fields, model: &crate::app::ServedModel) -> Result<qwenkit_text::ChatInput, ApiError> {
+fn conversation(mut fields: Fields, model: &crate::app::ServedModel) -> Result<ChatInput, ApiError> {
     let messages = messages::messages(&mut fields)?;
     let tools = messages::tools(&mut fields)?;
-    let variables = messages::template_variables(&mut fields, model.session.template())?;
-    let add = fields.bool("add_generation_prompt")?.unwrap_or(true);
+    let (wish, mut kwargs) = messages::thinking(&mut fields, &messages)?;
+    let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
     fields.finish()?;
-    let input = messages::input(messages, &tools, variables);
-    Ok(qwenkit_text::ChatInput { add_generation_prompt: add, ..input })
+    let plan = model.thinking.plan(&wish).map_err(|error| from_text(&error, &wish.switch))?;
+    kwargs.extend(plan.kwargs);
+    let (messages, tools) = (Value::Array(messages), tools.for_template());
+    Ok(ChatInput { messages, tools, add_generation_prompt, kwargs, suffix: plan.suffix, ..ChatInput::default() })
 }
 
 /// Work that takes a while, away from the threads that serve connections.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::guard::{Guard, Piece};
 use crate::template::to_engine;
-use crate::{ChatTemplate, Error, SpecialTokens, Tokenizer};
+use crate::{ChatTemplate, Error, Opening, SpecialTokens, Tokenizer};
 
 /// Deepest nesting of lists and objects in a conversation; JSON readers stop at the same depth.
 const DEPTH_MAX: usize = 128;
@@ -24,6 +24,19 @@ pub struct ChatInput {
     pub add_generation_prompt: bool,
     /// Further variables: `enable_thinking`, `bos_token` and so on.
     pub kwargs: Map<String, Value>,
+    /// What this program itself adds behind the template's prompt, control tokens included: [`crate::ThinkingPlan`].
+    pub suffix: &'static str,
+    /// The words with which the answer shall begin, as text.
+    pub answer_start: String,
+}
+
+/// A conversation as a model gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatPrompt {
+    /// The tokens.
+    pub ids: Vec<TokenId>,
+    /// How the prompt leaves the thought of the answer.
+    pub opening: Opening,
 }
 
 /// Renders a conversation and turns it into ids, keeping everything that was not written by the template out of the
@@ -31,11 +44,13 @@ pub struct ChatInput {
 ///
 /// # Errors
 /// Those of [`ChatTemplate::render`] and [`Tokenizer::encode`].
-pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatInput) -> Result<Vec<TokenId>, Error> {
+pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatInput) -> Result<ChatPrompt, Error> {
     let mut prepared = Prepared::new(input)?;
     let guard = Guard::new(tokenizer, template.source(), &prepared.variables)?;
     guard.mark_all(&mut prepared.variables);
-    let prompt = template.render_prepared(prepared)?;
+    let prompt = template.render_prepared(prepared)? + input.suffix;
+    // What people wrote is marked, so it cannot look like a thought here.
+    let opening = Opening::of_prompt(&prompt);
     let mut ids = Vec::with_capacity(prompt.len() / 3);
     for piece in guard.split(&prompt) {
         match piece {
@@ -43,7 +58,10 @@ pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatI
             Piece::Text(text) => ids.extend(tokenizer.encode(&guard.unmark(text), SpecialTokens::AsText)?),
         }
     }
-    Ok(ids)
+    if !input.answer_start.is_empty() {
+        ids.extend(tokenizer.encode(&input.answer_start, SpecialTokens::AsText)?);
+    }
+    Ok(ChatPrompt { ids, opening })
 }
 
 /// The variables of a template, checked and brought into the form templates expect.
@@ -149,7 +167,7 @@ fn arguments_as_objects(message: &mut Map<String, Value>) {
     }
 }
 
-fn kind(value: &Value) -> String {
+pub(crate) fn kind(value: &Value) -> String {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",

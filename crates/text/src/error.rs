@@ -188,4 +188,37 @@ pub enum Error {
         /// What should.
         expected: &'static str,
     },
+    /// A part of a request that has not the shape its interface asks for.
+    #[error("`{path}`: found {found}, expected {expected}")]
+    Request {
+        /// Where, as `tools[0].function.name`.
+        path: String,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: String,
+    },
+    /// A form for answers that cannot be followed.
+    #[error("the form asked of the answer cannot be followed: {reason}")]
+    Grammar {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two switches of one request say opposite things about thinking.
+    #[error("`{first}` and `{second}` contradict each other about thinking; leave one of them out")]
+    ThinkingConflict {
+        /// The first switch with its value.
+        first: String,
+        /// The second.
+        second: String,
+    },
+    /// The model has no thoughts to switch on.
+    #[error(
+        "this model does not think, so `{switch}` cannot be followed\n\
+             hint: leave the switch out, or choose a model that thinks"
+    )]
+    ThinkingUnknown {
+        /// The switch with its value.
+        switch: String,
+    },
 }

@@ -7,31 +7,34 @@
 //! Not here: reading GGUF (the caller hands over a [`Vocab`]), choosing stop tokens, running a model.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod bytes;
 mod chat;
 mod clock;
 mod error;
+mod grammar;
 mod guard;
 mod jinja;
 mod parts;
 mod python;
 mod reasoning;
-mod reply;
 mod stream;
 mod template;
+mod thinking;
 mod tokenizer;
 mod tokenizer_json;
-mod tool_json;
 mod tools;
 mod vetting;
 mod vocab;
 
-pub use chat::{ChatInput, encode_chat};
+pub use answer::AnswerReader;
+pub use chat::{ChatInput, ChatPrompt, encode_chat};
 pub use error::Error;
-pub use reasoning::{ReasoningParser, ReplyText};
-pub use reply::{ReplyParser, ReplyPart};
+pub use grammar::{Form, Grammar, GrammarFactory};
+pub use reasoning::{Opening, Part, ReasoningSplitter};
 pub use stream::StreamDecoder;
 pub use template::ChatTemplate;
+pub use thinking::{ThinkingPlan, ThinkingSupport, ThinkingWish};
 pub use tokenizer::{SpecialTokens, Tokenizer};
-pub use tools::{ToolParser, ToolText};
+pub use tools::{AnswerEvent, CallForm, CallSyntax, Tool, ToolReader, ToolSet, ToolWarning};
 pub use vocab::Vocab;

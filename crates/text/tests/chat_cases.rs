@@ -16,6 +16,7 @@ fn input(case: &Value) -> ChatInput {
         tools: case.get("tools").cloned(),
         add_generation_prompt: case.get("add_generation_prompt").and_then(Value::as_bool).unwrap_or(true),
         kwargs: case.get("kwargs").and_then(Value::as_object).cloned().unwrap_or_default(),
+        ..ChatInput::default()
     }
 }
 

@@ -112,11 +112,11 @@ proptest! {
         let plain = ChatInput { messages: json!([{"parts": ["x"]}]), ..ChatInput::default() };
         let input = ChatInput { messages: json!([{"parts": parts}]), ..ChatInput::default() };
         let special = |input: &ChatInput| -> Vec<TokenId> {
-            let ids = encode_chat(&template, tokenizer, input).unwrap();
+            let ids = encode_chat(&template, tokenizer, input).unwrap().ids;
             ids.into_iter().filter(|&id| tokenizer.is_special(id)).collect()
         };
         prop_assert_eq!(special(&input), special(&plain));
-        let ids = encode_chat(&template, tokenizer, &input).unwrap();
+        let ids = encode_chat(&template, tokenizer, &input).unwrap().ids;
         let again = tokenizer.encode(&tokenizer.decode(&ids, true), SpecialTokens::AsText).unwrap();
         let rendered = tokenizer.encode(&template.render(&input).unwrap(), SpecialTokens::AsText).unwrap();
         prop_assert_eq!(tokenizer.decode(&again, true), tokenizer.decode(&rendered, true));

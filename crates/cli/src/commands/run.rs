@@ -99,7 +99,8 @@ enum Question {
 }
 
 fn chat_prompt(messages: Vec<Value>, kwargs: Map<String, Value>) -> Prompt {
-    Prompt::Chat(ChatInput { messages: Value::Array(messages), tools: None, add_generation_prompt: true, kwargs })
+    let messages = Value::Array(messages);
+    Prompt::Chat(Box::new(ChatInput { messages, add_generation_prompt: true, kwargs, ..ChatInput::default() }))
 }
 
 impl RunArgs {

@@ -109,7 +109,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ServedModel>> {
         let (session, waiting) = (&args.session, args.max_waiting as usize);
         let session = opening::open_for_many(&located.files, session.threads(), session.context_tokens(), waiting)?;
         let aliases = args.name.iter().filter(|_| models.is_empty()).cloned().collect();
-        models.push(ServedModel { name, aliases, session });
+        models.push(ServedModel::new(name, aliases, session));
     }
     Ok(models)
 }

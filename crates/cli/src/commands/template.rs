@@ -79,7 +79,7 @@ fn chat_input(mut object: Map<String, Value>, mut unread: impl FnMut(&str)) -> R
         Some(_) => return Err("`kwargs` is no object".to_owned()),
     };
     object.keys().for_each(|key| unread(key));
-    Ok(ChatInput { messages, tools, add_generation_prompt, kwargs })
+    Ok(ChatInput { messages, tools, add_generation_prompt, kwargs, ..ChatInput::default() })
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -54,7 +54,8 @@ pub(crate) fn qwen2() -> Session {
 /// A conversation of (role, content).
 pub(crate) fn chat(messages: &[(&str, &str)]) -> Prompt {
     let messages = messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
-    Prompt::Chat(ChatInput { messages: Value::Array(messages), add_generation_prompt: true, ..ChatInput::default() })
+    let messages = Value::Array(messages);
+    Prompt::Chat(Box::new(ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() }))
 }
 
 /// A greedy ask of at most `max_tokens` that goes on past the model's own end.

@@ -38,7 +38,7 @@ fn control_tokens_that_people_spell_stay_text() {
         add_generation_prompt: true,
         ..ChatInput::default()
     };
-    let answer = session.ask(greedy(Prompt::Chat(input), 1)).unwrap();
+    let answer = session.ask(greedy(Prompt::Chat(Box::new(input)), 1)).unwrap();
     let ids = answer.prompt_ids();
     let count = |wanted: TokenId| ids.iter().filter(|id| **id == wanted).count();
     assert_eq!((count(start), count(end), count(id("<|endoftext|>"))), (2, 1, 0));
@@ -95,7 +95,7 @@ fn prompts_that_are_none_are_refused() {
     let unknown = refused(Prompt::Ids(vec![TokenId(0), TokenId(384)]));
     assert!(matches!(unknown, Error::TokenUnknown { found: TokenId(384), vocab: 384 }), "{unknown}");
     let input = ChatInput { messages: json!("hello"), ..ChatInput::default() };
-    assert!(matches!(refused(Prompt::Chat(input)), Error::Text(_)));
+    assert!(matches!(refused(Prompt::Chat(Box::new(input))), Error::Text(_)));
     // None of them is the engine's end.
     assert_eq!(tell(&session, greedy(Prompt::Text("Hello".into()), 2)).summary.ids.len(), 2);
 }

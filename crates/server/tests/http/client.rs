@@ -43,6 +43,16 @@ pub(crate) fn thinking_checkpoint() -> TempDir {
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["chat_template"] = fs::read_to_string(fixtures().join("text/qwen3.jinja")).unwrap().into();
     fs::write(path, config.to_string()).unwrap();
+    // The tags are tokens of their own, as in every model that thinks.
+    let path = folder.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (i, tag) in ["<think>", "</think>", "<tool_call>", "</tool_call>"].into_iter().enumerate() {
+        let old = format!("<|reserved_{}|>", 278 + i);
+        let added = file["added_tokens"].as_array_mut().unwrap();
+        let token = added.iter_mut().find(|token| token["content"] == *old).unwrap();
+        (token["content"], token["special"]) = (tag.into(), false.into());
+    }
+    fs::write(path, file.to_string()).unwrap();
     folder
 }
 
@@ -55,7 +65,7 @@ pub(crate) fn model_at(path: &Path, name: &str, context_tokens: usize, max_waiti
     let isa = Isa::detect().unwrap();
     let options = Options { threads: 1, isa, context_tokens: Some(context_tokens), max_waiting };
     let session = Session::open(&files, &options, &mut |_| {}).unwrap();
-    ServedModel { name: name.to_owned(), aliases: vec![format!("{name}-alias")], session }
+    ServedModel::new(name.to_owned(), vec![format!("{name}-alias")], session)
 }
 
 /// The qwen2 checkpoint behind a server.

@@ -2,5 +2,6 @@
 
 mod answers;
 mod client;
+mod forms;
 mod refusals;
 mod service;

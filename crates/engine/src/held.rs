@@ -1,0 +1,235 @@
+//! The guide of an answer: ends thoughts that are too long or go round in circles, then holds the answer to its form.
+//!
+//! Contract: a form begins behind the thought, never in it; a thought is ended by words of this program and the model's
+//! own end of thoughts, so the model goes on as if it had ended it. Without a limit, a form or a lone call nothing is
+//! touched.
+
+use std::collections::VecDeque;
+
+use qwenkit_tensor::TokenId;
+use qwenkit_text::{Grammar, Opening, SpecialTokens, Tokenizer};
+
+use crate::guide::{Guide, Verdict};
+
+/// What a thought that is cut off ends with.
+const LAST_THOUGHT: &str = "\n\nI have thought long enough; now I give the answer that follows from this.\n";
+/// Tokens that are looked at for circles.
+const WINDOW: usize = 1024;
+/// The longest circle that is seen.
+const PERIOD_MAX: usize = 256;
+/// Tokens that must have gone in a circle, and rounds of it.
+const CIRCLE_TOKENS: usize = 128;
+const CIRCLE_ROUNDS: usize = 4;
+
+/// What an answer is held to.
+#[derive(Clone, Debug, Default)]
+pub struct Hold {
+    /// The form that the answer proper must have.
+    pub form: Option<Grammar>,
+    /// The form of each tool call in an answer that is free otherwise; its tag opens it.
+    pub calls: Option<Grammar>,
+    /// Tokens of thought at most.
+    pub thought_tokens: Option<usize>,
+    /// Lets thoughts that go round in circles go on.
+    pub circles: bool,
+    /// Ends the answer behind its first tool call.
+    pub one_call: bool,
+}
+
+impl Hold {
+    /// The guide of an answer to a prompt with this opening; none where there is nothing to hold.
+    pub(crate) fn guide(self, opening: Opening, tokenizer: &Tokenizer, ends: &[TokenId]) -> Option<Box<dyn Guide>> {
+        let tags = Tags::of(tokenizer);
+        let thinks = tags.is_some() && opening != Opening::Closed;
+        let watches = thinks && (self.thought_tokens.is_some() || !self.circles);
+        let call_end = if self.one_call { tokenizer.token_id("</tool_call>") } else { None };
+        let call_open = tokenizer.token_id("<tool_call>").filter(|_| self.calls.is_some());
+        if self.form.is_none() && !watches && call_end.is_none() && call_open.is_none() {
+            return None;
+        }
+        let place = match (opening, &tags) {
+            (Opening::Open, Some(_)) => Place::Thought,
+            (Opening::Unopened, Some(_)) => Place::Start,
+            _ => Place::Answer,
+        };
+        let guide = Held {
+            hold: self,
+            tags,
+            call_open,
+            call_end,
+            call: None,
+            ends: ends.to_vec(),
+            place,
+            thought: Thought::default(),
+            forced: 0,
+            of_form: false,
+        };
+        Some(Box::new(guide))
+    }
+}
+
+/// The tokens around thoughts.
+struct Tags {
+    open: TokenId,
+    close: TokenId,
+    /// A line without words, which stands behind a thought.
+    blank: Vec<TokenId>,
+    /// `LAST_THOUGHT`
+    last: Vec<TokenId>,
+}
+
+impl Tags {
+    fn of(tokenizer: &Tokenizer) -> Option<Tags> {
+        let text = |text| tokenizer.encode(text, SpecialTokens::AsText).ok();
+        Some(Tags {
+            open: tokenizer.token_id("<think>")?,
+            close: tokenizer.token_id("</think>")?,
+            blank: text("\n\n")?,
+            last: text(LAST_THOUGHT)?,
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before the first token, which may open a thought.
+    Start,
+    Thought,
+    Answer,
+}
+
+/// The thought so far.
+#[derive(Default)]
+struct Thought {
+    tokens: usize,
+    latest: VecDeque<TokenId>,
+}
+
+impl Thought {
+    fn push(&mut self, id: TokenId) {
+        self.tokens += 1;
+        self.latest.push_back(id);
+        if self.latest.len() > WINDOW {
+            self.latest.pop_front();
+        }
+    }
+
+    /// Whether the latest tokens repeat, word for word, what came just before them.
+    fn goes_in_circles(&self) -> bool {
+        let n = self.latest.len();
+        (1..=PERIOD_MAX.min(n / CIRCLE_ROUNDS)).any(|period| {
+            let tokens = CIRCLE_TOKENS.max(period * CIRCLE_ROUNDS);
+            tokens <= n && (n - tokens + period..n).all(|i| self.latest[i] == self.latest[i - period])
+        })
+    }
+}
+
+struct Held {
+    hold: Hold,
+    tags: Option<Tags>,
+    /// The token that begins a call that has a form.
+    call_open: Option<TokenId>,
+    /// The token that ends the only call.
+    call_end: Option<TokenId>,
+    /// The form of the call at hand.
+    call: Option<Grammar>,
+    ends: Vec<TokenId>,
+    place: Place,
+    thought: Thought,
+    /// Tokens of a verdict that have not come yet, and whether they are part of the form.
+    forced: usize,
+    of_form: bool,
+}
+
+impl Held {
+    fn force(&mut self, ids: Vec<TokenId>, of_form: bool) -> Verdict {
+        (self.forced, self.of_form) = (ids.len(), of_form);
+        if ids.is_empty() { Verdict::Continue } else { Verdict::Force(ids) }
+    }
+
+    fn think(&mut self, id: TokenId) -> Verdict {
+        let Some(tags) = &self.tags else { return Verdict::Continue };
+        if id == tags.close {
+            self.place = Place::Answer;
+            let blank = tags.blank.clone();
+            return match self.hold.form {
+                Some(_) => self.force(blank, false),
+                None => Verdict::Continue,
+            };
+        }
+        self.thought.push(id);
+        let is_long = self.hold.thought_tokens.is_some_and(|most| self.thought.tokens >= most);
+        // Looking for circles now and then is soon enough.
+        let circles = !self.hold.circles && self.thought.tokens.is_multiple_of(32) && self.thought.goes_in_circles();
+        if !is_long && !circles {
+            return Verdict::Continue;
+        }
+        self.place = Place::Answer;
+        let end = [tags.last.as_slice(), &[tags.close], &tags.blank].concat();
+        self.force(end, false)
+    }
+
+    fn answer(&mut self, id: TokenId) -> Verdict {
+        if self.call_open == Some(id) && self.call.is_none() {
+            self.call.clone_from(&self.hold.calls);
+        }
+        let ends_only_call = self.call_end == Some(id);
+        let Some(form) = self.call.as_mut().or(self.hold.form.as_mut()) else {
+            return if ends_only_call { Verdict::Stop } else { Verdict::Continue };
+        };
+        // A token that was not allowed can only be one that ends the answer.
+        if form.accept(id).is_err() || ends_only_call {
+            return Verdict::Stop;
+        }
+        // Until the last forced token has come, nothing new follows from the form.
+        if self.forced > 0 {
+            return Verdict::Continue;
+        }
+        let next = form.forced();
+        match form.is_over() {
+            true if self.call.take().is_some() => Verdict::Continue,
+            true => Verdict::Stop,
+            false => self.force(next, true),
+        }
+    }
+}
+
+impl Guide for Held {
+    fn mask(&mut self, logits: &mut [f32]) {
+        let thought = match (self.place, &self.tags) {
+            (Place::Thought, _) => return,
+            (Place::Start, Some(tags)) => logits.get(tags.open.0 as usize).map(|logit| (tags.open, *logit)),
+            _ => None,
+        };
+        if let Some(form) = self.call.as_mut().or(self.hold.form.as_mut()) {
+            if form.mask(logits, &self.ends).is_err() {
+                // The form can no longer be followed: the answer ends here rather than break it.
+                let ends: Vec<usize> = self.ends.iter().map(|id| id.0 as usize).collect();
+                for (id, logit) in logits.iter_mut().enumerate() {
+                    *logit = if ends.contains(&id) { 0.0 } else { f32::NEG_INFINITY };
+                }
+            } else if let Some((id, logit)) = thought {
+                logits[id.0 as usize] = logit;
+            }
+        }
+    }
+
+    fn accept(&mut self, id: TokenId) -> Verdict {
+        if self.forced > 0 {
+            self.forced -= 1;
+            return if self.of_form { self.answer(id) } else { Verdict::Continue };
+        }
+        match self.place {
+            Place::Start if self.tags.as_ref().is_some_and(|tags| id == tags.open) => {
+                self.place = Place::Thought;
+                Verdict::Continue
+            }
+            Place::Start => {
+                self.place = Place::Answer;
+                self.answer(id)
+            }
+            Place::Thought => self.think(id),
+            Place::Answer => self.answer(id),
+        }
+    }
+}
