@@ -57,6 +57,16 @@ pub enum Error {
     #[error("the prompt holds no tokens; give it some text")]
     PromptEmpty,
 
+    /// The vocabulary lacks a token that this use of the model needs.
+    #[error(
+        "the model's vocabulary has no token {token:?}, without which it can neither embed nor rerank\n\
+         hint: use a Qwen3-Embedding or Qwen3-Reranker model, with its own tokenizer"
+    )]
+    TokenMissing {
+        /// The token.
+        token: String,
+    },
+
     /// A prompt that the context cannot hold.
     #[error(
         "the prompt has {prompt_tokens} tokens and the context holds {context_tokens}, one of them for the answer; \

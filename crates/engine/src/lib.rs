@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod embedding;
 mod engine;
 mod error;
 mod guide;
@@ -27,6 +28,7 @@ mod session;
 mod stop_text;
 
 pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
+pub use embedding::{Input, Reading, relevance_score, unit_vector};
 pub use engine::{Canceller, Engine};
 pub use error::Error;
 pub use guide::{Guide, Verdict};

@@ -13,7 +13,7 @@ use qwenkit_text::{
 
 use crate::{
     answer::{self, Answer, Transcript, TranscriptPlan},
-    engine::Engine,
+    engine::{Canceller, Engine},
     error::Error,
     held::Hold,
     load::Load,
@@ -225,7 +225,7 @@ impl Session {
     }
 
     /// Refuses a prompt that leaves no room for an answer.
-    fn check_length(&self, prompt_tokens: usize) -> Result<(), Error> {
+    pub(crate) fn check_length(&self, prompt_tokens: usize) -> Result<(), Error> {
         let context_tokens = self.info.context_tokens;
         if prompt_tokens < context_tokens {
             return Ok(());
@@ -235,6 +235,10 @@ impl Session {
             false => ", or take a model with a longer context".to_owned(),
         };
         Err(Error::PromptTooLong { prompt_tokens, context_tokens, hint })
+    }
+
+    pub(crate) fn submit(&self, request: Request, listener: Listener) -> Result<Canceller, Error> {
+        self.engine.submit(request, listener)
     }
 
     /// How busy the engine is.

@@ -32,6 +32,10 @@ impl ServedModel {
         let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
         ServedModel { name, aliases, session, thinking }
     }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.name == name || self.aliases.iter().any(|alias| alias == name)
+    }
 }
 
 /// The server's state.
@@ -73,7 +77,7 @@ impl App {
         }
         let named = |m: &&Arc<ServedModel>| match name {
             None | Some("default") => true,
-            Some(name) => m.name == name || m.aliases.iter().any(|alias| alias == name),
+            Some(name) => m.has_name(name) || name.strip_suffix(":latest").is_some_and(|name| m.has_name(name)),
         };
         self.models.iter().find(named).cloned().ok_or_else(|| {
             let shown: String = name.unwrap_or_default().chars().take(80).collect();

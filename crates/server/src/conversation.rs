@@ -88,12 +88,11 @@ impl Conversation {
     /// # Errors
     /// When the model cannot do what is asked, or takes no more requests.
     pub(crate) async fn start(self, model: &Arc<ServedModel>) -> Result<Answering, ApiError> {
-        let plan = model.thinking.plan(&self.wish).map_err(|error| from_text(&error, &self.wish.switch))?;
         let tools = if self.choice == ToolChoice::Never { ToolSet::default() } else { self.tools.clone() };
         let messages = self.names.messages;
         let shown = tools.clone();
+        let input = self.prompt(model)?;
         let asks = move |model: &ServedModel| {
-            let input = self.input(&shown, &plan);
             let hold = self.hold(model, &shown)?;
             Ok((0..self.settings.answers).map(|i| self.ask(i, input.clone(), hold.clone())).collect())
         };
@@ -101,7 +100,16 @@ impl Conversation {
         Ok(Answering { run, tools })
     }
 
-    /// What the template gets.
+    /// What the template gets for an answer of this model.
+    ///
+    /// # Errors
+    /// When the model cannot think as it is asked to.
+    pub(crate) fn prompt(&self, model: &ServedModel) -> Result<ChatInput, ApiError> {
+        let plan = model.thinking.plan(&self.wish).map_err(|error| from_text(&error, &self.wish.switch))?;
+        let tools = if self.choice == ToolChoice::Never { ToolSet::default() } else { self.tools.clone() };
+        Ok(self.input(&tools, &plan))
+    }
+
     fn input(&self, tools: &ToolSet, plan: &ThinkingPlan) -> ChatInput {
         let mut kwargs = self.variables.clone();
         kwargs.extend(plan.kwargs.clone());

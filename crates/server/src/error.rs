@@ -63,6 +63,7 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
         EngineError::Text(error) => from_text(error, prompt),
         EngineError::NoTemplate { .. } | EngineError::PromptEmpty => ApiError::invalid(prompt, message),
         EngineError::TokenUnknown { .. } => ApiError::invalid(prompt, message),
+        EngineError::TokenMissing { .. } => ApiError::invalid("model", message).with_code("unsupported_model"),
         EngineError::Sampling { setting, .. } => ApiError::invalid(*setting, message),
         EngineError::QueueFull { .. } => {
             let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
@@ -92,6 +93,8 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // Other interfaces have other shapes for it.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -5,10 +5,14 @@
 //! models, how they are loaded, the command line.
 #![forbid(unsafe_code)]
 
+mod anthropic;
 mod app;
+mod blocks;
 mod chat;
+mod clock;
 mod completions;
 mod conversation;
+mod embeddings;
 mod error;
 mod fields;
 mod forms;
@@ -16,7 +20,10 @@ mod info;
 mod keys;
 mod logprobs;
 mod messages;
+mod ollama;
 mod page;
+mod readings;
+mod rerank;
 mod router;
 mod run;
 mod serve;

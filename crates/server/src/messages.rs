@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     conversation::{ToolChoice, wish},
     error::{ApiError, from_text},
-    fields::{Fields, describe, wrong},
+    fields::{Fields, wrong},
 };
 
 /// Messages of a request.
@@ -18,11 +18,17 @@ const TOOLS_MAX: usize = 512;
 pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     let list = fields.list("messages")?;
     let list = fields.required("messages", list)?;
-    if list.is_empty() || list.len() > MESSAGES_MAX {
-        let message = format!("`messages` has {} entries, expected 1 to {MESSAGES_MAX}", list.len());
-        return Err(ApiError::invalid("messages", message));
-    }
+    check_count(list.len())?;
     list.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"))).collect()
+}
+
+/// Refuses no messages, and too many.
+pub(crate) fn check_count(count: usize) -> Result<(), ApiError> {
+    if (1..=MESSAGES_MAX).contains(&count) {
+        return Ok(());
+    }
+    let message = format!("`messages` has {count} entries, expected 1 to {MESSAGES_MAX}");
+    Err(ApiError::invalid("messages", message))
 }
 
 fn message(value: Value, path: &str) -> Result<Value, ApiError> {
@@ -203,17 +209,20 @@ impl ToolChoice {
             }
             Some(other) => return Err(wrong(&at, other, "auto, none, required or a function")),
         };
-        if let ToolChoice::Named(name) = &choice
+        choice.check(&at, tools)?;
+        Ok(choice)
+    }
+
+    /// Refuses to force what there is not.
+    pub(crate) fn check(&self, at: &str, tools: &ToolSet) -> Result<(), ApiError> {
+        if let ToolChoice::Named(name) = self
             && tools.get(name).is_none()
         {
-            return Err(ApiError::invalid(&at, format!("`{at}` names {name:?}, which is not among the tools")));
+            return Err(ApiError::invalid(at, format!("`{at}` names {name:?}, which is not among the tools")));
         }
-        if choice == ToolChoice::Required && tools.is_empty() {
-            return Err(ApiError::invalid(
-                &at,
-                format!("`{at}` is {} and there are no tools", describe(&value.unwrap_or_default())),
-            ));
+        if *self == ToolChoice::Required && tools.is_empty() {
+            return Err(ApiError::invalid(at, format!("`{at}` asks for a call and there are no tools")));
         }
-        Ok(choice)
+        Ok(())
     }
 }

@@ -6,13 +6,13 @@ use axum::{
     Router,
     body::Body,
     extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_LENGTH},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 
-use crate::{app::App, chat, completions, error::ApiError, info, page, text};
+use crate::{anthropic, app::App, chat, completions, embeddings, error::ApiError, info, ollama, page, rerank, text};
 
 /// All paths.
 pub(crate) fn router(app: &Arc<App>) -> Router {
@@ -28,6 +28,21 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(info::one_model))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
+        .route("/rerank", post(rerank::rerank))
+        .route("/v1/score", post(rerank::score))
+        .route("/score", post(rerank::score))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embed))
         .route("/tokenize", post(text::tokenize))
         .route("/detokenize", post(text::detokenize))
         .route("/apply-template", post(text::apply_template))
@@ -55,6 +70,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
     let id = given.or_else(|| HeaderValue::from_str(&app.new_id("req")).ok());
     let open = matches!(request.uri().path(), "/" | "/health" | "/ready") || request.uri().path().starts_with("/web/");
+    let path = request.uri().path().to_owned();
     let allowed = if open { Ok(()) } else { app.keys.check(request.headers()) };
     let mut response = match allowed {
         Ok(()) => next.run(request).await,
@@ -66,6 +82,15 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     } else if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
         let message = "the request's body did not arrive as it was announced";
         response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
+    }
+    let body = response.extensions().get::<ApiError>().and_then(|error| match path.as_str() {
+        path if path.starts_with("/v1/messages") => Some(anthropic::error_body(error)),
+        path if path.starts_with("/api/") => Some(ollama::error_body(error)),
+        _ => None,
+    });
+    if let Some(body) = body {
+        *response.body_mut() = Body::from(body.to_string());
+        response.headers_mut().remove(CONTENT_LENGTH);
     }
     if let Some(id) = id {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);

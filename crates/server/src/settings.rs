@@ -34,6 +34,20 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// One whole answer, sampled so.
+    pub(crate) fn new(sampling: Sampling) -> Settings {
+        Settings {
+            sampling,
+            max_tokens: None,
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            ignore_stop_tokens: false,
+            answers: 1,
+            stream: false,
+            include_usage: false,
+        }
+    }
+
     /// Takes these parameters out of a request; what is absent is as the model's makers recommend.
     pub(crate) fn take(fields: &mut Fields, defaults: &Sampling) -> Result<Settings, ApiError> {
         let sampling = sampling(fields, defaults)?;
@@ -111,8 +125,13 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         Some(Value::Array(list)) => list,
         Some(other) => return Err(wrong(&at, &other, "a string or a list of strings")),
     };
+    stop_list(&at, list)
+}
+
+/// Texts that end an answer.
+pub(crate) fn stop_list(at: &str, list: Vec<Value>) -> Result<Vec<String>, ApiError> {
     if list.len() > STOPS_MAX {
-        return Err(ApiError::invalid(&at, format!("`stop` has {} texts; {STOPS_MAX} are the most", list.len())));
+        return Err(ApiError::invalid(at, format!("`{at}` has {} texts; {STOPS_MAX} are the most", list.len())));
     }
     let text = |(i, value): (usize, Value)| match value {
         Value::String(text) if text.len() <= STOP_BYTES_MAX => Ok(text),

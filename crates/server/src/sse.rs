@@ -19,6 +19,8 @@ use crate::{error::ApiError, run::Run};
 
 /// Says an answer in the events of one interface.
 pub(crate) trait Narrator: Send + Unpin + 'static {
+    /// The media type of the events.
+    const KIND: &'static str = "text/event-stream; charset=utf-8";
     /// Before the first piece.
     fn begin(&mut self, out: &mut Events);
     /// Pieces of the answer `i`.
@@ -40,9 +42,21 @@ impl Events {
         self.json(value);
     }
 
+    /// An event with a name.
+    pub(crate) fn event(&mut self, name: &str, value: &Value) {
+        self.0.extend_from_slice(format!("event: {name}\n").as_bytes());
+        self.data(value);
+    }
+
     /// OpenAI's last word.
     pub(crate) fn done(&mut self) {
         self.0.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    /// A line of its own, where lines of JSON are events.
+    pub(crate) fn line(&mut self, value: &Value) {
+        self.0.extend_from_slice(value.to_string().as_bytes());
+        self.0.push(b'\n');
     }
 
     /// A line that clients pass over, for those who look: here, progress.
@@ -58,13 +72,13 @@ impl Events {
 }
 
 /// A response that tells `run` by `narrator`. A client that goes away ends the answers.
-pub(crate) fn respond(run: Run, narrator: impl Narrator) -> Response {
+pub(crate) fn respond<N: Narrator>(run: Run, narrator: N) -> Response {
     let mut events = Events::default();
     let mut narrator = narrator;
     narrator.begin(&mut events);
     let mut response = Response::new(Body::from_stream(Narrated { run, narrator, events, ended: false }));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(N::KIND));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies of nginx's kind would hold the events back.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

@@ -94,7 +94,7 @@ fn conversation(mut fields: Fields, model: &crate::app::ServedModel) -> Result<C
 }
 
 /// Work that takes a while, away from the threads that serve connections.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work)

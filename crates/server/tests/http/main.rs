@@ -3,5 +3,6 @@
 mod answers;
 mod client;
 mod forms;
+mod interfaces;
 mod refusals;
 mod service;

@@ -1,0 +1,134 @@
+//! What Ollama's clients ask of models, and vectors.
+
+use std::sync::Arc;
+
+use axum::{Json, body::Bytes, extract::State};
+use qwenkit_engine::{Priority, unit_vector};
+use serde_json::{Value, json};
+
+use crate::{
+    app::{App, ServedModel},
+    clock::rfc3339,
+    embeddings::{inputs, queries},
+    error::ApiError,
+    fields::Fields,
+    readings,
+};
+
+/// The version whose interface this is. Clients compare it with the one they need.
+const OLLAMA_VERSION: &str = "0.12.0";
+
+/// `/api/version`
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({ "version": OLLAMA_VERSION, "qwenkit": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `/api/tags`
+pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({ "models": app.models().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
+}
+
+/// `/api/ps`
+pub(crate) async fn ps(State(app): State<Arc<App>>) -> Json<Value> {
+    let model = |model: &Arc<ServedModel>| {
+        let mut entry = entry(&app, model);
+        entry["size_vram"] = json!(0);
+        entry["context_length"] = json!(model.session.info().context_tokens);
+        entry["expires_at"] = json!(rfc3339(4_102_444_800));
+        entry
+    };
+    Json(json!({ "models": app.models().iter().map(model).collect::<Vec<_>>() }))
+}
+
+fn entry(app: &App, model: &ServedModel) -> Value {
+    json!({
+        "name": model.name,
+        "model": model.name,
+        "modified_at": rfc3339(app.started_unix_s),
+        "size": model.session.info().weight_bytes,
+        "digest": "",
+        "details": details(model),
+    })
+}
+
+fn details(model: &ServedModel) -> Value {
+    let info = model.session.info();
+    json!({
+        "parent_model": "",
+        "format": "gguf",
+        "family": info.architecture,
+        "families": [info.architecture],
+        "parameter_size": size_name(info.parameters),
+        "quantization_level": "unknown",
+    })
+}
+
+fn size_name(parameters: u64) -> String {
+    match parameters {
+        0..1_000_000_000 => format!("{:.2}M", parameters as f64 / 1e6),
+        _ => format!("{:.1}B", parameters as f64 / 1e9),
+    }
+}
+
+/// `/api/show`
+pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of_body(&body)?;
+    let name = fields.take_one(&["model", "name"])?;
+    let (_, name) = fields.required("model", name)?;
+    fields.bool("verbose")?;
+    fields.finish()?;
+    let model = app.model(name.as_str())?;
+    let info = model.session.info();
+    let architecture = info.architecture;
+    let mut capabilities = vec!["completion", "embedding"];
+    if model.session.template().and_then(qwenkit_text::CallSyntax::of_template).is_some() {
+        capabilities.push("tools");
+    }
+    if model.thinking.thinks {
+        capabilities.push("thinking");
+    }
+    Ok(Json(json!({
+        "modelfile": "",
+        "parameters": "",
+        "template": model.session.template().map_or("", |template| template.source()),
+        "details": details(&model),
+        "model_info": {
+            "general.architecture": architecture,
+            "general.parameter_count": info.parameters,
+            format!("{architecture}.context_length"): info.model_context_tokens,
+            format!("{architecture}.embedding_length"): info.width,
+            format!("{architecture}.block_count"): info.layers,
+        },
+        "capabilities": capabilities,
+        "modified_at": rfc3339(app.started_unix_s),
+    })))
+}
+
+/// `/api/embed`, and the older `/api/embeddings` with `prompt`.
+pub(crate) async fn embed(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let started = std::time::Instant::now();
+    let mut fields = Fields::of_body(&body)?;
+    let name = fields.string("model")?;
+    let model = app.model(Some(&fields.required("model", name)?))?;
+    let input = fields.take_one(&["input", "prompt"])?;
+    let (at, input) = fields.required("input", input)?;
+    let inputs = inputs(input)?;
+    let dimensions = fields.integer("dimensions", 1, model.session.info().width as i64)?.map(|n| n as usize);
+    fields.bool("truncate")?;
+    fields.take("keep_alive");
+    fields.take("options");
+    fields.finish()?;
+    let make = move |model: &ServedModel| queries(model, &inputs, None);
+    let found = readings::read(&model, "input", Priority::Normal, make).await?;
+    let vectors: Vec<Vec<f32>> = found.values.iter().map(|state| unit_vector(state, dimensions)).collect();
+    if at == "prompt" {
+        return Ok(Json(json!({ "embedding": vectors.first() })));
+    }
+    Ok(Json(json!({
+        "model": model.name,
+        "embeddings": vectors,
+        "total_duration": started.elapsed().as_nanos() as u64,
+        "load_duration": 0,
+        "prompt_eval_count": found.prompt_tokens,
+    })))
+}
