@@ -31,9 +31,9 @@ pub(crate) async fn messages(State(app): State<Arc<App>>, body: Bytes) -> Result
     let request = request::read(fields, &model)?;
     let stream = request.settings.stream;
     let mut answering = request.start(&model).await?;
-    let id = app.new_id("msg");
+    let id = app.new_id("msg_");
     let prompt_tokens = answering.run.transcripts().first().map_or(0, |t| t.prompt_ids().len());
-    let told = Told::new(answering.reader(), id.trim_start_matches("msg-"));
+    let told = Told::new(answering.reader(), id.trim_start_matches("msg_"));
     let mut reply = Reply { id, model: model.name.clone(), prompt_tokens, told, blocks: Blocks::default() };
     if stream {
         return Ok(sse::respond(answering.run, reply));

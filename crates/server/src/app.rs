@@ -1,8 +1,10 @@
 //! What every handler shares: the models that are served, the limits, the moment of the start.
 
 use std::{
-    sync::Arc,
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,7 +12,9 @@ use axum::http::StatusCode;
 use qwenkit_engine::Session;
 use qwenkit_text::{Opening, ThinkingSupport};
 
-use crate::{Keys, Limits, error::ApiError};
+use tokio::{sync::Notify, task::AbortHandle};
+
+use crate::{Keys, Limits, error::ApiError, store::Store};
 
 /// A model behind a name.
 pub struct ServedModel {
@@ -45,19 +49,33 @@ pub(crate) struct App {
     pub(crate) keys: Keys,
     pub(crate) started: Instant,
     pub(crate) started_unix_s: u64,
+    pub(crate) store: Store,
+    /// Told when a batch has come.
+    pub(crate) work: Notify,
+    /// Held while a batch's object is changed.
+    pub(crate) batch_order: Mutex<()>,
+    /// Responses that run with nobody waiting, by id.
+    background: Mutex<HashMap<String, AbortHandle>>,
     requests: AtomicU64,
+    /// Makes ids that nobody can guess.
+    secret: RandomState,
     stopping: AtomicBool,
 }
 
 impl App {
-    pub(crate) fn new(models: Vec<ServedModel>, limits: Limits, keys: Keys) -> App {
+    pub(crate) fn new(models: Vec<ServedModel>, limits: Limits, keys: Keys, store: Store) -> App {
         App {
             models: models.into_iter().map(Arc::new).collect(),
             limits,
             keys,
             started: Instant::now(),
             started_unix_s: unix_s(),
+            store,
+            work: Notify::new(),
+            batch_order: Mutex::new(()),
+            background: Mutex::new(HashMap::new()),
             requests: AtomicU64::new(0),
+            secret: RandomState::new(),
             stopping: AtomicBool::new(false),
         }
     }
@@ -91,16 +109,23 @@ impl App {
     /// From now on new requests are refused.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.work.notify_one();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// A new id: the moment of the start and a count make it this server's only one.
+    /// Responses that run with nobody waiting.
+    pub(crate) fn background(&self) -> MutexGuard<'_, HashMap<String, AbortHandle>> {
+        self.background.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new id, which no other object has and nobody guesses.
     pub(crate) fn new_id(&self, prefix: &str) -> String {
         let count = self.requests.fetch_add(1, Ordering::Relaxed);
-        format!("{prefix}-{:08x}{:08x}", self.started_unix_s as u32, count as u32)
+        let part = |salt: u8| self.secret.hash_one((self.started_unix_s, count, salt));
+        format!("{prefix}{:016x}{:016x}", part(0), part(1))
     }
 }
 

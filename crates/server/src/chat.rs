@@ -8,7 +8,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use qwenkit_engine::{Piece, TokenLogprobs};
+use qwenkit_engine::{Piece, Priority, TokenLogprobs};
 use qwenkit_text::AnswerEvent;
 use serde_json::{Map, Value, json};
 
@@ -65,23 +65,19 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
 /// The handler.
 pub(crate) async fn completions(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, ApiError> {
     let fields = Fields::of_body(&body)?;
-    let (run, reply) = start(&app, fields, |conversation| conversation).await?;
+    let (run, reply) = start(&app, fields, Priority::Normal).await?;
     if reply.stream { Ok(sse::respond(run, reply)) } else { Ok(Json(whole(run, reply).await?).into_response()) }
 }
 
-/// Starts what a request asks for; `change` has the last word on it.
-pub(crate) async fn start(
-    app: &App,
-    mut fields: Fields,
-    change: impl FnOnce(Conversation) -> Conversation,
-) -> Result<(Run, Reply), ApiError> {
+/// Starts what a request asks for.
+pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> Result<(Run, Reply), ApiError> {
     let name = fields.string("model")?;
     let model = app.model(name.as_deref())?;
-    let request = change(read(fields, &model)?);
+    let request = Conversation { priority, ..read(fields, &model)? };
     let (stream, include_usage) = (request.settings.stream, request.settings.include_usage);
     let (answers, logprobs) = (request.settings.answers, request.logprobs.is_some());
     let answering = request.start(&model).await?;
-    let id = app.new_id("chatcmpl");
+    let id = app.new_id("chatcmpl-");
     let own = id.trim_start_matches("chatcmpl-");
     let choices = (0..answers).map(|i| Told::new(answering.reader(), format!("{own}_{i}"))).collect();
     let reply = Reply { id, created: unix_s(), model, logprobs, choices, stream, include_usage };
@@ -135,7 +131,7 @@ impl Reply {
     }
 
     fn usage(&self) -> Value {
-        usage(Usage::of(self.choices.iter().filter_map(|choice| choice.summary.as_ref())))
+        usage(Usage::told(self.choices.iter()))
     }
 }
 
@@ -146,6 +142,7 @@ pub(crate) fn usage(usage: Usage) -> Value {
         "completion_tokens": usage.generated,
         "total_tokens": usage.prompt + usage.generated,
         "prompt_tokens_details": { "cached_tokens": usage.cached },
+        "completion_tokens_details": { "reasoning_tokens": usage.thought },
     })
 }
 

@@ -8,7 +8,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use qwenkit_engine::{Ask, Piece, Prompt, Summary};
+use qwenkit_engine::{Ask, Piece, Priority, Prompt, Summary};
 use qwenkit_tensor::TokenId;
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl TextRequest {
         Ok(TextRequest { prompts, settings, logprobs, echo })
     }
 
-    fn ask(&self, i: usize) -> Ask {
+    fn ask(&self, i: usize, priority: Priority) -> Ask {
         let settings = &self.settings;
         let prompt = match &self.prompts[i / settings.answers] {
             TextPrompt::Text(text) => Prompt::Text(text.clone()),
@@ -89,6 +89,7 @@ impl TextRequest {
             prompt_logprobs: self.logprobs.filter(|_| self.echo),
             ignore_stop_tokens: settings.ignore_stop_tokens,
             stop_tokens: settings.stop_tokens.clone(),
+            priority,
             ..Ask::default()
         }
     }
@@ -114,21 +115,33 @@ fn prompts(value: Value) -> Result<Vec<TextPrompt>, ApiError> {
 
 /// The handler.
 pub(crate) async fn completions(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, ApiError> {
-    let mut fields = Fields::of_body(&body)?;
+    let (run, reply) = start(&app, Fields::of_body(&body)?, Priority::Normal).await?;
+    if reply.stream { Ok(sse::respond(run, reply)) } else { Ok(Json(whole(run, reply).await?).into_response()) }
+}
+
+/// Starts what a request asks for.
+pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> Result<(Run, Reply), ApiError> {
     let name = fields.string("model")?;
     let model = app.model(name.as_deref())?;
     let request = Arc::new(TextRequest::read(fields, &model)?);
     let answers = request.prompts.len() * request.settings.answers;
     let asked = Arc::clone(&request);
-    let asks = move |_: &ServedModel| Ok((0..answers).map(|i| asked.ask(i)).collect());
+    let asks = move |_: &ServedModel| Ok((0..answers).map(|i| asked.ask(i, priority)).collect());
     let run = Run::start(&model, asks, "prompt").await?;
     let choices: Vec<Choice> =
         run.transcripts().iter().map(|t| Choice::new(&model, &request, t.prompt_ids())).collect();
-    let (stream, include_usage) = (request.settings.stream, request.settings.include_usage);
-    let count = request.logprobs;
-    let (id, created, answers) = (app.new_id("cmpl"), unix_s(), request.settings.answers);
-    let reply = Reply { id, created, model, count, include_usage, answers, choices };
-    if stream { Ok(sse::respond(run, reply)) } else { whole(run, reply).await }
+    let settings = &request.settings;
+    let reply = Reply {
+        id: app.new_id("cmpl-"),
+        created: unix_s(),
+        model,
+        count: request.logprobs,
+        stream: settings.stream,
+        include_usage: settings.include_usage,
+        answers: settings.answers,
+        choices,
+    };
+    Ok((run, reply))
 }
 
 /// One of a request's answers.
@@ -158,12 +171,13 @@ impl Choice {
     }
 }
 
-struct Reply {
+pub(crate) struct Reply {
     id: String,
     created: u64,
     model: Arc<ServedModel>,
     /// Best tokens beside each, if log-probabilities are wanted.
     count: Option<usize>,
+    stream: bool,
     include_usage: bool,
     /// Answers to each prompt.
     answers: usize,
@@ -246,10 +260,14 @@ impl Narrator for Reply {
     }
 }
 
-async fn whole(mut run: Run, mut reply: Reply) -> Result<Response, ApiError> {
+/// The whole reply.
+///
+/// # Errors
+/// When the engine stops in the middle.
+pub(crate) async fn whole(mut run: Run, mut reply: Reply) -> Result<Value, ApiError> {
     run.drain(|i, piece| reply.take_in(i, piece)).await?;
     let choices: Vec<Value> = (0..reply.choices.len()).map(|i| reply.choice(i)).collect();
     let mut object = reply.object(&json!(choices));
     object["usage"] = reply.usage();
-    Ok(Json(object).into_response())
+    Ok(object)
 }

@@ -83,6 +83,11 @@ impl Conversation {
         }
     }
 
+    /// The same at another priority.
+    pub(crate) fn clone_with(&self, priority: Priority) -> Conversation {
+        Conversation { priority, ..self.clone() }
+    }
+
     /// Has a model answer, as often as the settings say.
     ///
     /// # Errors

@@ -44,6 +44,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field that is read elsewhere.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
     /// The first of several names of the same field.
     ///
     /// # Errors

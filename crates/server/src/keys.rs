@@ -5,6 +5,20 @@ use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
 
+/// Who asks: the owner of what the server keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The beginning of the key's hash; empty where there are no keys.
+    pub(crate) id: String,
+}
+
+impl Caller {
+    /// The owner of a kept object.
+    pub(crate) fn of_owner(id: &str) -> Caller {
+        Caller { id: id.to_owned() }
+    }
+}
+
 /// The keys that open the server; with none, it is open to whoever reaches it.
 #[derive(Clone, Debug, Default)]
 pub struct Keys(Vec<[u8; 32]>);
@@ -21,9 +35,9 @@ impl Keys {
     }
 
     /// Refuses a request without a valid key, in either of the usual headers.
-    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.is_empty() {
-            return Ok(());
+            return Ok(Caller::default());
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let bearer = text(AUTHORIZATION.as_str()).and_then(|value| {
@@ -41,7 +55,8 @@ impl Keys {
         let known = self.0.iter().fold(false, |known, hash| {
             known | (hash.iter().zip(&found).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0)
         });
-        if known { Ok(()) } else { Err(unauthorized("this API key is not known here")) }
+        let id = found.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        if known { Ok(Caller { id }) } else { Err(unauthorized("this API key is not known here")) }
     }
 }
 

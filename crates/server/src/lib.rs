@@ -7,6 +7,7 @@
 
 mod anthropic;
 mod app;
+mod batches;
 mod blocks;
 mod chat;
 mod clock;
@@ -15,20 +16,24 @@ mod conversation;
 mod embeddings;
 mod error;
 mod fields;
+mod files;
 mod forms;
 mod info;
 mod keys;
+mod listing;
 mod logprobs;
 mod messages;
 mod ollama;
 mod page;
 mod readings;
 mod rerank;
+mod responses;
 mod router;
 mod run;
 mod serve;
 mod settings;
 mod sse;
+mod store;
 mod text;
 mod told;
 

@@ -90,7 +90,7 @@ fn message(value: Value, path: &str) -> Result<Value, ApiError> {
 }
 
 /// Content as text: a string, or parts of text with a line break between them.
-fn text_of(content: Value, path: &str) -> Result<String, ApiError> {
+pub(crate) fn text_of(content: Value, path: &str) -> Result<String, ApiError> {
     let parts = match content {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,

@@ -43,7 +43,7 @@ pub(crate) async fn rerank(State(app): State<Arc<App>>, body: Bytes) -> Result<J
     };
     let results: Vec<Value> = order.into_iter().take(top).map(result).collect();
     let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
-    Ok(Json(json!({ "id": app.new_id("rerank"), "model": model.name, "results": results, "usage": usage })))
+    Ok(Json(json!({ "id": app.new_id("rerank-"), "model": model.name, "results": results, "usage": usage })))
 }
 
 /// A score for each pair of texts.
@@ -74,7 +74,7 @@ pub(crate) async fn score(State(app): State<Arc<App>>, body: Bytes) -> Result<Js
     let data: Vec<Value> = scores.iter().enumerate().map(data).collect();
     let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
     Ok(Json(json!({
-        "id": app.new_id("score"),
+        "id": app.new_id("score-"),
         "object": "list",
         "model": model.name,
         "data": data,

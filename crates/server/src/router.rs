@@ -12,7 +12,10 @@ use axum::{
     routing::{get, post},
 };
 
-use crate::{anthropic, app::App, chat, completions, embeddings, error::ApiError, info, ollama, page, rerank, text};
+use crate::{
+    anthropic, app::App, batches, chat, completions, embeddings, error::ApiError, files, info, keys::Caller, ollama,
+    page, rerank, responses, text,
+};
 
 /// All paths.
 pub(crate) fn router(app: &Arc<App>) -> Router {
@@ -30,6 +33,16 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/files", post(files::upload).get(files::list))
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", get(batches::retrieve))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
@@ -66,14 +79,17 @@ async fn no_such_method(request: Request) -> ApiError {
 }
 
 /// Gives every response its request's id, and every refusal by the framework the shape of an error.
-async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
-    let id = given.or_else(|| HeaderValue::from_str(&app.new_id("req")).ok());
+    let id = given.or_else(|| HeaderValue::from_str(&app.new_id("req_")).ok());
     let open = matches!(request.uri().path(), "/" | "/health" | "/ready") || request.uri().path().starts_with("/web/");
     let path = request.uri().path().to_owned();
-    let allowed = if open { Ok(()) } else { app.keys.check(request.headers()) };
+    let allowed = if open { Ok(Caller::default()) } else { app.keys.check(request.headers()) };
     let mut response = match allowed {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     };
     if response.status() == StatusCode::PAYLOAD_TOO_LARGE {

@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -13,11 +14,16 @@ use tokio::net::TcpListener;
 use crate::{
     Keys, Limits,
     app::{App, ServedModel},
+    batches, responses,
     router::router,
+    store::Store,
 };
 
 /// Running answers may take so long after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// What is on its way into the store may take so long.
+const KEEPING: Duration = Duration::from_secs(10);
 
 /// Where and how to serve.
 #[derive(Clone, Debug)]
@@ -30,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// Who may ask.
     pub keys: Keys,
+    /// Where responses, files and batches are kept; until the end of the server where absent.
+    pub store: Option<PathBuf>,
 }
 
 /// Why a server does not start, or ended.
@@ -79,7 +87,10 @@ impl Server {
         }
         let bound = runtime.block_on(TcpListener::bind(address));
         let listener = bound.map_err(|reason| Error::Bind { address, reason })?;
-        Ok(Server { runtime, listener, app: Arc::new(App::new(models, config.limits, config.keys.clone())) })
+        let store = Store::open(config.store.as_deref())?;
+        let app = Arc::new(App::new(models, config.limits, config.keys.clone(), store));
+        responses::end_those_left(&app).map_err(|error| io::Error::other(error.message))?;
+        Ok(Server { runtime, listener, app })
     }
 
     /// The address in force.
@@ -106,6 +117,7 @@ impl Server {
                     let _ = stopping.wait_for(|told| *told).await;
                 }
             };
+            tokio::spawn(batches::work(Arc::clone(&app)));
             let server = axum::serve(listener, router).with_graceful_shutdown(until).into_future();
             tokio::pin!(server);
             tokio::select! {
@@ -119,8 +131,8 @@ impl Server {
                 Err(_) => Ok(()),
             }
         });
-        // Answers beyond their grace end with the engine.
-        runtime.shutdown_background();
+        // Answers beyond their grace end with the engine; what is being kept gets kept.
+        runtime.shutdown_timeout(KEEPING);
         Ok(result?)
     }
 }

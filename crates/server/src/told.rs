@@ -21,6 +21,8 @@ pub(crate) struct Told {
     pub(crate) reasoning: String,
     pub(crate) calls: Vec<Call>,
     pub(crate) summary: Option<Summary>,
+    /// Tokens after which the thought was still going on.
+    pub(crate) thought_tokens: usize,
     /// Log-probabilities of tokens, of which the first `told` have been shown.
     pub(crate) logprobs: Vec<TokenLogprobs>,
 }
@@ -35,6 +37,7 @@ impl Told {
             reasoning: String::new(),
             calls: Vec::new(),
             summary: None,
+            thought_tokens: 0,
             logprobs: Vec::new(),
         }
     }
@@ -44,7 +47,10 @@ impl Told {
         let events = match piece {
             Piece::Text(piece) => {
                 self.logprobs.extend(piece.logprobs);
-                self.reader.as_mut().map(|reader| reader.push(&piece.text)).unwrap_or_default()
+                let Some(reader) = &mut self.reader else { return Vec::new() };
+                let events = reader.push(&piece.text);
+                self.thought_tokens += if reader.is_thinking() { piece.ids.len() } else { 0 };
+                events
             }
             Piece::Done(summary) => {
                 self.summary = Some(summary);
@@ -95,6 +101,8 @@ pub(crate) struct Usage {
     pub(crate) prompt: usize,
     pub(crate) cached: usize,
     pub(crate) generated: usize,
+    /// Of these, tokens of thought.
+    pub(crate) thought: usize,
 }
 
 impl Usage {
@@ -103,6 +111,13 @@ impl Usage {
             prompt: summary.prompt_tokens,
             cached: usage.cached.max(summary.cached_tokens),
             generated: usage.generated + summary.ids.len(),
+            thought: 0,
         })
+    }
+
+    /// Of answers that were taken apart.
+    pub(crate) fn told<'a>(answers: impl Iterator<Item = &'a Told> + Clone) -> Usage {
+        let thought = answers.clone().map(|told| told.thought_tokens).sum();
+        Usage { thought, ..Usage::of(answers.filter_map(|told| told.summary.as_ref())) }
     }
 }

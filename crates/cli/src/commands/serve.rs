@@ -2,10 +2,10 @@
 //!
 //! Contract: stdout says nothing; stderr says where the server listens. Not here: HTTP.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::Args;
-use qwenkit_hub::{ModelRef, resolve};
+use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{Config, Keys, Limits, ServedModel, Server, told_to_end};
 
 use crate::opening::{self, SessionArgs};
@@ -45,6 +45,9 @@ pub(crate) struct ServeArgs {
     /// Megabytes of a request's body at most
     #[arg(long, value_name = "MB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_body_mb: u16,
+    /// Where responses, files and batches are kept [default: a folder for each port under QWENKIT_HOME]
+    #[arg(long, value_name = "DIR", env = "QWENKIT_STORE")]
+    store: Option<PathBuf>,
     /// Check models and settings, and do not serve
     #[arg(long)]
     check: bool,
@@ -65,7 +68,13 @@ pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     }
     let keys = Keys::new(args.api_key.iter().map(|key| key.trim()));
     let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20 };
-    let config = Config { host, port: args.port, limits, keys };
+    let store = match (&args.store, args.port) {
+        (Some(folder), _) => Some(folder.clone()),
+        // Nobody finds again what a server on any free port has kept.
+        (None, 0) => None,
+        (None, port) => Some(Store::open(None)?.root().with_file_name("server").join(port.to_string())),
+    };
+    let config = Config { host, port: args.port, limits, keys, store };
     let models = load(args, offline)?;
     let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
     let server = Server::bind(&config, models)?;

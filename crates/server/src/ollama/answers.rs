@@ -163,7 +163,7 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let stream = conversation.settings.stream;
     let answering = conversation.start(model).await?;
-    let id = app.new_id("chat");
+    let id = app.new_id("chat-");
     let told = Told::new(answering.reader(), id.trim_start_matches("chat-"));
     reply(answering.run, Reply { model: model.name.clone(), shape, told, started: None }, stream).await
 }

@@ -74,9 +74,14 @@ pub(crate) fn serve() -> Running {
 }
 
 pub(crate) fn serve_with(models: Vec<ServedModel>, keys: &[&str]) -> Running {
+    serve_at(models, keys, None)
+}
+
+/// A server that keeps things in a folder.
+pub(crate) fn serve_at(models: Vec<ServedModel>, keys: &[&str], store: Option<PathBuf>) -> Running {
     let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let limits = Limits { body_bytes: 1 << 20 };
-    let config = Config { host, port: 0, limits, keys: Keys::new(keys.iter().copied()) };
+    let config = Config { host, port: 0, limits, keys: Keys::new(keys.iter().copied()), store };
     let server = Server::bind(&config, models).unwrap();
     let address = server.address().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();

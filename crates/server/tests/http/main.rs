@@ -4,5 +4,6 @@ mod answers;
 mod client;
 mod forms;
 mod interfaces;
+mod kept;
 mod refusals;
 mod service;

@@ -89,7 +89,7 @@ fn requests_have_ids_and_the_server_tells_of_itself() {
     let server = serve();
     let given = Reply::read(server.send("GET", "/health", "x-request-id: mine-7\r\n", b""));
     assert!(given.head.contains("x-request-id: mine-7"));
-    assert!(server.get("/v1/nothing").head.contains("x-request-id: req-"));
+    assert!(server.get("/v1/nothing").head.contains("x-request-id: req_"));
     assert_eq!(server.get("/ready").ok()["status"], "ready");
     assert_eq!(server.get("/v1/models").ok()["data"][0]["id"], "qwen2");
     assert_eq!(server.get("/v1/models/default").ok()["id"], "qwen2");
