@@ -5,6 +5,7 @@ usage: chats.py BASE_URL [--small]     --small: the model writes noise, so only 
 
 import json
 import sys
+import time
 
 import anthropic
 import ollama
@@ -110,6 +111,64 @@ def openai_embeddings(client):
     check(max(abs(a - b) for a, b in zip(plain.data[0].embedding, vectors[0])) < 1e-6, plain)
 
 
+def openai_responses(client):
+    first = client.responses.create(model="default", input="My name is Ann.", max_output_tokens=24, temperature=0)
+    check(first.status in ("completed", "incomplete") and first.output_text, first)
+    second = client.responses.create(
+        model="default", input="What is my name?", previous_response_id=first.id, max_output_tokens=24, temperature=0
+    )
+    check(second.previous_response_id == first.id and (SMALL or "Ann" in second.output_text), second)
+    check(client.responses.retrieve(first.id).output_text == first.output_text, first.id)
+    with client.responses.stream(model="default", input="My name is Ann.", max_output_tokens=24, temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    check(text == final.output_text == first.output_text, (text, final))
+    parsed = client.responses.parse(
+        model="default", input="Ann is 31 years old.", text_format=Person, max_output_tokens=100, temperature=0
+    )
+    check(isinstance(parsed.output_parsed, Person), parsed)
+    tool = {"type": "function", "strict": True, **TOOL["function"]}
+    asked = client.responses.create(
+        model="default", input="What is the weather in Paris?", tools=[tool], tool_choice="required",
+        parallel_tool_calls=False, max_output_tokens=100, temperature=0,
+    )
+    call = asked.output[-1]
+    check(call.type == "function_call" and isinstance(json.loads(call.arguments)["city"], str), asked)
+    told = client.responses.create(
+        model="default", previous_response_id=asked.id, max_output_tokens=24, temperature=0,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}],
+    )
+    check(told.status in ("completed", "incomplete"), told)
+    client.responses.delete(first.id)
+    try:
+        client.responses.retrieve(first.id)
+    except openai.NotFoundError:
+        pass
+    else:
+        raise AssertionError("a deleted response came back")
+
+
+def openai_batches(client):
+    lines = [
+        {"custom_id": f"c{i}", "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "default", "max_tokens": 8, "temperature": 0, "messages": [{"role": "user", "content": f"Count to {i}."}]}}
+        for i in range(6)
+    ]
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    check(client.files.content(file.id).read() == content, file)
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    until = time.monotonic() + 120
+    while batch.status not in ("completed", "failed") and time.monotonic() < until:
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    check(batch.status == "completed" and batch.request_counts.completed == 6, batch)
+    results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    check([result["custom_id"] for result in results] == [line["custom_id"] for line in lines], results)
+    check(batch.id in [item.id for item in client.batches.list()], "the list of batches")
+    client.files.delete(file.id)
+
+
 def openai_errors(client):
     try:
         client.chat.completions.create(model="nothing", messages=[{"role": "user", "content": "Hi"}])
@@ -198,7 +257,8 @@ def main():
     by_ollama = ollama.Client(host=BASE)
     steps = [
         (openai_chat, by_openai), (openai_tools, by_openai), (openai_structured, by_openai), (openai_completions, by_openai),
-        (openai_embeddings, by_openai), (openai_errors, by_openai), (anthropic_messages, by_anthropic), (ollama_all, by_ollama),
+        (openai_embeddings, by_openai), (openai_responses, by_openai), (openai_batches, by_openai), (openai_errors, by_openai),
+        (anthropic_messages, by_anthropic), (ollama_all, by_ollama),
     ]
     for step, client in steps:
         step(client)
