@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    io::Write,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -14,7 +15,13 @@ use qwenkit_text::{Opening, ThinkingSupport};
 
 use tokio::{sync::Notify, task::AbortHandle};
 
-use crate::{Keys, Limits, error::ApiError, store::Store};
+use crate::{
+    Config, Keys, Limits,
+    audit::AuditLog,
+    error::ApiError,
+    metrics::{Responses, Work},
+    store::Store,
+};
 
 /// A model behind a name.
 pub struct ServedModel {
@@ -26,6 +33,7 @@ pub struct ServedModel {
     pub session: Session,
     /// What its template knows of thinking.
     pub(crate) thinking: ThinkingSupport,
+    pub(crate) work: Work,
 }
 
 impl ServedModel {
@@ -34,7 +42,7 @@ impl ServedModel {
         let none =
             || ThinkingSupport { thinks: false, default: Opening::Unopened, has_switch: false, efforts: Vec::new() };
         let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
-        ServedModel { name, aliases, session, thinking }
+        ServedModel { name, aliases, session, thinking, work: Work::default() }
     }
 
     fn has_name(&self, name: &str) -> bool {
@@ -49,6 +57,12 @@ pub(crate) struct App {
     pub(crate) keys: Keys,
     pub(crate) started: Instant,
     pub(crate) started_unix_s: u64,
+    pub(crate) responses: Responses,
+    pub(crate) audit: Option<AuditLog>,
+    /// Whether only this machine can ask, and nobody needs a key.
+    pub(crate) is_private: bool,
+    /// Pages of other origins that may ask.
+    pub(crate) origins: Vec<String>,
     pub(crate) store: Store,
     /// Told when a batch has come.
     pub(crate) work: Notify,
@@ -63,11 +77,15 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(models: Vec<ServedModel>, limits: Limits, keys: Keys, store: Store) -> App {
+    pub(crate) fn new(models: Vec<ServedModel>, config: &Config, audit: Option<AuditLog>, store: Store) -> App {
         App {
             models: models.into_iter().map(Arc::new).collect(),
-            limits,
-            keys,
+            limits: config.limits,
+            keys: config.keys.clone(),
+            responses: Responses::default(),
+            audit,
+            is_private: config.keys.is_empty() && config.host.is_loopback(),
+            origins: config.origins.clone(),
             started: Instant::now(),
             started_unix_s: unix_s(),
             store,
@@ -104,6 +122,12 @@ impl App {
             let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
             ApiError { param: Some("model".to_owned()), ..error.with_code("model_not_found") }
         })
+    }
+
+    /// Tells whoever runs the server.
+    pub(crate) fn warn(&self, message: &str) {
+        // A server without a terminal has nobody to tell.
+        let _ = writeln!(std::io::stderr(), "warning: {message}");
     }
 
     /// From now on new requests are refused.

@@ -1,32 +1,123 @@
-//! API keys: who may ask. Only their SHA-256 is kept.
+//! API keys: who may ask, for what and how much. Only their SHA-256 is kept.
 
 use axum::http::{HeaderMap, StatusCode, header::AUTHORIZATION};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::error::ApiError;
+use crate::{
+    error::ApiError,
+    quota::{Meter, Quota},
+};
 
 /// Who asks: the owner of what the server keeps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Caller {
     /// The beginning of the key's hash; empty where there are no keys.
     pub(crate) id: String,
+    /// What whoever runs the server calls the key.
+    pub(crate) name: String,
+    /// What the key uses, if it has limits.
+    pub(crate) meter: Option<Meter>,
 }
 
 impl Caller {
     /// The owner of a kept object.
     pub(crate) fn of_owner(id: &str) -> Caller {
-        Caller { id: id.to_owned() }
+        Caller { id: id.to_owned(), ..Caller::default() }
     }
+}
+
+/// A key.
+#[derive(Clone, Debug)]
+struct Key {
+    hash: [u8; 32],
+    name: String,
+    models: bool,
+    admin: bool,
+    meter: Option<Meter>,
 }
 
 /// The keys that open the server; with none, it is open to whoever reaches it.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(Vec<[u8; 32]>);
+pub struct Keys(Vec<Key>);
+
+/// Why a file of keys is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// It is no list of keys.
+    #[error(
+        "no list of keys: {0}\nhint: [{{\"name\": \"shop\", \"key\": \"...\", \"scopes\": [\"models\"], \"requests_per_minute\": 60}}]; \
+         `sha256` may stand instead of `key`"
+    )]
+    Format(#[from] serde_json::Error),
+    /// One of the keys is wrong.
+    #[error("key {name:?}: {reason}")]
+    Key {
+        /// Which.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A key in a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyEntry {
+    name: String,
+    key: Option<String>,
+    sha256: Option<String>,
+    scopes: Option<Vec<String>>,
+    requests_per_minute: Option<u64>,
+    requests_per_day: Option<u64>,
+    tokens_per_minute: Option<u64>,
+    tokens_per_day: Option<u64>,
+}
 
 impl Keys {
-    /// Of keys as they are given to clients.
-    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Keys {
-        Keys(keys.into_iter().map(hash).collect())
+    /// Of keys as they are given to clients, all alike: they may do everything, each within `quota`.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>, quota: Quota) -> Keys {
+        let key = |(i, key): (usize, &str)| Key {
+            hash: hash(key),
+            name: format!("key {}", i + 1),
+            models: true,
+            admin: true,
+            meter: meter(quota),
+        };
+        Keys(keys.into_iter().enumerate().map(key).collect())
+    }
+
+    /// Adds the keys of a JSON file. A key without scopes may use the models; the scope `admin` sees the server's figures.
+    ///
+    /// # Errors
+    /// When the text is no list of keys, or one of them makes no sense.
+    pub fn add_file(&mut self, text: &str) -> Result<(), KeysError> {
+        let entries: Vec<KeyEntry> = serde_json::from_str(text)?;
+        for entry in entries {
+            let wrong = |reason: &str| KeysError::Key { name: entry.name.clone(), reason: reason.to_owned() };
+            let hash = match (&entry.key, &entry.sha256) {
+                (Some(key), None) if !key.trim().is_empty() => hash(key.trim()),
+                (None, Some(text)) => from_hex(text).ok_or_else(|| wrong("`sha256` is not 64 hexadecimal digits"))?,
+                _ => return Err(wrong("either `key` or `sha256` has to say which key it is")),
+            };
+            let scopes = entry.scopes.clone().unwrap_or_else(|| vec!["models".to_owned()]);
+            if let Some(other) = scopes.iter().find(|scope| !["models", "admin"].contains(&scope.as_str())) {
+                return Err(wrong(&format!("the scope {other:?} is neither `models` nor `admin`")));
+            }
+            if self.0.iter().any(|known| known.name == entry.name || known.hash == hash) {
+                return Err(wrong("its name or the key itself is there twice"));
+            }
+            let has = |name: &str| scopes.iter().any(|scope| scope == name);
+            let quota = Quota {
+                requests_per_minute: entry.requests_per_minute,
+                requests_per_day: entry.requests_per_day,
+                tokens_per_minute: entry.tokens_per_minute,
+                tokens_per_day: entry.tokens_per_day,
+            };
+            let (models, admin) = (has("models"), has("admin"));
+            self.0.push(Key { hash, name: entry.name, models, admin, meter: meter(quota) });
+        }
+        Ok(())
     }
 
     /// Whether there are none.
@@ -34,8 +125,8 @@ impl Keys {
         self.0.is_empty()
     }
 
-    /// Refuses a request without a valid key, in either of the usual headers.
-    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    /// Refuses a request without a valid key, in either of the usual headers, or with one that may not do this.
+    pub(crate) fn check(&self, headers: &HeaderMap, admin: bool) -> Result<Caller, ApiError> {
         if self.is_empty() {
             return Ok(Caller::default());
         }
@@ -52,14 +143,66 @@ impl Keys {
         };
         let found = hash(key);
         // All of every hash is looked at, so that time tells nothing.
-        let known = self.0.iter().fold(false, |known, hash| {
-            known | (hash.iter().zip(&found).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0)
-        });
+        let same = |key: &Key| key.hash.iter().zip(&found).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0;
+        let known = self.0.iter().fold(None, |known, key| if same(key) { Some(key) } else { known });
+        let Some(key) = known else { return Err(unauthorized("this API key is not known here")) };
+        if !(if admin { key.admin } else { key.models }) {
+            let scope = if admin { "admin" } else { "models" };
+            let message = format!("this API key lacks the scope `{scope}`, which this path needs");
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", message).with_code("missing_scope"));
+        }
         let id = found.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        if known { Ok(Caller { id }) } else { Err(unauthorized("this API key is not known here")) }
+        Ok(Caller { id, name: key.name.clone(), meter: key.meter.clone() })
     }
+}
+
+fn meter(quota: Quota) -> Option<Meter> {
+    (quota != Quota::default()).then(|| Meter::new(quota))
 }
 
 fn hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    let mut hash = [0; 32];
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_keys_are_read_and_their_faults_named() {
+        let mut keys = Keys::default();
+        let digest: String = hash("b").iter().map(|byte| format!("{byte:02x}")).collect();
+        keys.add_file(&format!(
+            r#"[{{"name": "a", "key": "a"}}, {{"name": "b", "sha256": "{digest}", "scopes": ["admin"]}}]"#
+        ))
+        .unwrap();
+        let headers = |key: &str| HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {key}").parse().unwrap())]);
+        assert_eq!(keys.check(&headers("a"), false).unwrap().name, "a");
+        assert_eq!(keys.check(&headers("b"), true).unwrap().name, "b");
+        assert_eq!(keys.check(&headers("a"), true).unwrap_err().status, StatusCode::FORBIDDEN);
+        assert_eq!(keys.check(&headers("c"), false).unwrap_err().status, StatusCode::UNAUTHORIZED);
+        for (text, word) in [
+            ("{}", "no list"),
+            (r#"[{"name": "x", "colour": 1}]"#, "colour"),
+            (r#"[{"name": "x"}]"#, "either"),
+            (r#"[{"name": "x", "sha256": "12"}]"#, "64"),
+            (r#"[{"name": "x", "key": "x", "scopes": ["root"]}]"#, "root"),
+            (r#"[{"name": "a", "key": "z"}]"#, "twice"),
+        ] {
+            let error = keys.clone().add_file(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 mod anthropic;
 mod app;
+mod audit;
 mod batches;
 mod blocks;
 mod chat;
@@ -23,8 +24,12 @@ mod keys;
 mod listing;
 mod logprobs;
 mod messages;
+mod metrics;
 mod ollama;
+mod openapi;
+mod origin;
 mod page;
+mod quota;
 mod readings;
 mod rerank;
 mod responses;
@@ -38,7 +43,9 @@ mod text;
 mod told;
 
 pub use app::ServedModel;
-pub use keys::Keys;
+pub use audit::verify as verify_audit_log;
+pub use keys::{Keys, KeysError};
+pub use quota::Quota;
 pub use serve::{Config, Error, Server, told_to_end};
 
 /// How much a request may ask for.

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::{
     app::ServedModel,
     error::{ApiError, from_engine},
+    quota::meter,
 };
 
 /// What prompts gave.
@@ -43,6 +44,9 @@ pub(crate) async fn read(
     });
     let (running, prompt_tokens) =
         started.await.map_err(|_| ApiError::internal("the request's preparation failed"))??;
+    if let Some(meter) = meter() {
+        meter.add_tokens(prompt_tokens);
+    }
     let mut values = vec![Vec::new(); running.0.len()];
     let mut left = values.len();
     while left > 0 {

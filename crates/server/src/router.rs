@@ -1,20 +1,20 @@
 //! Which handler answers which path, and what holds for all of them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_LENGTH},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_LENGTH},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 
 use crate::{
-    anthropic, app::App, batches, chat, completions, embeddings, error::ApiError, files, info, keys::Caller, ollama,
-    page, rerank, responses, text,
+    anthropic, app::App, audit::Entry, batches, chat, completions, embeddings, error::ApiError, files, info,
+    keys::Caller, metrics, ollama, openapi, origin, page, quota::METER, rerank, responses, text,
 };
 
 /// All paths.
@@ -25,7 +25,9 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
         .route("/version", get(info::version))
+        .route("/openapi.json", get(openapi::document))
         .route("/server_info", get(info::server_info))
+        .route("/metrics", get(metrics::metrics))
         .route("/v1/loads", get(info::loads))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::one_model))
@@ -57,12 +59,14 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/api/embed", post(ollama::embed))
         .route("/api/embeddings", post(ollama::embed))
         .route("/tokenize", post(text::tokenize))
+        .route("/tokenizer_info", get(text::tokenizer_info))
         .route("/detokenize", post(text::detokenize))
         .route("/apply-template", post(text::apply_template))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(app), around))
-        .layer(DefaultBodyLimit::max(app.limits.body_bytes))
+        .layer(DefaultBodyLimit::disable())
+        .layer(origin::cors(app))
         .with_state(Arc::clone(app))
 }
 
@@ -78,25 +82,33 @@ async fn no_such_method(request: Request) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
 }
 
-/// Gives every response its request's id, and every refusal by the framework the shape of an error.
-async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get("x-request-id").filter(|id| id.len() <= 128).cloned();
-    let id = given.or_else(|| HeaderValue::from_str(&app.new_id("req_")).ok());
-    let open = matches!(request.uri().path(), "/" | "/health" | "/ready") || request.uri().path().starts_with("/web/");
-    let path = request.uri().path().to_owned();
-    let allowed = if open { Ok(Caller::default()) } else { app.keys.check(request.headers()) };
-    let mut response = match allowed {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
+/// Seconds that a request's body may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What holds for every request: who may ask, how much, how large, how long; and what every response has.
+async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 128);
+    let id = given.map_or_else(|| app.new_id("req_"), str::to_owned);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let admitted = admit(&app, request.headers(), &path);
+    let (caller, admitted) = match admitted {
+        Ok((caller, admitted)) => (caller, admitted),
+        Err(error) => (Caller::default(), Err(error)),
+    };
+    let mut response = match admitted {
+        Ok(()) => match whole_body(request, app.limits.body_bytes).await {
+            Ok(mut request) => {
+                let meter = caller.meter.clone();
+                request.extensions_mut().insert(caller.clone());
+                METER.scope(meter, next.run(request)).await
+            }
+            Err(error) => error.into_response(),
+        },
         Err(error) => error.into_response(),
     };
-    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the request's body is larger than {} bytes, which is the most", app.limits.body_bytes);
-        response = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).into_response();
-    } else if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
-        let message = "the request's body did not arrive as it was announced";
+    if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
+        let message = "the request did not arrive as it was announced";
         response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
     }
     let body = response.extensions().get::<ApiError>().and_then(|error| match path.as_str() {
@@ -108,10 +120,82 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         *response.body_mut() = Body::from(body.to_string());
         response.headers_mut().remove(CONTENT_LENGTH);
     }
-    if let Some(id) = id {
+    if let Some(meter) = &caller.meter {
+        meter.tell(response.headers_mut());
+    }
+    let status = response.status().as_u16();
+    app.responses.add(&route, status);
+    if !is_open(&path) {
+        record(&app, &Entry { request_id: &id, key: &caller.name, method: method.as_str(), path: &path, status });
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
     response
+}
+
+/// Paths that need no key: what supervisors ask, and the page, which asks for the key itself.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/health" | "/ready" | "/openapi.json") || path.starts_with("/web/")
+}
+
+/// Paths for who runs the server.
+fn is_admin(path: &str) -> bool {
+    matches!(path, "/metrics" | "/server_info" | "/v1/loads")
+}
+
+/// Who asks, and whether within limits.
+fn admit(app: &App, headers: &HeaderMap, path: &str) -> Result<(Caller, Result<(), ApiError>), ApiError> {
+    origin::check(app, headers)?;
+    if is_open(path) {
+        return Ok((Caller::default(), Ok(())));
+    }
+    let caller = app.keys.check(headers, is_admin(path))?;
+    let within = caller.meter.as_ref().filter(|_| !is_admin(path)).map_or(Ok(()), |meter| meter.enter());
+    Ok((caller, within))
+}
+
+/// The request with all of its body, which comes in time and is not too large.
+async fn whole_body(request: Request, most: usize) -> Result<Request, ApiError> {
+    let too_large = || {
+        let message = format!("the request's body is larger than {most} bytes, which is the most");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    };
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > most as u64) {
+        return Err(too_large());
+    }
+    let (parts, body) = request.into_parts();
+    match tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, most)).await {
+        Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+        Ok(Err(_)) => {
+            let message = "the request's body did not arrive as it was announced";
+            Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message))
+        }
+        Err(_) => {
+            let message = format!("the request's body did not arrive within {} s", BODY_PATIENCE.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message))
+        }
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        if error.to_string().contains("length limit") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A line of the audit log. A log that cannot be written is told of, and keeps nobody from working.
+fn record(app: &App, entry: &Entry<'_>) {
+    if let Some(Err(error)) = app.audit.as_ref().map(|log| log.add(entry)) {
+        app.warn(&format!("the audit log cannot be written: {error}"));
+    }
 }
 
 fn is_json(response: &Response<Body>) -> bool {

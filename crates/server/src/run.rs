@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::{
     app::ServedModel,
     error::{ApiError, from_engine},
+    quota::{Meter, meter},
 };
 
 /// What was told: pieces of one of the answers.
@@ -24,6 +25,9 @@ pub(crate) struct Run {
     transcripts: Vec<Transcript>,
     /// Answers that have not ended.
     left: usize,
+    model: Arc<ServedModel>,
+    /// What the tokens are charged to.
+    meter: Option<Meter>,
 }
 
 impl Run {
@@ -37,7 +41,7 @@ impl Run {
         asks: impl FnOnce(&ServedModel) -> Result<Vec<Ask>, ApiError> + Send + 'static,
         prompt: &'static str,
     ) -> Result<Run, ApiError> {
-        let model = Arc::clone(model);
+        let (model, meter) = (Arc::clone(model), meter());
         let started = tokio::task::spawn_blocking(move || {
             let (sender, events) = unbounded_channel();
             let mut transcripts = Vec::new();
@@ -47,7 +51,7 @@ impl Run {
                 transcripts.push(model.session.start(ask, listener).map_err(|error| from_engine(&error, prompt))?);
             }
             let left = transcripts.len();
-            Ok(Run { events, transcripts, left })
+            Ok(Run { events, transcripts, left, model, meter })
         });
         started.await.map_err(|_| ApiError::internal("the request's preparation failed; the server's log says why"))?
     }
@@ -85,7 +89,13 @@ impl Run {
             return Poll::Ready(Some(Err(error)));
         };
         let pieces = self.transcripts[i].push(time, event);
-        self.left -= usize::from(pieces.iter().any(|piece| matches!(piece, Piece::Done(_))));
+        if let Some(Piece::Done(summary)) = pieces.last() {
+            self.left -= 1;
+            self.model.work.add(summary);
+            if let Some(meter) = &self.meter {
+                meter.add_tokens(summary.prompt_tokens + summary.ids.len());
+            }
+        }
         Poll::Ready(Some(Ok((i, pieces))))
     }
 }

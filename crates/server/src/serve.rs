@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use crate::{
     Keys, Limits,
     app::{App, ServedModel},
+    audit::AuditLog,
     batches, responses,
     router::router,
     store::Store,
@@ -38,6 +39,10 @@ pub struct Config {
     pub keys: Keys,
     /// Where responses, files and batches are kept; until the end of the server where absent.
     pub store: Option<PathBuf>,
+    /// Where requests are recorded, if they are.
+    pub audit_log: Option<PathBuf>,
+    /// Origins, as `https://example.com`, whose pages may ask; `*` for all.
+    pub origins: Vec<String>,
 }
 
 /// Why a server does not start, or ended.
@@ -88,7 +93,8 @@ impl Server {
         let bound = runtime.block_on(TcpListener::bind(address));
         let listener = bound.map_err(|reason| Error::Bind { address, reason })?;
         let store = Store::open(config.store.as_deref())?;
-        let app = Arc::new(App::new(models, config.limits, config.keys.clone(), store));
+        let audit = config.audit_log.as_deref().map(AuditLog::open).transpose()?;
+        let app = Arc::new(App::new(models, config, audit, store));
         responses::end_those_left(&app).map_err(|error| io::Error::other(error.message))?;
         Ok(Server { runtime, listener, app })
     }

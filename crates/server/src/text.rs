@@ -65,6 +65,27 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Resu
     Ok(Json(json!({ "prompt": text, "content": text })))
 }
 
+/// What a client needs to count as the server does. Qwen's prompts have no token of their own at the beginning.
+pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let model = app.model(None)?;
+    let (session, tokenizer) = (&model.session, model.session.tokenizer());
+    let ends = session.stop_tokens();
+    // Of several, the one that ends a turn.
+    let turn = tokenizer.token_id("<|im_end|>").filter(|id| ends.contains(id));
+    let end = turn.or(ends.first().copied()).map(|id| token_text(tokenizer, id));
+    let pad = tokenizer.token_id("<|endoftext|>").map(|id| token_text(tokenizer, id));
+    Ok(Json(json!({
+        "tokenizer_class": "Qwen2Tokenizer",
+        "bos_token": null,
+        "eos_token": end,
+        "pad_token": pad,
+        "unk_token": null,
+        "add_bos_token": false,
+        "model_max_length": session.info().context_tokens,
+        "chat_template": session.template().map(|template| template.source()),
+    })))
+}
+
 /// A conversation to the prompt that the model gets.
 pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;

@@ -2,11 +2,14 @@
 //!
 //! Contract: stdout says nothing; stderr says where the server listens. Not here: HTTP.
 
+mod file;
+
 use std::{net::IpAddr, path::PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 use qwenkit_hub::{ModelRef, Store, resolve};
-use qwenkit_server::{Config, Keys, Limits, ServedModel, Server, told_to_end};
+use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server, told_to_end, verify_audit_log};
 
 use crate::opening::{self, SessionArgs};
 use crate::terminal::note;
@@ -45,6 +48,33 @@ pub(crate) struct ServeArgs {
     /// Megabytes of a request's body at most
     #[arg(long, value_name = "MB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_body_mb: u16,
+    /// A JSON file of keys with names, scopes and limits; see the README
+    #[arg(long, value_name = "FILE", env = "QWENKIT_KEYS")]
+    keys: Option<PathBuf>,
+    /// Requests that each --api-key may make in a minute
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<u64>,
+    /// Requests that each --api-key may make in a day
+    #[arg(long, value_name = "N")]
+    requests_per_day: Option<u64>,
+    /// Tokens, of prompts and answers, that each --api-key may use in a minute
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<u64>,
+    /// Tokens that each --api-key may use in a day
+    #[arg(long, value_name = "N")]
+    tokens_per_day: Option<u64>,
+    /// An origin, as https://example.com, whose pages may ask; may be given several times, * for all
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Record each request in this file, every line bound to the one before by a hash
+    #[arg(long, value_name = "FILE", env = "QWENKIT_AUDIT_LOG")]
+    audit_log: Option<PathBuf>,
+    /// Check that nobody has changed an audit log, and do not serve
+    #[arg(long, value_name = "FILE")]
+    verify_audit_log: Option<PathBuf>,
+    /// A JSON file of settings by the names of these flags, which come before it
+    #[arg(long, value_name = "FILE", env = "QWENKIT_SERVE_CONFIG")]
+    config: Option<PathBuf>,
     /// Where responses, files and batches are kept [default: a folder for each port under QWENKIT_HOME]
     #[arg(long, value_name = "DIR", env = "QWENKIT_STORE")]
     store: Option<PathBuf>,
@@ -60,13 +90,41 @@ pub(crate) struct ServeArgs {
 /// # Errors
 /// When a model cannot be loaded or the address cannot be had.
 pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
+    if let Some(path) = &args.verify_audit_log {
+        let lines = verify_audit_log(path)?;
+        note(&format!("{}: {lines} lines, each follows from the one before", path.display()));
+        return Ok(());
+    }
+    match &args.config {
+        Some(path) => {
+            let given = std::env::args_os().skip_while(|word| word != "serve").skip(1);
+            serve(&file::merged(path, given)?, offline)
+        }
+        None => serve(args, offline),
+    }
+}
+
+fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     let host = host(&args.host)?;
     if args.api_key.iter().any(|key| key.trim().is_empty()) {
         return Err(failure::usage(
             "an API key is empty\nhint: leave --api-key and QWENKIT_API_KEY out, or give a key",
         ));
     }
-    let keys = Keys::new(args.api_key.iter().map(|key| key.trim()));
+    let quota = Quota {
+        requests_per_minute: args.requests_per_minute,
+        requests_per_day: args.requests_per_day,
+        tokens_per_minute: args.tokens_per_minute,
+        tokens_per_day: args.tokens_per_day,
+    };
+    let mut keys = Keys::new(args.api_key.iter().map(|key| key.trim()), quota);
+    if let Some(path) = &args.keys {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        keys.add_file(&text).with_context(|| path.display().to_string())?;
+    }
+    if keys.is_empty() && quota != Quota::default() {
+        return Err(failure::usage("limits are for keys, and there is no key\nhint: give --api-key or --keys"));
+    }
     let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20 };
     let store = match (&args.store, args.port) {
         (Some(folder), _) => Some(folder.clone()),
@@ -74,7 +132,8 @@ pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
         (None, 0) => None,
         (None, port) => Some(Store::open(None)?.root().with_file_name("server").join(port.to_string())),
     };
-    let config = Config { host, port: args.port, limits, keys, store };
+    let (audit_log, origins) = (args.audit_log.clone(), args.cors.clone());
+    let config = Config { host, port: args.port, limits, keys, store, audit_log, origins };
     let models = load(args, offline)?;
     let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
     let server = Server::bind(&config, models)?;

@@ -12,7 +12,7 @@ use std::{
 use qwenkit_engine::{Options, Session};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
-use qwenkit_server::{Config, Keys, Limits, ServedModel, Server};
+use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -79,10 +79,22 @@ pub(crate) fn serve_with(models: Vec<ServedModel>, keys: &[&str]) -> Running {
 
 /// A server that keeps things in a folder.
 pub(crate) fn serve_at(models: Vec<ServedModel>, keys: &[&str], store: Option<PathBuf>) -> Running {
-    let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let limits = Limits { body_bytes: 1 << 20 };
-    let config = Config { host, port: 0, limits, keys: Keys::new(keys.iter().copied()), store };
-    let server = Server::bind(&config, models).unwrap();
+    let keys = Keys::new(keys.iter().copied(), Quota::default());
+    serve_config(models, |config| Config { keys, store, ..config })
+}
+
+/// A server on loopback with a changed configuration.
+pub(crate) fn serve_config(models: Vec<ServedModel>, change: impl FnOnce(Config) -> Config) -> Running {
+    let config = Config {
+        host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: 0,
+        limits: Limits { body_bytes: 1 << 20 },
+        keys: Keys::default(),
+        store: None,
+        audit_log: None,
+        origins: Vec::new(),
+    };
+    let server = Server::bind(&change(config), models).unwrap();
     let address = server.address().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let run = move || {
@@ -120,7 +132,7 @@ impl Running {
         let mut stream = self.connect();
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
         );
         stream.write_all(head.as_bytes()).unwrap();
         // A server may refuse a body before it has read it.

@@ -4,7 +4,9 @@ use std::io::Read;
 
 use serde_json::json;
 
-use crate::client::{Reply, serve};
+use qwenkit_server::{Config, Keys};
+
+use crate::client::{Reply, model, serve, serve_config};
 
 fn endless(stream: bool) -> Vec<u8> {
     json!({"messages": [{"role": "user", "content": "Go on"}], "ignore_eos": true, "stream": stream})
@@ -95,4 +97,111 @@ fn requests_have_ids_and_the_server_tells_of_itself() {
     assert_eq!(server.get("/v1/models/default").ok()["id"], "qwen2");
     assert_eq!(server.get("/server_info").ok()["models"][0]["architecture"], "qwen2");
     assert_eq!(server.get("/version").ok()["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn keys_have_scopes_limits_and_their_requests_are_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.jsonl");
+    let mut keys = Keys::default();
+    keys.add_file(
+        r#"[{"name": "shop", "key": "s", "requests_per_minute": 3}, {"name": "desk", "key": "d", "scopes": ["admin"]}]"#,
+    )
+    .unwrap();
+    {
+        let config = |config| Config { keys: keys.clone(), audit_log: Some(log.clone()), ..config };
+        let server = serve_config(vec![model("qwen2", 2048, 64)], config);
+        let get = |key: &str, path: &str| {
+            Reply::read(server.send("GET", path, &format!("authorization: Bearer {key}\r\n"), b""))
+        };
+        let first = get("s", "/v1/models");
+        assert!(
+            first.head.contains("x-ratelimit-limit-requests: 3")
+                && first.head.contains("x-ratelimit-remaining-requests: 2")
+        );
+        assert_eq!((get("s", "/metrics").status, get("d", "/metrics").status), (403, 200));
+        assert_eq!((get("d", "/v1/models").status, get("x", "/v1/models").status), (403, 401));
+        assert_eq!((get("s", "/v1/models").status, get("s", "/v1/models").status), (200, 200));
+        let refused = get("s", "/v1/models");
+        assert!(refused.status == 429 && refused.head.contains("retry-after: "), "{}", refused.head);
+        assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    }
+    assert_eq!(qwenkit_server::verify_audit_log(&log).unwrap(), 8);
+    let text = std::fs::read_to_string(&log).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["key"], &last["status"], &last["path"]), (&json!("shop"), &json!(429), &json!("/v1/models")));
+}
+
+#[test]
+fn other_pages_and_other_names_are_kept_out() {
+    let server = serve();
+    let get = |server: &crate::client::Running, headers: &str| {
+        let mut stream = server.connect();
+        std::io::Write::write_all(
+            &mut stream,
+            format!("GET /v1/models HTTP/1.1\r\nconnection: close\r\n{headers}\r\n").as_bytes(),
+        )
+        .unwrap();
+        Reply::read(stream)
+    };
+    let port = server.address.port();
+    assert_eq!(get(&server, "host: localhost\r\n").status, 200);
+    assert_eq!(get(&server, &format!("host: localhost:{port}\r\norigin: http://localhost:{port}\r\n")).status, 200);
+    assert_eq!(get(&server, "host: evil.example\r\n").status, 403);
+    assert_eq!(get(&server, "host: localhost\r\norigin: http://evil.example\r\n").status, 403);
+    let friend = |config| Config { origins: vec!["https://shop.example".to_owned()], ..config };
+    let server = serve_config(vec![model("qwen2", 2048, 64)], friend);
+    let reply = get(&server, "host: localhost\r\norigin: https://shop.example\r\n");
+    assert!(
+        reply.status == 200 && reply.head.contains("access-control-allow-origin: https://shop.example"),
+        "{}",
+        reply.head
+    );
+}
+
+#[test]
+fn metrics_count_what_was_done_under_both_names() {
+    let server = serve();
+    let ask = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "ignore_eos": true});
+    let usage = server.post("/v1/chat/completions", &ask).ok()["usage"].clone();
+    server.post("/v1/chat/completions", &json!({}));
+    let text = server.get("/metrics").text();
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    for prefix in ["qwenkit_", "vllm:"] {
+        assert_eq!(value(&format!("{prefix}generation_tokens_total{{model_name=\"qwen2\"}}")), 5.0);
+        assert_eq!(json!(value(&format!("{prefix}prompt_tokens_total")) as u64), usage["prompt_tokens"]);
+        assert_eq!(value(&format!("{prefix}time_to_first_token_seconds_count")), 1.0);
+        assert_eq!(value(&format!("{prefix}num_requests_running")), 0.0);
+    }
+    assert_eq!(value("qwenkit_http_responses_total{path=\"/v1/chat/completions\",status=\"200\"}"), 1.0);
+    assert_eq!(value("qwenkit_http_responses_total{path=\"/v1/chat/completions\",status=\"400\"}"), 1.0);
+    // Each family is declared once, and every line of it has a number.
+    let declared: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    let mut unique = declared.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), declared.len());
+}
+
+#[test]
+fn every_documented_path_is_there() {
+    let server = serve();
+    let document = server.get("/openapi.json").ok();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{id}", "x").replace("{name}", "qwen2").replace("{path}", "app.js");
+        for method in operations.as_object().unwrap().keys() {
+            let reply = Reply::read(server.send(&method.to_uppercase(), &path, "", b"{}"));
+            assert!(reply.status != 405 && !reply.text().contains("no such path"), "{method} {path}");
+            assert!(!reply.text().contains("the README lists what there is"), "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn the_tokenizer_tells_of_itself() {
+    let found = serve().get("/tokenizer_info").ok();
+    assert_eq!((&found["eos_token"], &found["bos_token"]), (&json!("<|im_end|>"), &serde_json::Value::Null));
 }

@@ -1,0 +1,175 @@
+//! `/openapi.json`: what there is, for programs that make clients or show it to people.
+
+use axum::Json;
+use serde_json::{Map, Value, json};
+
+/// Method, path, what it does.
+const PATHS: [(&str, &str, &str); 46] = [
+    ("get", "/health", "Whether the process answers"),
+    ("get", "/ready", "Whether requests are taken"),
+    ("get", "/version", "The program's version"),
+    ("get", "/server_info", "What is served and how"),
+    ("get", "/metrics", "Load and work in Prometheus' format"),
+    ("get", "/openapi.json", "This document"),
+    ("get", "/v1/loads", "How busy each model is"),
+    ("get", "/v1/models", "The models"),
+    ("get", "/v1/models/{name}", "One model"),
+    ("post", "/v1/chat/completions", "An answer to a conversation (OpenAI)"),
+    ("post", "/v1/completions", "What follows a text (OpenAI)"),
+    ("post", "/v1/responses", "A response that can be followed on (OpenAI)"),
+    ("get", "/v1/responses/{id}", "A kept response"),
+    ("delete", "/v1/responses/{id}", "Forget a response"),
+    ("get", "/v1/responses/{id}/input_items", "What a response answers"),
+    ("post", "/v1/responses/{id}/cancel", "End a response that runs in the background"),
+    ("post", "/v1/embeddings", "Texts as vectors"),
+    ("post", "/v1/rerank", "Documents in the order of their fit to a query"),
+    ("post", "/rerank", "The same"),
+    ("post", "/v1/score", "How well pairs of texts fit"),
+    ("post", "/score", "The same"),
+    ("post", "/v1/files", "A new file"),
+    ("get", "/v1/files", "The files"),
+    ("get", "/v1/files/{id}", "One file"),
+    ("delete", "/v1/files/{id}", "Forget a file"),
+    ("get", "/v1/files/{id}/content", "A file's content"),
+    ("post", "/v1/batches", "A new batch"),
+    ("get", "/v1/batches", "The batches"),
+    ("get", "/v1/batches/{id}", "One batch"),
+    ("post", "/v1/batches/{id}/cancel", "End a batch early"),
+    ("post", "/v1/messages", "An answer to a conversation (Anthropic)"),
+    ("post", "/v1/messages/count_tokens", "The tokens of a conversation (Anthropic)"),
+    ("post", "/api/chat", "An answer to a conversation (Ollama)"),
+    ("post", "/api/generate", "An answer to a prompt (Ollama)"),
+    ("get", "/api/tags", "The models (Ollama)"),
+    ("get", "/api/ps", "The models that are loaded (Ollama)"),
+    ("post", "/api/show", "One model (Ollama)"),
+    ("get", "/api/version", "The version (Ollama)"),
+    ("post", "/api/embed", "Texts as vectors (Ollama)"),
+    ("post", "/api/embeddings", "A text as a vector (Ollama)"),
+    ("post", "/tokenize", "Text to token ids"),
+    ("post", "/detokenize", "Token ids to text"),
+    ("get", "/tokenizer_info", "The tokenizer"),
+    ("post", "/apply-template", "A conversation as the model gets it"),
+    ("get", "/", "The page"),
+    ("get", "/web/{path}", "The page's parts"),
+];
+
+/// A path, the names that must be there, and names with their JSON types.
+type Known = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
+
+/// Requests by path: what must be there, and what else is common, with its JSON type.
+const REQUESTS: [Known; 9] = [
+    (
+        "/v1/chat/completions",
+        &["messages"],
+        &[
+            ("model", "string"),
+            ("messages", "array"),
+            ("tools", "array"),
+            ("response_format", "object"),
+            ("stream", "boolean"),
+            ("max_completion_tokens", "integer"),
+            ("temperature", "number"),
+            ("top_p", "number"),
+            ("seed", "integer"),
+            ("n", "integer"),
+            ("logprobs", "boolean"),
+        ],
+    ),
+    (
+        "/v1/completions",
+        &["prompt"],
+        &[
+            ("model", "string"),
+            ("max_tokens", "integer"),
+            ("echo", "boolean"),
+            ("logprobs", "integer"),
+            ("stream", "boolean"),
+        ],
+    ),
+    (
+        "/v1/responses",
+        &["input"],
+        &[("model", "string"), ("instructions", "string"), ("previous_response_id", "string"), ("stream", "boolean")],
+    ),
+    ("/v1/embeddings", &["input"], &[("model", "string"), ("dimensions", "integer"), ("encoding_format", "string")]),
+    (
+        "/v1/rerank",
+        &["query", "documents"],
+        &[("model", "string"), ("query", "string"), ("documents", "array"), ("top_n", "integer")],
+    ),
+    (
+        "/v1/batches",
+        &["input_file_id", "endpoint", "completion_window"],
+        &[("input_file_id", "string"), ("endpoint", "string"), ("completion_window", "string")],
+    ),
+    (
+        "/v1/messages",
+        &["model", "max_tokens", "messages"],
+        &[
+            ("model", "string"),
+            ("max_tokens", "integer"),
+            ("messages", "array"),
+            ("stream", "boolean"),
+            ("tools", "array"),
+        ],
+    ),
+    (
+        "/api/chat",
+        &["model"],
+        &[("model", "string"), ("messages", "array"), ("stream", "boolean"), ("options", "object")],
+    ),
+    (
+        "/api/generate",
+        &["model"],
+        &[("model", "string"), ("prompt", "string"), ("stream", "boolean"), ("options", "object")],
+    ),
+];
+
+/// The handler.
+pub(crate) async fn document() -> Json<Value> {
+    let mut paths: Map<String, Value> = Map::new();
+    for (method, path, summary) in PATHS {
+        let mut operation = json!({
+            "summary": summary,
+            "responses": { "200": { "description": "As asked" }, "4XX": { "description": "An error that names the fault" } },
+        });
+        let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let parameter = |name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } });
+        let parameters: Vec<Value> = names.map(parameter).collect();
+        if !parameters.is_empty() {
+            operation["parameters"] = Value::Array(parameters);
+        }
+        if method == "post" {
+            operation["requestBody"] = body(path);
+        }
+        if let Value::Object(entry) = paths.entry(path).or_insert_with(|| json!({})) {
+            entry.insert(method.to_owned(), operation);
+        }
+    }
+    Json(json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "QwenKit",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Open Qwen models behind the interfaces that programs already speak. A parameter that is unknown or cannot be obeyed is refused by name.",
+        },
+        "paths": paths,
+        "components": { "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } } },
+        "security": [{ "key": [] }, {}],
+    }))
+}
+
+fn body(path: &str) -> Value {
+    if path == "/v1/files" {
+        let properties = json!({ "purpose": { "type": "string" }, "file": { "type": "string", "format": "binary" } });
+        let schema = json!({ "type": "object", "required": ["purpose", "file"], "properties": properties });
+        return json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
+    }
+    let mut schema = json!({ "type": "object" });
+    if let Some((_, required, known)) = REQUESTS.iter().find(|(known, ..)| *known == path) {
+        schema["required"] = json!(required);
+        let property = |(name, kind): &(&str, &str)| ((*name).to_owned(), json!({ "type": kind }));
+        schema["properties"] = Value::Object(known.iter().map(property).collect());
+    }
+    json!({ "required": true, "content": { "application/json": { "schema": schema } } })
+}
