@@ -40,6 +40,7 @@ mod settings;
 mod sse;
 mod store;
 mod text;
+mod tls;
 mod told;
 
 pub use app::ServedModel;
@@ -47,6 +48,7 @@ pub use audit::verify as verify_audit_log;
 pub use keys::{Keys, KeysError};
 pub use quota::Quota;
 pub use serve::{Config, Error, Server, told_to_end};
+pub use tls::TlsFiles;
 
 /// How much a request may ask for.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! The server's life: it binds, serves until it is told to stop, and lets running answers finish.
 
 use std::{
+    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
@@ -9,7 +10,9 @@ use std::{
     time::Duration,
 };
 
+use axum::serve::Listener;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     Keys, Limits,
@@ -18,6 +21,7 @@ use crate::{
     batches, responses,
     router::router,
     store::Store,
+    tls::{TlsFiles, TlsListener},
 };
 
 /// Running answers may take so long after the server was told to stop.
@@ -43,6 +47,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Origins, as `https://example.com`, whose pages may ask; `*` for all.
     pub origins: Vec<String>,
+    /// Serves `https` with this certificate.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Why a server does not start, or ended.
@@ -75,6 +81,7 @@ pub enum Error {
 pub struct Server {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     app: Arc<App>,
 }
 
@@ -96,7 +103,8 @@ impl Server {
         let audit = config.audit_log.as_deref().map(AuditLog::open).transpose()?;
         let app = Arc::new(App::new(models, config, audit, store));
         responses::end_those_left(&app).map_err(|error| io::Error::other(error.message))?;
-        Ok(Server { runtime, listener, app })
+        let tls = config.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
+        Ok(Server { runtime, listener, tls, app })
     }
 
     /// The address in force.
@@ -112,34 +120,41 @@ impl Server {
     /// # Errors
     /// When the socket fails.
     pub fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let Server { runtime, listener, app } = self;
-        let router = router(&app);
+        let Server { runtime, listener, tls, app } = self;
         let result = runtime.block_on(async move {
-            let (told, stopping) = tokio::sync::watch::channel(false);
-            let until = {
-                let mut stopping = stopping.clone();
-                async move {
-                    // The sender lives as long as the server.
-                    let _ = stopping.wait_for(|told| *told).await;
-                }
-            };
-            tokio::spawn(batches::work(Arc::clone(&app)));
-            let server = axum::serve(listener, router).with_graceful_shutdown(until).into_future();
-            tokio::pin!(server);
-            tokio::select! {
-                ended = &mut server => return ended,
-                () = stop => {}
-            }
-            app.stop();
-            let _ = told.send(true);
-            match tokio::time::timeout(GRACE, server).await {
-                Ok(ended) => ended,
-                Err(_) => Ok(()),
+            match tls {
+                Some(acceptor) => serve(TlsListener::new(listener, acceptor)?, app, stop).await,
+                None => serve(listener, app, stop).await,
             }
         });
         // Answers beyond their grace end with the engine; what is being kept gets kept.
         runtime.shutdown_timeout(KEEPING);
         Ok(result?)
+    }
+}
+
+async fn serve<L>(listener: L, app: Arc<App>, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: fmt::Debug,
+{
+    let (told, mut stopping) = tokio::sync::watch::channel(false);
+    let until = async move {
+        // The sender lives as long as the server.
+        let _ = stopping.wait_for(|told| *told).await;
+    };
+    tokio::spawn(batches::work(Arc::clone(&app)));
+    let server = axum::serve(listener, router(&app)).with_graceful_shutdown(until).into_future();
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = stop => {}
+    }
+    app.stop();
+    let _ = told.send(true);
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(ended) => ended,
+        Err(_) => Ok(()),
     }
 }
 

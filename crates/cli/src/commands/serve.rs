@@ -9,7 +9,7 @@ use std::{net::IpAddr, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use qwenkit_hub::{ModelRef, Store, resolve};
-use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server, told_to_end, verify_audit_log};
+use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server, TlsFiles, told_to_end, verify_audit_log};
 
 use crate::opening::{self, SessionArgs};
 use crate::terminal::note;
@@ -66,6 +66,12 @@ pub(crate) struct ServeArgs {
     /// An origin, as https://example.com, whose pages may ask; may be given several times, * for all
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
+    /// The server's certificate (PEM), to serve https; needs --tls-key
+    #[arg(long, value_name = "FILE", env = "QWENKIT_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", env = "QWENKIT_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Record each request in this file, every line bound to the one before by a hash
     #[arg(long, value_name = "FILE", env = "QWENKIT_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
@@ -132,8 +138,10 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
         (None, 0) => None,
         (None, port) => Some(Store::open(None)?.root().with_file_name("server").join(port.to_string())),
     };
+    let files = args.tls_cert.clone().zip(args.tls_key.clone());
+    let tls = files.map(|(certificate, key)| TlsFiles { certificate, key });
     let (audit_log, origins) = (args.audit_log.clone(), args.cors.clone());
-    let config = Config { host, port: args.port, limits, keys, store, audit_log, origins };
+    let config = Config { host, port: args.port, limits, keys, store, audit_log, origins, tls };
     let models = load(args, offline)?;
     let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
     let server = Server::bind(&config, models)?;
@@ -142,7 +150,8 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let address = server.address()?;
-    note(&format!("serving {names}\n  page  http://{address}\n  API   http://{address}/v1\nCtrl-C stops"));
+    let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+    note(&format!("serving {names}\n  page  {scheme}://{address}\n  API   {scheme}://{address}/v1\nCtrl-C stops"));
     server.run(told_to_end())?;
     note("stopped");
     Ok(())

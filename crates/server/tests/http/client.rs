@@ -83,9 +83,9 @@ pub(crate) fn serve_at(models: Vec<ServedModel>, keys: &[&str], store: Option<Pa
     serve_config(models, |config| Config { keys, store, ..config })
 }
 
-/// A server on loopback with a changed configuration.
-pub(crate) fn serve_config(models: Vec<ServedModel>, change: impl FnOnce(Config) -> Config) -> Running {
-    let config = Config {
+/// Loopback, any free port, nothing else asked.
+pub(crate) fn config() -> Config {
+    Config {
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: 0,
         limits: Limits { body_bytes: 1 << 20 },
@@ -93,8 +93,13 @@ pub(crate) fn serve_config(models: Vec<ServedModel>, change: impl FnOnce(Config)
         store: None,
         audit_log: None,
         origins: Vec::new(),
-    };
-    let server = Server::bind(&change(config), models).unwrap();
+        tls: None,
+    }
+}
+
+/// A server on loopback with a changed configuration.
+pub(crate) fn serve_config(models: Vec<ServedModel>, change: impl FnOnce(Config) -> Config) -> Running {
+    let server = Server::bind(&change(config()), models).unwrap();
     let address = server.address().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let run = move || {

@@ -7,3 +7,4 @@ mod interfaces;
 mod kept;
 mod refusals;
 mod service;
+mod tls;
