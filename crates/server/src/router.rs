@@ -1,6 +1,6 @@
 //! Which handler answers which path, and what holds for all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -11,6 +11,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+
+use futures_core::Stream as _;
 
 use crate::{
     anthropic, app::App, audit::Entry, batches, chat, completions, embeddings, error::ApiError, files, info,
@@ -84,6 +86,10 @@ async fn no_such_method(request: Request) -> ApiError {
 
 /// Seconds that a request's body may take to arrive.
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A body that is too large is let in, and thrown away, for so long and so far.
+const LINGERING: Duration = Duration::from_secs(10);
+const LINGERING_BYTES: usize = 256 << 20;
 
 /// What holds for every request: who may ask, how much, how large, how long; and what every response has.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -163,6 +169,8 @@ async fn whole_body(request: Request, most: usize) -> Result<Request, ApiError> 
     };
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > most as u64) {
+        // Many clients read the answer only when they have sent everything.
+        let _ = tokio::time::timeout(LINGERING, discard(request.into_body())).await;
         return Err(too_large());
     }
     let (parts, body) = request.into_parts();
@@ -176,6 +184,17 @@ async fn whole_body(request: Request, most: usize) -> Result<Request, ApiError> 
         Err(_) => {
             let message = format!("the request's body did not arrive within {} s", BODY_PATIENCE.as_secs());
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message))
+        }
+    }
+}
+
+async fn discard(body: Body) {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = 0;
+    while let Some(Ok(piece)) = std::future::poll_fn(|context| Pin::new(&mut pieces).poll_next(context)).await {
+        bytes += piece.len();
+        if bytes > LINGERING_BYTES {
+            return;
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::{
     convert::Infallible,
+    future::Future as _,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -14,6 +16,7 @@ use axum::{
 use futures_core::Stream;
 use qwenkit_engine::Piece;
 use serde_json::Value;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{error::ApiError, run::Run};
 
@@ -21,6 +24,8 @@ use crate::{error::ApiError, run::Run};
 pub(crate) trait Narrator: Send + Unpin + 'static {
     /// The media type of the events.
     const KIND: &'static str = "text/event-stream; charset=utf-8";
+    /// Whether its readers pass over comments.
+    const HAS_COMMENTS: bool = true;
     /// Before the first piece.
     fn begin(&mut self, out: &mut Events);
     /// Pieces of the answer `i`.
@@ -76,7 +81,13 @@ pub(crate) fn respond<N: Narrator>(run: Run, narrator: N) -> Response {
     let mut events = Events::default();
     let mut narrator = narrator;
     narrator.begin(&mut events);
-    let mut response = Response::new(Body::from_stream(Narrated { run, narrator, events, ended: false }));
+    let mut response = Response::new(Body::from_stream(Narrated {
+        run,
+        narrator,
+        events,
+        ended: false,
+        quiet: Box::pin(sleep(QUIET)),
+    }));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(N::KIND));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -90,7 +101,12 @@ struct Narrated<N> {
     narrator: N,
     events: Events,
     ended: bool,
+    /// Rings when nothing has been said for a while.
+    quiet: Pin<Box<Sleep>>,
 }
+
+/// Proxies and clients give up on streams that say nothing; after so long, a comment shows that somebody is there.
+const QUIET: Duration = Duration::from_secs(15);
 
 impl<N: Narrator> Stream for Narrated<N> {
     type Item = Result<Bytes, Infallible>;
@@ -109,10 +125,17 @@ impl<N: Narrator> Stream for Narrated<N> {
                     this.narrator.end(&mut this.events);
                     this.ended = true;
                 }
-                Poll::Pending if this.events.0.is_empty() => return Poll::Pending,
+                Poll::Pending if this.events.0.is_empty() => {
+                    if !N::HAS_COMMENTS || this.quiet.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    this.events.comment("waiting");
+                    break;
+                }
                 Poll::Pending => break,
             }
         }
+        this.quiet.as_mut().reset(Instant::now() + QUIET);
         match std::mem::take(&mut this.events.0) {
             bytes if bytes.is_empty() => Poll::Ready(None),
             bytes => Poll::Ready(Some(Ok(Bytes::from(bytes)))),

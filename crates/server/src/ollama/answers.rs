@@ -234,6 +234,7 @@ impl Reply {
 
 impl Narrator for Reply {
     const KIND: &'static str = "application/x-ndjson";
+    const HAS_COMMENTS: bool = false;
 
     fn begin(&mut self, _: &mut Events) {}
 

@@ -159,3 +159,11 @@ fn connections_that_go_nowhere_hold_up_nobody() {
     drop(half_open);
     server.post("/v1/chat/completions", &with(json!({}))).ok();
 }
+
+#[test]
+fn who_sends_far_too_much_hears_why_after_sending_it() {
+    let server = serve();
+    // Six times the limit, all of it sent before the answer is read.
+    let reply = Reply::read(server.send("POST", "/v1/completions", "", &vec![b'x'; 6 << 20]));
+    assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (413, Some("invalid_request_error")));
+}
