@@ -27,7 +27,7 @@ use crate::{
 pub(crate) async fn messages(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(Some(&fields.required("model", name)?))?;
+    let model = app.model(Some(&fields.required("model", name)?)).await?;
     let request = request::read(fields, &model)?;
     let stream = request.settings.stream;
     let mut answering = request.start(&model).await?;
@@ -46,7 +46,7 @@ pub(crate) async fn messages(State(app): State<Arc<App>>, body: Bytes) -> Result
 pub(crate) async fn count_tokens(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(Some(&fields.required("model", name)?))?;
+    let model = app.model(Some(&fields.required("model", name)?)).await?;
     let request = request::read_to_count(fields, &model)?;
     let count = blocking(move || {
         let prompt = Prompt::Chat(Box::new(request.prompt(&model)?));

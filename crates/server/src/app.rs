@@ -9,50 +9,20 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use axum::http::StatusCode;
-use qwenkit_engine::Session;
-use qwenkit_text::{Opening, ThinkingSupport};
-
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     Config, Keys, Limits,
     audit::AuditLog,
     error::ApiError,
-    metrics::{Responses, Work},
+    metrics::Responses,
+    models::{ModelSource, Models, ServedModel},
     store::Store,
 };
 
-/// A model behind a name.
-pub struct ServedModel {
-    /// The name that requests give.
-    pub name: String,
-    /// Further names of the same model.
-    pub aliases: Vec<String>,
-    /// The model.
-    pub session: Session,
-    /// What its template knows of thinking.
-    pub(crate) thinking: ThinkingSupport,
-    pub(crate) work: Work,
-}
-
-impl ServedModel {
-    /// A model behind `name` and its aliases.
-    pub fn new(name: String, aliases: Vec<String>, session: Session) -> ServedModel {
-        let none =
-            || ThinkingSupport { thinks: false, default: Opening::Unopened, has_switch: false, efforts: Vec::new() };
-        let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
-        ServedModel { name, aliases, session, thinking, work: Work::default() }
-    }
-
-    fn has_name(&self, name: &str) -> bool {
-        self.name == name || self.aliases.iter().any(|alias| alias == name)
-    }
-}
-
 /// The server's state.
 pub(crate) struct App {
-    models: Vec<Arc<ServedModel>>,
+    pub(crate) models: Models,
     pub(crate) limits: Limits,
     pub(crate) keys: Keys,
     pub(crate) started: Instant,
@@ -77,9 +47,9 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(models: Vec<ServedModel>, config: &Config, audit: Option<AuditLog>, store: Store) -> App {
+    pub(crate) fn new(models: Vec<ModelSource>, config: &Config, audit: Option<AuditLog>, store: Store) -> App {
         App {
-            models: models.into_iter().map(Arc::new).collect(),
+            models: Models::new(models),
             limits: config.limits,
             keys: config.keys.clone(),
             responses: Responses::default(),
@@ -98,30 +68,15 @@ impl App {
         }
     }
 
-    /// All models, the default one first.
-    pub(crate) fn models(&self) -> &[Arc<ServedModel>] {
-        &self.models
-    }
-
     /// The model of this name; `default`, or no name at all, is the first.
     ///
     /// # Errors
-    /// When there is none: says which there are. When the server is about to stop.
-    pub(crate) fn model(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+    /// When there is none, or it cannot be loaded. When the server is about to stop.
+    pub(crate) async fn model(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unavailable("the server is stopping and takes no new requests"));
         }
-        let named = |m: &&Arc<ServedModel>| match name {
-            None | Some("default") => true,
-            Some(name) => m.has_name(name) || name.strip_suffix(":latest").is_some_and(|name| m.has_name(name)),
-        };
-        self.models.iter().find(named).cloned().ok_or_else(|| {
-            let shown: String = name.unwrap_or_default().chars().take(80).collect();
-            let names: Vec<&str> = self.models.iter().map(|m| m.name.as_str()).collect();
-            let message = format!("no model {shown:?} is served here; there is {}", names.join(", "));
-            let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
-            ApiError { param: Some("model".to_owned()), ..error.with_code("model_not_found") }
-        })
+        self.models.get(name).await
     }
 
     /// Tells whoever runs the server.

@@ -13,11 +13,12 @@ use qwenkit_text::AnswerEvent;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    app::{App, ServedModel, unix_s},
+    app::{App, unix_s},
     conversation::{Conversation, Names, ToolChoice},
     error::ApiError,
     fields::Fields,
     forms, logprobs, messages,
+    models::ServedModel,
     run::Run,
     settings::Settings,
     sse::{self, Events, Narrator},
@@ -72,7 +73,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, body: Bytes) -> Res
 /// Starts what a request asks for.
 pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> Result<(Run, Reply), ApiError> {
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let request = Conversation { priority, ..read(fields, &model)? };
     let (stream, include_usage) = (request.settings.stream, request.settings.include_usage);
     let (answers, logprobs) = (request.settings.answers, request.logprobs.is_some());

@@ -13,11 +13,12 @@ use qwenkit_tensor::TokenId;
 use serde_json::{Value, json};
 
 use crate::{
-    app::{App, ServedModel, unix_s},
+    app::{App, unix_s},
     chat::{FINGERPRINT, usage},
     error::ApiError,
     fields::{Fields, wrong},
     logprobs::{TextLogprobs, token_text},
+    models::ServedModel,
     run::Run,
     settings::{Settings, ids},
     sse::{self, Events, Narrator},
@@ -122,7 +123,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, body: Bytes) -> Res
 /// Starts what a request asks for.
 pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> Result<(Run, Reply), ApiError> {
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let request = Arc::new(TextRequest::read(fields, &model)?);
     let answers = request.prompts.len() * request.settings.answers;
     let asked = Arc::clone(&request);

@@ -12,8 +12,8 @@ use qwenkit_text::{
 use serde_json::{Map, Value};
 
 use crate::{
-    app::ServedModel,
     error::{ApiError, from_engine, from_text},
+    models::ServedModel,
     run::Run,
     settings::Settings,
 };

@@ -8,9 +8,10 @@ use qwenkit_engine::{Input, Priority, Reading, unit_vector};
 use serde_json::{Value, json};
 
 use crate::{
-    app::{App, ServedModel},
+    app::App,
     error::{ApiError, from_engine},
     fields::{Fields, wrong},
+    models::ServedModel,
     readings,
     settings::ids,
 };
@@ -28,7 +29,7 @@ pub(crate) async fn embeddings(State(app): State<Arc<App>>, body: Bytes) -> Resu
 /// What a request for vectors comes to.
 pub(crate) async fn embed(app: &App, mut fields: Fields, priority: Priority) -> Result<Value, ApiError> {
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let input = fields.take("input");
     let inputs = inputs(fields.required("input", input)?)?;
     let width = model.session.info().width as i64;

@@ -11,9 +11,10 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
-    app::{App, ServedModel},
+    app::App,
     chat::FINGERPRINT,
     error::ApiError,
+    models::{ServedModel, Slot},
 };
 
 /// Whether the process answers.
@@ -35,32 +36,35 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// The models and the names they answer to.
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app.models().iter().map(|m| model(&app, m)).collect();
+    let data: Vec<Value> = app.models.slots().iter().map(|slot| model(&app, slot)).collect();
     Json(json!({ "object": "list", "data": data }))
 }
 
 /// One model.
 pub(crate) async fn one_model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let found = app.model(Some(&name))?;
-    Ok(Json(model(&app, &found)))
+    Ok(Json(model(&app, app.models.slot(Some(&name))?)))
 }
 
-fn model(app: &App, served: &ServedModel) -> Value {
-    let (info, template) = (served.session.info(), served.session.template());
-    json!({
-        "id": served.name,
+fn model(app: &App, slot: &Slot) -> Value {
+    let mut object = json!({
+        "id": slot.name,
         "object": "model",
         "created": app.started_unix_s,
         "owned_by": "qwenkit",
-        "aliases": served.aliases,
-        "max_model_len": info.context_tokens,
-        "capabilities": {
-            "chat": template.is_some(),
+        "aliases": slot.aliases,
+        "loaded": false,
+    });
+    if let Some(served) = slot.model() {
+        object["loaded"] = json!(true);
+        object["max_model_len"] = json!(served.session.info().context_tokens);
+        object["capabilities"] = json!({
+            "chat": served.session.template().is_some(),
             "thinking": served.thinking.thinks,
             "thinking_switch": served.thinking.has_switch,
             "images": false,
-        },
-    })
+        });
+    }
+    object
 }
 
 /// What is served and how.
@@ -83,7 +87,7 @@ pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "fingerprint": FINGERPRINT,
         "uptime_s": app.started.elapsed().as_secs(),
-        "models": app.models().iter().map(model).collect::<Vec<_>>(),
+        "models": app.models.loaded().iter().map(model).collect::<Vec<_>>(),
     }))
 }
 
@@ -99,5 +103,5 @@ pub(crate) async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
             "kv_pages_total": load.pages_total,
         })
     };
-    Json(json!({ "loads": app.models().iter().map(load).collect::<Vec<_>>() }))
+    Json(json!({ "loads": app.models.loaded().iter().map(load).collect::<Vec<_>>() }))
 }

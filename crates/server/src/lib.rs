@@ -25,6 +25,7 @@ mod listing;
 mod logprobs;
 mod messages;
 mod metrics;
+mod models;
 mod ollama;
 mod openapi;
 mod origin;
@@ -43,9 +44,9 @@ mod text;
 mod tls;
 mod told;
 
-pub use app::ServedModel;
 pub use audit::verify as verify_audit_log;
 pub use keys::{Keys, KeysError};
+pub use models::{LoadRefusal, ModelSource};
 pub use quota::Quota;
 pub use serve::{Config, Error, Server, told_to_end};
 pub use tls::TlsFiles;

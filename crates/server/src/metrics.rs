@@ -109,7 +109,7 @@ fn gauges(app: &App, prefix: &str, out: &mut String) {
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Load) -> f64| {
         let name = format!("{prefix}{name}");
         head(out, &name, "gauge", help);
-        for model in app.models() {
+        for model in app.models.loaded() {
             line(out, &format!("{name}{{{}}}", label(&model.name)), value(&model.session.load()));
         }
     };
@@ -124,7 +124,7 @@ fn counters(app: &App, prefix: &str, out: &mut String) {
     let mut counter = |name: &str, help: &str, value: fn(&Load) -> u64| {
         let name = format!("{prefix}{name}_total");
         head(out, &name, "counter", help);
-        for model in app.models() {
+        for model in app.models.loaded() {
             line(out, &format!("{name}{{{}}}", label(&model.name)), value(&model.session.load()) as f64);
         }
     };
@@ -140,7 +140,7 @@ fn times(app: &App, prefix: &str, out: &mut String) {
     let mut histogram = |name: &str, help: &str, value: fn(&Work) -> &Times| {
         let name = format!("{prefix}{name}_seconds");
         head(out, &name, "histogram", help);
-        for model in app.models() {
+        for model in app.models.loaded() {
             value(&model.work).write(out, &name, &label(&model.name));
         }
     };

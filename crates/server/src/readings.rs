@@ -6,8 +6,8 @@ use qwenkit_engine::{Canceller, Event, Priority, Reading};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::{
-    app::ServedModel,
     error::{ApiError, from_engine},
+    models::ServedModel,
     quota::meter,
 };
 

@@ -7,9 +7,10 @@ use qwenkit_engine::{Priority, relevance_score};
 use serde_json::{Value, json};
 
 use crate::{
-    app::{App, ServedModel},
+    app::App,
     error::{ApiError, from_engine},
     fields::{Fields, wrong},
+    models::ServedModel,
     readings,
 };
 
@@ -20,7 +21,7 @@ const DOCUMENTS_MAX: usize = 2048;
 pub(crate) async fn rerank(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let query = fields.string("query")?;
     let query = fields.required("query", query)?;
     let documents = fields.take("documents");
@@ -50,7 +51,7 @@ pub(crate) async fn rerank(State(app): State<Arc<App>>, body: Bytes) -> Result<J
 pub(crate) async fn score(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let mut side = |names: [&'static str; 2]| {
         let found = fields.take_one(&names)?;
         let (at, value) = fields.required(names[0], found)?;

@@ -66,7 +66,7 @@ async fn start(
     priority: Priority,
 ) -> Result<(Run, Reply), ApiError> {
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let previous = fields.string("previous_response_id")?;
     let history = match &previous {
         Some(id) => {

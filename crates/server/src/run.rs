@@ -10,8 +10,8 @@ use qwenkit_engine::{Ask, Event, Piece, Transcript};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
-    app::ServedModel,
     error::{ApiError, from_engine},
+    models::ServedModel,
     quota::{Meter, meter},
 };
 

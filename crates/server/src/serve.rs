@@ -16,9 +16,11 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     Keys, Limits,
-    app::{App, ServedModel},
+    app::App,
     audit::AuditLog,
-    batches, responses,
+    batches,
+    models::ModelSource,
+    responses,
     router::router,
     store::Store,
     tls::{TlsFiles, TlsListener},
@@ -90,7 +92,7 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be had, or may be reached by strangers and there is no key.
-    pub fn bind(config: &Config, models: Vec<ServedModel>) -> Result<Server, Error> {
+    pub fn bind(config: &Config, models: Vec<ModelSource>) -> Result<Server, Error> {
         // Connections cost little; the engine needs the cores.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let address = SocketAddr::new(config.host, config.port);

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
     let text = fields.take_one(&["prompt", "content", "text"])?;
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
@@ -57,7 +57,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let list = fields.list("tokens")?;
     let found = ids("tokens", &fields.required("tokens", list)?)?;
     fields.finish()?;
@@ -67,7 +67,7 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Resu
 
 /// What a client needs to count as the server does. Qwen's prompts have no token of their own at the beginning.
 pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let model = app.model(None)?;
+    let model = app.model(None).await?;
     let (session, tokenizer) = (&model.session, model.session.tokenizer());
     let ends = session.stop_tokens();
     // Of several, the one that ends a turn.
@@ -90,7 +90,7 @@ pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<V
 pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(name.as_deref())?;
+    let model = app.model(name.as_deref()).await?;
     let work = move || {
         let input = conversation(fields, &model)?;
         let Some(template) = model.session.template() else {
@@ -102,7 +102,7 @@ pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> 
     Ok(Json(json!({ "prompt": prompt })))
 }
 
-fn conversation(mut fields: Fields, model: &crate::app::ServedModel) -> Result<ChatInput, ApiError> {
+fn conversation(mut fields: Fields, model: &crate::models::ServedModel) -> Result<ChatInput, ApiError> {
     let messages = messages::messages(&mut fields)?;
     let tools = messages::tools(&mut fields)?;
     let (wish, mut kwargs) = messages::thinking(&mut fields, &messages)?;

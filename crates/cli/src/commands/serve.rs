@@ -9,7 +9,9 @@ use std::{net::IpAddr, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use qwenkit_hub::{ModelRef, Store, resolve};
-use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server, TlsFiles, told_to_end, verify_audit_log};
+use qwenkit_server::{
+    Config, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end, verify_audit_log,
+};
 
 use crate::opening::{self, SessionArgs};
 use crate::terminal::note;
@@ -84,6 +86,9 @@ pub(crate) struct ServeArgs {
     /// Where responses, files and batches are kept [default: a folder for each port under QWENKIT_HOME]
     #[arg(long, value_name = "DIR", env = "QWENKIT_STORE")]
     store: Option<PathBuf>,
+    /// Load all models at the start, and keep them; else the first is loaded, and the others when they are asked for
+    #[arg(long)]
+    preload: bool,
     /// Check models and settings, and do not serve
     #[arg(long)]
     check: bool,
@@ -143,7 +148,7 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     let (audit_log, origins) = (args.audit_log.clone(), args.cors.clone());
     let config = Config { host, port: args.port, limits, keys, store, audit_log, origins, tls };
     let models = load(args, offline)?;
-    let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = models.iter().map(ModelSource::name).collect::<Vec<_>>().join(", ");
     let server = Server::bind(&config, models)?;
     if args.check {
         note(&format!("{names}: everything is in order"));
@@ -163,12 +168,14 @@ fn host(text: &str) -> anyhow::Result<IpAddr> {
         .map_err(|_| failure::usage(format!("--host is {text:?}, expected an IP address such as 127.0.0.1 or 0.0.0.0")))
 }
 
-fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ServedModel>> {
+/// The models: the first is loaded now, the others when they are asked for.
+fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
     let wanted: Vec<Option<&str>> = match args.models.is_empty() {
         true => vec![None],
         false => args.models.iter().map(|name| Some(name.as_str())).collect(),
     };
-    let mut models: Vec<ServedModel> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut models = Vec::new();
     for given in wanted {
         let located = locate::locate(given, offline)?;
         let name = match given {
@@ -180,13 +187,25 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ServedModel>> {
             },
             None => located.stored.name.clone(),
         };
-        if models.iter().any(|model| model.name == name) {
+        if names.contains(&name) {
             return Err(failure::usage(format!("two models have the name {name}\nhint: name each file once")));
         }
-        let (session, waiting) = (&args.session, args.max_waiting as usize);
-        let session = opening::open_for_many(&located.files, session.threads(), session.context_tokens(), waiting)?;
-        let aliases = args.name.iter().filter(|_| models.is_empty()).cloned().collect();
-        models.push(ServedModel::new(name, aliases, session));
+        let (threads, context, waiting) =
+            (args.session.threads(), args.session.context_tokens(), args.max_waiting as usize);
+        let open = move || opening::open_for_many(&located.files, threads, context, waiting);
+        let is_first = models.is_empty();
+        let aliases = args.name.iter().filter(|_| is_first).cloned().collect();
+        let session = if is_first || args.preload || args.check { Some(open()?) } else { None };
+        models.push(match session {
+            Some(session) if args.preload => ModelSource::loaded(name.clone(), aliases, session),
+            session => ModelSource::on_demand(name.clone(), aliases, session, move || {
+                open().map_err(|error| LoadRefusal {
+                    needs_memory: matches!(error.downcast_ref(), Some(qwenkit_engine::Error::Memory { .. })),
+                    message: format!("{error:#}"),
+                })
+            }),
+        });
+        names.push(name);
     }
     Ok(models)
 }

@@ -5,11 +5,11 @@ use qwenkit_text::Form;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    app::ServedModel,
     conversation::{Conversation, Names, ToolChoice, wish},
     error::ApiError,
     fields::{Fields, wrong},
     forms, messages,
+    models::ServedModel,
     settings::{Settings, stop_list},
 };
 

@@ -14,11 +14,12 @@ use serde_json::{Map, Value, json};
 
 use super::{now, options};
 use crate::{
-    app::{App, ServedModel},
+    app::App,
     conversation::{Conversation, Names, ToolChoice, wish},
     error::ApiError,
     fields::{Fields, wrong},
     messages,
+    models::ServedModel,
     run::Run,
     sse::{self, Events, Narrator},
     told::{Call, Told},
@@ -28,7 +29,7 @@ const NAMES: Names = Names { messages: "messages", choice: "tools", form: "forma
 
 /// `/api/chat`
 pub(crate) async fn chat(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, ApiError> {
-    let (model, mut fields) = model_of(&app, &body)?;
+    let (model, mut fields) = model_of(&app, &body).await?;
     let given = fields.list("messages")?.unwrap_or_default();
     if given.is_empty() {
         return Ok(loaded(&model, Shape::Chat));
@@ -44,7 +45,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, body: Bytes) -> Result<Res
 
 /// `/api/generate`
 pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, ApiError> {
-    let (model, mut fields) = model_of(&app, &body)?;
+    let (model, mut fields) = model_of(&app, &body).await?;
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|text| !text.is_empty());
     let raw = fields.bool("raw")?.unwrap_or(false);
@@ -79,10 +80,10 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result
     .await
 }
 
-fn model_of(app: &App, body: &[u8]) -> Result<(Arc<ServedModel>, Fields), ApiError> {
+async fn model_of(app: &App, body: &[u8]) -> Result<(Arc<ServedModel>, Fields), ApiError> {
     let mut fields = Fields::of_body(body)?;
     let name = fields.string("model")?;
-    let model = app.model(Some(&fields.required("model", name)?))?;
+    let model = app.model(Some(&fields.required("model", name)?)).await?;
     Ok((model, fields))
 }
 

@@ -7,11 +7,12 @@ use qwenkit_engine::{Priority, unit_vector};
 use serde_json::{Value, json};
 
 use crate::{
-    app::{App, ServedModel},
+    app::App,
     clock::rfc3339,
     embeddings::{inputs, queries},
     error::ApiError,
     fields::Fields,
+    models::ServedModel,
     readings,
 };
 
@@ -25,7 +26,7 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// `/api/tags`
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({ "models": app.models().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
+    Json(json!({ "models": app.models.loaded().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
 }
 
 /// `/api/ps`
@@ -37,7 +38,7 @@ pub(crate) async fn ps(State(app): State<Arc<App>>) -> Json<Value> {
         entry["expires_at"] = json!(rfc3339(4_102_444_800));
         entry
     };
-    Json(json!({ "models": app.models().iter().map(model).collect::<Vec<_>>() }))
+    Json(json!({ "models": app.models.loaded().iter().map(model).collect::<Vec<_>>() }))
 }
 
 fn entry(app: &App, model: &ServedModel) -> Value {
@@ -77,7 +78,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
     let (_, name) = fields.required("model", name)?;
     fields.bool("verbose")?;
     fields.finish()?;
-    let model = app.model(name.as_str())?;
+    let model = app.model(name.as_str()).await?;
     let info = model.session.info();
     let architecture = info.architecture;
     let mut capabilities = vec!["completion", "embedding"];
@@ -109,7 +110,7 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, body: Bytes) -> Result<Js
     let started = std::time::Instant::now();
     let mut fields = Fields::of_body(&body)?;
     let name = fields.string("model")?;
-    let model = app.model(Some(&fields.required("model", name)?))?;
+    let model = app.model(Some(&fields.required("model", name)?)).await?;
     let input = fields.take_one(&["input", "prompt"])?;
     let (at, input) = fields.required("input", input)?;
     let inputs = inputs(input)?;

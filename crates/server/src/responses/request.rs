@@ -4,11 +4,11 @@ use qwenkit_engine::Sampling;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    app::ServedModel,
     conversation::{Conversation, Names, ToolChoice},
     error::ApiError,
     fields::{Fields, integer, wrong},
     forms, messages,
+    models::ServedModel,
     settings::Settings,
 };
 

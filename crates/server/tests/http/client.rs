@@ -12,7 +12,7 @@ use std::{
 use qwenkit_engine::{Options, Session};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
-use qwenkit_server::{Config, Keys, Limits, Quota, ServedModel, Server};
+use qwenkit_server::{Config, Keys, Limits, ModelSource, Quota, Server};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -56,16 +56,25 @@ pub(crate) fn thinking_checkpoint() -> TempDir {
     folder
 }
 
-pub(crate) fn model(name: &str, context_tokens: usize, max_waiting: usize) -> ServedModel {
+pub(crate) fn model(name: &str, context_tokens: usize, max_waiting: usize) -> ModelSource {
     model_at(&fixtures().join("parity").join(name), name, context_tokens, max_waiting)
 }
 
-pub(crate) fn model_at(path: &Path, name: &str, context_tokens: usize, max_waiting: usize) -> ServedModel {
+pub(crate) fn model_at(path: &Path, name: &str, context_tokens: usize, max_waiting: usize) -> ModelSource {
+    let session = session_at(path, context_tokens, max_waiting);
+    ModelSource::loaded(name.to_owned(), vec![format!("{name}-alias")], session)
+}
+
+/// A tiny checkpoint of the repository.
+pub(crate) fn session(name: &str) -> Session {
+    session_at(&fixtures().join("parity").join(name), 2048, 64)
+}
+
+fn session_at(path: &Path, context_tokens: usize, max_waiting: usize) -> Session {
     let files = ModelFiles::open(path).unwrap();
     let isa = Isa::detect().unwrap();
     let options = Options { threads: 1, isa, context_tokens: Some(context_tokens), max_waiting };
-    let session = Session::open(&files, &options, &mut |_| {}).unwrap();
-    ServedModel::new(name.to_owned(), vec![format!("{name}-alias")], session)
+    Session::open(&files, &options, &mut |_| {}).unwrap()
 }
 
 /// The qwen2 checkpoint behind a server.
@@ -73,12 +82,12 @@ pub(crate) fn serve() -> Running {
     serve_with(vec![model("qwen2", 2048, 64)], &[])
 }
 
-pub(crate) fn serve_with(models: Vec<ServedModel>, keys: &[&str]) -> Running {
+pub(crate) fn serve_with(models: Vec<ModelSource>, keys: &[&str]) -> Running {
     serve_at(models, keys, None)
 }
 
 /// A server that keeps things in a folder.
-pub(crate) fn serve_at(models: Vec<ServedModel>, keys: &[&str], store: Option<PathBuf>) -> Running {
+pub(crate) fn serve_at(models: Vec<ModelSource>, keys: &[&str], store: Option<PathBuf>) -> Running {
     let keys = Keys::new(keys.iter().copied(), Quota::default());
     serve_config(models, |config| Config { keys, store, ..config })
 }
@@ -98,7 +107,7 @@ pub(crate) fn config() -> Config {
 }
 
 /// A server on loopback with a changed configuration.
-pub(crate) fn serve_config(models: Vec<ServedModel>, change: impl FnOnce(Config) -> Config) -> Running {
+pub(crate) fn serve_config(models: Vec<ModelSource>, change: impl FnOnce(Config) -> Config) -> Running {
     let server = Server::bind(&change(config()), models).unwrap();
     let address = server.address().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();

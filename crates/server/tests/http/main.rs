@@ -5,6 +5,7 @@ mod client;
 mod forms;
 mod interfaces;
 mod kept;
+mod models;
 mod refusals;
 mod service;
 mod tls;
