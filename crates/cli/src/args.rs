@@ -5,7 +5,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench, doctor, list, logits, pull, rm, run, serve, show, template, tokenize};
+use crate::commands::{bench, doctor, embed, list, logits, pull, rerank, rm, run, serve, show, template, tokenize};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +44,10 @@ pub(crate) enum Command {
     Show(show::ShowArgs),
     /// Remove a model from the local store
     Rm(rm::RmArgs),
+    /// Turn texts into vectors
+    Embed(embed::EmbedArgs),
+    /// Say how well documents fit a query
+    Rerank(rerank::RerankArgs),
     /// Turn text into token ids
     Tokenize(tokenize::TokenizeArgs),
     /// Work with chat templates

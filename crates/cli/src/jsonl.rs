@@ -18,19 +18,38 @@ const LINE_BYTES_MAX: u64 = 256 << 20;
 pub(crate) fn answer_lines(
     mut answer: impl FnMut(usize, Map<String, Value>) -> Result<Value, String>,
 ) -> anyhow::Result<()> {
+    answer_together(1, |objects| objects.into_iter().map(|(number, object)| answer(number, object)).collect())
+}
+
+/// The same with up to `most` lines at once: `answer` gives as many answers, in their order.
+pub(crate) fn answer_together(
+    most: usize,
+    mut answer: impl FnMut(Vec<(usize, Map<String, Value>)>) -> Vec<Result<Value, String>>,
+) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     let mut out = BufWriter::new(io::stdout().lock());
     let (mut line, mut number, mut bad_lines) = (Vec::new(), 0, 0);
-    while read_line(&mut input, &mut line)? {
-        number += 1;
-        let value = match object(&line).and_then(|object| answer(number, object)) {
-            Ok(value) => value,
-            Err(problem) => {
+    let mut has_more = true;
+    while has_more {
+        // What each line is: an object to answer, or what is wrong with it.
+        let (mut objects, mut lines) = (Vec::new(), Vec::new());
+        while lines.len() < most {
+            has_more = read_line(&mut input, &mut line)?;
+            if !has_more {
+                break;
+            }
+            number += 1;
+            lines.push((number, object(&line).map(|object| objects.push((number, object)))));
+        }
+        let mut answers = if objects.is_empty() { Vec::new() } else { answer(objects) }.into_iter();
+        for (number, line) in lines {
+            let found = line.and_then(|()| answers.next().unwrap_or_else(|| Err("it got no answer".to_owned())));
+            let value = found.unwrap_or_else(|problem| {
                 bad_lines += 1;
                 json!({ "error": format!("line {number}: {problem}") })
-            }
-        };
-        writeln!(out, "{value}").map_err(terminal::stdout_error)?;
+            });
+            writeln!(out, "{value}").map_err(terminal::stdout_error)?;
+        }
     }
     out.flush().map_err(terminal::stdout_error)?;
     if bad_lines > 0 {

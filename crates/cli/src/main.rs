@@ -52,6 +52,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::List(args) => commands::list::run(&args),
         Command::Show(args) => commands::show::run(&args),
         Command::Rm(args) => commands::rm::run(&args),
+        Command::Embed(args) => commands::embed::run(&args, offline),
+        Command::Rerank(args) => commands::rerank::run(&args, offline),
         Command::Tokenize(args) => commands::tokenize::run(&args, offline),
         Command::Template(args) => commands::template::run(&args),
         Command::Bench(args) => commands::bench::run(&args, offline),

@@ -121,6 +121,11 @@ fn special(tokenizer: &Tokenizer, token: &str) -> Result<TokenId, Error> {
     tokenizer.token_id(token).ok_or_else(|| Error::TokenMissing { token: token.to_owned() })
 }
 
+/// A query as embedding models read it: behind the task that it is for. Documents stand alone.
+pub fn query_text(task: &str, query: &str) -> String {
+    format!("Instruct: {task}\nQuery:{query}")
+}
+
 /// A state, (D), as a vector of length 1, of its first `dimensions` if fewer are wanted (matryoshka embeddings).
 pub fn unit_vector(state: &[f32], dimensions: Option<usize>) -> Vec<f32> {
     let kept = &state[..dimensions.unwrap_or(state.len()).min(state.len())];

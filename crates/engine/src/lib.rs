@@ -28,7 +28,7 @@ mod session;
 mod stop_text;
 
 pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
-pub use embedding::{Input, Reading, relevance_score, unit_vector};
+pub use embedding::{Input, Reading, query_text, relevance_score, unit_vector};
 pub use engine::{Canceller, Engine};
 pub use error::Error;
 pub use guide::{Guide, Verdict};

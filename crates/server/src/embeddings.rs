@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, body::Bytes, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use qwenkit_engine::{Input, Priority, Reading, unit_vector};
+use qwenkit_engine::{Input, Priority, Reading, query_text, unit_vector};
 use serde_json::{Value, json};
 
 use crate::{
@@ -65,7 +65,7 @@ pub(crate) fn queries(
 ) -> Result<Vec<Reading>, ApiError> {
     let reading = |input: &Input| {
         let told = match (input, instruction) {
-            (Input::Text(text), Some(task)) => Input::Text(format!("Instruct: {task}\nQuery:{text}")),
+            (Input::Text(text), Some(task)) => Input::Text(query_text(task, text)),
             (input, _) => input.clone(),
         };
         model.session.embedding(&told).map_err(|error| from_engine(&error, "input"))

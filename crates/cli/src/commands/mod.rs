@@ -3,10 +3,12 @@
 pub(crate) mod bench;
 pub(crate) mod conformance;
 pub(crate) mod doctor;
+pub(crate) mod embed;
 pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod pull;
 pub(crate) mod reference;
+pub(crate) mod rerank;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod serve;

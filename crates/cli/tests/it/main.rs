@@ -4,6 +4,7 @@
 //! answers in `fixtures/parity`, never from an earlier run of this program.
 
 mod conformance;
+mod embeddings;
 mod hostile;
 mod json_lines;
 mod models;
