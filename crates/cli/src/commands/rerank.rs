@@ -90,8 +90,8 @@ fn answer(session: &Session, mut line: Map<String, Value>, instruction: Option<&
 }
 
 fn scores(session: &Session, instruction: Option<&str>, query: &str, documents: &[&str]) -> Result<Vec<f32>, String> {
-    let readings = documents.iter().map(|document| session.relevance(instruction, query, document));
-    let readings: Vec<_> = readings.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    let reading = |document: &&str| session.relevance(instruction, query, document).map_err(|error| error.to_string());
+    let readings: Vec<_> = documents.iter().map(reading).collect::<Result<_, _>>()?;
     let logits = session.read(readings).map_err(|error| error.to_string())?;
     Ok(logits.iter().map(|logits| relevance_score(logits)).collect())
 }
