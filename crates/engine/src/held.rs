@@ -233,3 +233,76 @@ impl Guide for Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thought(ids: impl IntoIterator<Item = u32>) -> Thought {
+        let mut thought = Thought::default();
+        ids.into_iter().for_each(|id| thought.push(TokenId(id)));
+        thought
+    }
+
+    #[test]
+    fn circles_are_seen_and_lists_are_not() {
+        for period in [1, 2, 7, 40, 200, 256] {
+            let lead = (0..37).map(|i| 1000 + i);
+            let circle = (0..1024).map(move |i| i % period);
+            assert!(thought(lead.chain(circle)).goes_in_circles(), "period {period}");
+        }
+        // Numbered lines are alike but for their numbers.
+        let list = (0..100).flat_map(|line| [7, 8, 9, 500 + line, 10, 11, 12, 13]);
+        assert!(!thought(list).goes_in_circles());
+        // A few rounds may be meant.
+        assert!(!thought((0..60).map(|i| i % 20).chain(100..160)).goes_in_circles());
+        assert!(!thought((0..3).flat_map(|_| 0..40)).goes_in_circles());
+    }
+
+    #[test]
+    fn nothing_to_hold_is_no_guide() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/text/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(&std::fs::read(path).unwrap(), path).unwrap();
+        for opening in [Opening::Unopened, Opening::Open, Opening::Closed] {
+            assert!(Hold::default().guide(opening, &tokenizer, &[]).is_none(), "a vocabulary without thoughts");
+        }
+    }
+
+    /// A vocabulary with thoughts and calls, of which a reserved token each stands for a tag.
+    fn tokenizer() -> Tokenizer {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/text/tokenizer.json");
+        let mut text = std::fs::read_to_string(path).unwrap();
+        for (i, tag) in ["<think>", "</think>", "<tool_call>", "</tool_call>"].into_iter().enumerate() {
+            text = text.replace(&format!("<|reserved_{}|>", 278 + i), tag);
+        }
+        Tokenizer::from_json(text.as_bytes(), path).unwrap()
+    }
+
+    #[test]
+    fn a_thought_ends_at_its_budget_and_is_left_alone_before() {
+        let tokenizer = tokenizer();
+        let close = tokenizer.token_id("</think>").unwrap();
+        let hold = Hold { thought_tokens: Some(3), ..Hold::default() };
+        let mut guide = hold.clone().guide(Opening::Open, &tokenizer, &[]).unwrap();
+        assert_eq!(guide.accept(TokenId(40)), Verdict::Continue);
+        assert_eq!(guide.accept(TokenId(41)), Verdict::Continue);
+        let Verdict::Force(ids) = guide.accept(TokenId(42)) else { panic!("the budget is spent") };
+        assert_eq!(ids.iter().filter(|&&id| id == close).count(), 1);
+        assert!(ids.iter().all(|&id| guide.accept(id) == Verdict::Continue));
+        assert!((0..50).all(|id| guide.accept(TokenId(id)) == Verdict::Continue), "the answer itself has no budget");
+        // One that ends by itself in time is not touched.
+        let mut guide = hold.guide(Opening::Open, &tokenizer, &[]).unwrap();
+        assert_eq!([guide.accept(TokenId(40)), guide.accept(close)], [Verdict::Continue, Verdict::Continue]);
+        assert!((0..50).all(|id| guide.accept(TokenId(id)) == Verdict::Continue));
+    }
+
+    #[test]
+    fn the_only_call_ends_the_answer() {
+        let tokenizer = tokenizer();
+        let hold = Hold { one_call: true, ..Hold::default() };
+        let mut guide = hold.guide(Opening::Closed, &tokenizer, &[]).unwrap();
+        assert_eq!(guide.accept(tokenizer.token_id("<tool_call>").unwrap()), Verdict::Continue);
+        assert_eq!(guide.accept(TokenId(50)), Verdict::Continue);
+        assert_eq!(guide.accept(tokenizer.token_id("</tool_call>").unwrap()), Verdict::Stop);
+    }
+}
