@@ -3,9 +3,9 @@
 //! Contract: only what a session's answers say is used - their tokens and the moments at which they come - so that what is
 //! measured is what users get. Not here: what the figures mean, and how they are printed (`commands::bench`).
 
-use std::time::Instant;
+use std::sync::mpsc::channel;
 
-use qwenkit_engine::{Ask, Finish, Piece, Prompt, Sampling, Session, Summary};
+use qwenkit_engine::{Ask, Finish, Listener, Piece, Prompt, Sampling, Session, Summary};
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_tensor::TokenId;
 
@@ -105,26 +105,29 @@ pub(crate) fn alone(session: &Session, load: &Load, run: usize) -> anyhow::Resul
 /// # Errors
 /// As `alone`, and when the sequences never generate at the same time.
 pub(crate) fn together(session: &Session, load: &Load, run: usize) -> anyhow::Result<f64> {
-    let mut answers = Vec::new();
+    let (sender, events) = channel();
+    let mut heard: Vec<(Ask, Listener)> = Vec::new();
     for n in 0..load.batch {
-        answers.push(session.ask(load.ask(session, run, n))?);
+        let sender = sender.clone();
+        let listener = Box::new(move |time, event| sender.send((n, time, event)).is_ok());
+        heard.push((load.ask(session, run, n), listener));
     }
-    let moments: Vec<anyhow::Result<Vec<Instant>>> = std::thread::scope(|scope| {
-        let listen = |mut pieces: qwenkit_engine::Answer| {
-            let mut moments = Vec::with_capacity(load.generate);
-            for piece in &mut pieces {
-                match piece? {
-                    Piece::Prefill { .. } | Piece::Prompt(_) => {}
-                    Piece::Text(piece) => moments.extend(piece.ids.iter().map(|_| Instant::now())),
-                    Piece::Done(summary) => load.check(session, &summary)?,
-                }
+    drop(sender);
+    let mut transcripts = session.start(heard)?;
+    // Of each sequence, when the engine told of its tokens: how late they are heard here changes nothing.
+    let mut moments = vec![Vec::with_capacity(load.generate); load.batch];
+    for (n, time, event) in events {
+        for piece in transcripts[n].push(time, event) {
+            match piece {
+                Piece::Prefill { .. } | Piece::Prompt(_) => {}
+                Piece::Text(piece) => moments[n].extend(piece.ids.iter().map(|_| time)),
+                Piece::Done(summary) => load.check(session, &summary)?,
             }
-            Ok(moments)
-        };
-        let listeners: Vec<_> = answers.into_iter().map(|answer| scope.spawn(move || listen(answer))).collect();
-        listeners.into_iter().map(|l| l.join().unwrap_or_else(|_| Err(qwenkit_engine::Error::Stopped.into()))).collect()
-    });
-    let moments = moments.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        }
+    }
+    if moments.iter().any(|m| m.len() < load.generate) {
+        return Err(qwenkit_engine::Error::Stopped.into());
+    }
     let begin = moments.iter().filter_map(|m| m.first()).max();
     let end = moments.iter().filter_map(|m| m.last()).min();
     let (Some(&begin), Some(&end)) = (begin, end) else { anyhow::bail!("no sequence generated anything") };

@@ -20,7 +20,8 @@ use crate::{
 
 /// Everything that can be said to the loop.
 enum Command {
-    Submit { id: SeqId, request: Box<Request>, listener: Listener },
+    /// Requests that came together; the first step that has one of them has all.
+    Submit(Vec<(SeqId, Request, Listener)>),
     Cancel(SeqId),
     Stop,
 }
@@ -55,23 +56,29 @@ impl Engine {
         Ok(Engine { commands, next: AtomicU64::new(0), limits, max_waiting, gauges, thread })
     }
 
-    /// Hands a request in. `listener` hears of it on the engine's thread, so it must be quick; it is dropped after
-    /// `Finished`, or without it if the engine stops before.
+    /// Hands requests in, all of them or none: they wait together and begin together as far as there is room. A listener
+    /// hears of its request on the engine's thread, so it must be quick; it is dropped after `Finished`, or without it
+    /// if the engine stops before.
     ///
     /// # Errors
-    /// When the request can never be served, too many wait, or the engine has stopped.
-    pub fn submit(&self, request: Request, listener: Listener) -> Result<Canceller, Error> {
-        request.check(self.limits)?;
-        let mut load = self.gauges.lock();
-        if load.waiting >= self.max_waiting {
-            return Err(Error::QueueFull { waiting: load.waiting });
+    /// When one of the requests can never be served, too many wait, or the engine has stopped.
+    pub fn submit(&self, requests: Vec<(Request, Listener)>) -> Result<Vec<Canceller>, Error> {
+        for (request, _) in &requests {
+            request.check(self.limits)?;
         }
-        load.waiting += 1;
+        let mut load = self.gauges.lock();
+        if load.waiting + requests.len() > self.max_waiting {
+            return Err(Error::QueueFull { asked: requests.len(), waiting: load.waiting, most: self.max_waiting });
+        }
+        load.waiting += requests.len();
         drop(load);
-        let id = SeqId(self.next.fetch_add(1, Ordering::Relaxed));
-        let command = Command::Submit { id, request: Box::new(request), listener };
-        self.commands.send(command).map_err(|_| Error::Stopped)?;
-        Ok(Canceller { id, commands: self.commands.clone() })
+        let first = self.next.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        let numbered: Vec<_> =
+            (first..).map(SeqId).zip(requests).map(|(id, (request, listener))| (id, request, listener)).collect();
+        let canceller = |(id, ..): &(SeqId, Request, Listener)| Canceller { id: *id, commands: self.commands.clone() };
+        let cancellers = numbered.iter().map(canceller).collect();
+        self.commands.send(Command::Submit(numbered)).map_err(|_| Error::Stopped)?;
+        Ok(cancellers)
     }
 
     /// How busy it is.
@@ -107,7 +114,9 @@ fn run<R: Runner>(mut scheduler: Scheduler<R>, commands: &Receiver<Command>) {
             false => commands.try_recv(),
         };
         match command {
-            Ok(Command::Submit { id, request, listener }) => scheduler.submit(id, *request, listener),
+            Ok(Command::Submit(requests)) => {
+                requests.into_iter().for_each(|(id, request, listener)| scheduler.submit(id, request, listener));
+            }
             Ok(Command::Cancel(id)) => scheduler.cancel(id),
             Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
             Err(TryRecvError::Empty) => scheduler.step(),

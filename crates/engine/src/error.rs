@@ -102,10 +102,16 @@ pub enum Error {
     },
 
     /// More requests than may wait.
-    #[error("{waiting} requests wait already, which is the most; try again in a while")]
+    #[error(
+        "the queue has no room for {asked} more: {waiting} requests wait already and {most} may; try again in a while, or with fewer at once"
+    )]
     QueueFull {
-        /// The limit.
+        /// How many came together.
+        asked: usize,
+        /// How many wait.
         waiting: usize,
+        /// The limit.
+        most: usize,
     },
 
     /// The engine's thread could not be started.

@@ -190,14 +190,28 @@ impl Session {
     /// When the prompt cannot be made, is longer than the context, or a setting is wrong.
     pub fn ask(&self, ask: Ask) -> Result<Answer, Error> {
         let (listener, events) = answer::listening();
-        Ok(Answer::new(events, self.start(ask, listener)?))
+        let (request, plan) = self.request(ask)?;
+        Ok(Answer::new(events, Transcript::new(self.submit(request, listener)?, plan)))
     }
 
-    /// Asks; whoever hears the events puts them into the transcript.
+    /// Asks several questions that are answered together; whoever hears the events puts them into the transcripts, which
+    /// come in the order of the questions.
     ///
     /// # Errors
-    /// As `ask`, and when too many requests wait.
-    pub fn start(&self, ask: Ask, listener: Listener) -> Result<Transcript, Error> {
+    /// As `ask`, and when too many requests wait. Nothing is asked then.
+    pub fn start(&self, asks: Vec<(Ask, Listener)>) -> Result<Vec<Transcript>, Error> {
+        let (mut requests, mut plans) = (Vec::new(), Vec::new());
+        for (ask, listener) in asks {
+            let (request, plan) = self.request(ask)?;
+            requests.push((request, listener));
+            plans.push(plan);
+        }
+        let cancellers = self.engine.submit(requests)?;
+        Ok(cancellers.into_iter().zip(plans).map(|(canceller, plan)| Transcript::new(canceller, plan)).collect())
+    }
+
+    /// What a question is to the engine, and what its transcript is made of.
+    fn request(&self, ask: Ask) -> Result<(Request, TranscriptPlan), Error> {
         let asked = Instant::now();
         let ChatPrompt { ids: prompt_ids, opening } = self.encode(&ask.prompt)?;
         self.check_length(prompt_ids.len())?;
@@ -216,12 +230,8 @@ impl Session {
             priority: ask.priority,
             guide,
         };
-        let canceller = self.engine.submit(request, listener)?;
         let decoder = StreamDecoder::new(&self.text.tokenizer, false);
-        Ok(Transcript::new(
-            canceller,
-            TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked },
-        ))
+        Ok((request, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked }))
     }
 
     /// Refuses a prompt that leaves no room for an answer.
@@ -238,7 +248,7 @@ impl Session {
     }
 
     pub(crate) fn submit(&self, request: Request, listener: Listener) -> Result<Canceller, Error> {
-        self.engine.submit(request, listener)
+        self.engine.submit(vec![(request, listener)])?.pop().ok_or(Error::Stopped)
     }
 
     /// How busy the engine is.

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use qwenkit_engine::{Ask, Event, Piece, Transcript};
+use qwenkit_engine::{Ask, Event, Listener, Piece, Transcript};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
@@ -44,12 +44,12 @@ impl Run {
         let (model, meter) = (Arc::clone(model), meter());
         let started = tokio::task::spawn_blocking(move || {
             let (sender, events) = unbounded_channel();
-            let mut transcripts = Vec::new();
+            let mut heard: Vec<(Ask, Listener)> = Vec::new();
             for (i, ask) in asks(&model)?.into_iter().enumerate() {
                 let sender = sender.clone();
-                let listener = Box::new(move |time, event| sender.send((i, time, event)).is_ok());
-                transcripts.push(model.session.start(ask, listener).map_err(|error| from_engine(&error, prompt))?);
+                heard.push((ask, Box::new(move |time, event| sender.send((i, time, event)).is_ok())));
             }
+            let transcripts = model.session.start(heard).map_err(|error| from_engine(&error, prompt))?;
             let left = transcripts.len();
             Ok(Run { events, transcripts, left, model, meter })
         });

@@ -118,8 +118,9 @@ fn a_full_queue_says_when_to_come_again() {
     let reply = server.post("/v1/completions", &body);
     assert_eq!(reply.status, 429, "{}", reply.text());
     assert!(reply.head.contains("retry-after: "));
-    // What was handed in before the refusal does not stay.
-    while server.get("/v1/loads").ok()["loads"][0]["running"] != 0 {}
+    assert!(reply.text().contains("40 more") && reply.text().contains("2 may"), "{}", reply.text());
+    // All of them were refused: nothing runs for a client that was told to come again.
+    assert_eq!(server.get("/v1/loads").ok()["loads"][0]["running"], 0);
     server.post("/v1/chat/completions", &with(json!({}))).ok();
 }
 
