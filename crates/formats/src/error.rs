@@ -119,6 +119,12 @@ pub enum Error {
     #[error("folder `{}` holds several models: {}\nhint: name the file you mean", path.display(), names.join(", "))]
     SeveralModels { path: PathBuf, names: Vec<String> },
 
+    // ---- adapters ----
+    #[error("`{}` holds no adapter: found {found}\nhint: {hint}", path.display())]
+    NoAdapter { path: PathBuf, found: String, hint: String },
+    #[error("adapter `{}`, `{tensor}`: found {found}, expected {expected}", path.display())]
+    AdapterTensor { path: PathBuf, tensor: String, found: String, expected: String },
+
     // ---- writing ----
     #[error("cannot write `{}`: data for tensor `{found}` came where {expected} was expected", path.display())]
     WriteOrder { path: PathBuf, found: String, expected: String },

@@ -1,4 +1,4 @@
-//! Floor 1: files on disk <-> named tensors - GGUF, safetensors, Hugging Face checkpoint folders, config.json.
+//! Floor 1: files on disk <-> named tensors - GGUF, safetensors, Hugging Face checkpoint folders, config.json, adapters.
 //!
 //! Every file is treated as hostile: no length or count is believed before it is held against the file's size, nothing
 //! panics, and whatever is wrong is reported with the file, the thing, what was found and what was expected. Bytes are
@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod atomic_file;
 mod checkpoint;
 mod config;
@@ -20,6 +21,7 @@ mod sniff;
 mod tensor_table;
 
 pub use self::safetensors::{SafetensorsFile, read_safetensors_file, write_safetensors};
+pub use adapter::{Adapter, AdapterModule, AdapterNames, AdapterSettings, AdapterTensor};
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use error::Error;
