@@ -19,6 +19,7 @@ mod measure;
 mod opening;
 mod prompt;
 mod sampling;
+mod seeing;
 mod tensors;
 mod terminal;
 

@@ -31,6 +31,19 @@ impl Recorded {
         Ok((shape, bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()))
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Numbers of 0 or more, stored as i64 with this many axes.
+    pub(crate) fn numbers(&self, name: &str, axes: usize) -> anyhow::Result<Vec<usize>> {
+        let (_, bytes) = self.bytes(name, DType::I64, axes)?;
+        let number = |chunk: &[u8; 8]| usize::try_from(i64::from_le_bytes(*chunk)).ok();
+        let numbers: Option<Vec<usize>> = bytes.as_chunks().0.iter().map(number).collect();
+        numbers.with_context(|| format!("tensor `{name}` in `{}`: expected numbers of 0 or more", self.path.display()))
+    }
+
     /// A list of token ids, stored as i64.
     pub(crate) fn ids(&self, name: &str) -> anyhow::Result<Vec<u32>> {
         let (_, bytes) = self.bytes(name, DType::I64, 1)?;

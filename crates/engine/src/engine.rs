@@ -16,6 +16,7 @@ use crate::{
     runner::Runner,
     scheduler::Scheduler,
     sequence::Listener,
+    vision::VisionInfo,
 };
 
 /// Everything that can be said to the loop.
@@ -31,6 +32,7 @@ pub struct Engine {
     commands: Sender<Command>,
     next: AtomicU64,
     limits: Limits,
+    vision: Option<VisionInfo>,
     max_waiting: usize,
     gauges: Arc<Gauges>,
     thread: Option<JoinHandle<()>>,
@@ -50,10 +52,10 @@ impl Engine {
         max_waiting: usize,
     ) -> Result<Engine, Error> {
         let (commands, received) = channel();
-        let (limits, gauges) = (scheduler.limits(), scheduler.gauges());
+        let (limits, gauges, vision) = (scheduler.limits(), scheduler.gauges(), scheduler.vision().cloned());
         let spawned = thread::Builder::new().name("qwenkit-engine".into()).spawn(move || run(scheduler, &received));
         let thread = Some(spawned.map_err(|reason| Error::Thread { reason })?);
-        Ok(Engine { commands, next: AtomicU64::new(0), limits, max_waiting, gauges, thread })
+        Ok(Engine { commands, next: AtomicU64::new(0), limits, vision, max_waiting, gauges, thread })
     }
 
     /// Hands requests in, all of them or none: they wait together and begin together as far as there is room. A listener
@@ -64,7 +66,7 @@ impl Engine {
     /// When one of the requests can never be served, too many wait, or the engine has stopped.
     pub fn submit(&self, requests: Vec<(Request, Listener)>) -> Result<Vec<Canceller>, Error> {
         for (request, _) in &requests {
-            request.check(self.limits)?;
+            request.check(self.limits, self.vision.as_ref())?;
         }
         let mut load = self.gauges.lock();
         if load.waiting + requests.len() > self.max_waiting {
@@ -79,6 +81,11 @@ impl Engine {
         let cancellers = numbered.iter().map(canceller).collect();
         self.commands.send(Command::Submit(numbered)).map_err(|_| Error::Stopped)?;
         Ok(cancellers)
+    }
+
+    /// What visuals requests may have; none where absent.
+    pub fn vision(&self) -> Option<&VisionInfo> {
+        self.vision.as_ref()
     }
 
     /// How busy it is.

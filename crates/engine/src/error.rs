@@ -81,6 +81,19 @@ pub enum Error {
         hint: String,
     },
 
+    /// Images for an engine without a tower.
+    #[error("the model was opened to read text only, found an image; open it with its vision tower")]
+    Blind,
+
+    /// Placeholders of images that do not fit the images.
+    #[error("the prompt has {found} placeholder tokens of images, expected {expected}")]
+    Placeholders {
+        /// How many were found.
+        found: usize,
+        /// What would have been right.
+        expected: String,
+    },
+
     /// A token id that the model does not have.
     #[error("token id {found} is not in the model's vocabulary of {vocab}")]
     TokenUnknown {

@@ -12,6 +12,22 @@ use std::collections::HashMap;
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_tensor::TokenId;
 
+/// What the tree compares: a token of text is itself, a vector of an image something made of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    /// Of a token of text.
+    pub(crate) fn of_token(id: TokenId) -> Key {
+        Key(u64::from(id.0))
+    }
+
+    /// Of a vector of an image, by a hash of both; never a token's.
+    pub(crate) fn of_vector(hash: u64) -> Key {
+        Key(hash | 1 << 63)
+    }
+}
+
 /// All pages of an engine, and its checkpoints.
 pub(crate) struct PagePool {
     pages: Vec<Page>,
@@ -41,7 +57,7 @@ struct Page {
 struct Node {
     parent: Parent,
     /// As many as a page holds, or fewer in a leaf that nobody uses.
-    tokens: Vec<TokenId>,
+    tokens: Vec<Key>,
     checkpoint: Option<usize>,
     last_used: u64,
 }
@@ -91,7 +107,7 @@ impl PagePool {
     }
 
     /// How the tree goes on from `parent` with the text `rest`.
-    pub(crate) fn next(&self, parent: Parent, rest: &[TokenId]) -> Next {
+    pub(crate) fn next(&self, parent: Parent, rest: &[Key]) -> Next {
         let mut best = Next::Nothing;
         let mut longest = 0;
         for &page in self.children.get(&parent).into_iter().flatten() {
@@ -152,7 +168,7 @@ impl PagePool {
 
     /// Puts a page that its sequence has filled into the tree, and returns the page to go on with: another one where the
     /// same text has been computed twice.
-    pub(crate) fn share(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) -> u32 {
+    pub(crate) fn share(&mut self, page: u32, parent: Parent, tokens: &[Key]) -> u32 {
         if let Next::Whole(same) = self.next(parent, tokens) {
             self.retain(same);
             self.release(page);
@@ -164,7 +180,7 @@ impl PagePool {
 
     /// Puts the unfilled last page of a sequence that ends into the tree, unless the tree holds its text already. The
     /// sequence still has to release it.
-    pub(crate) fn share_tail(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) {
+    pub(crate) fn share_tail(&mut self, page: u32, parent: Parent, tokens: &[Key]) {
         let known = match self.next(parent, tokens) {
             Next::Part(_, common) => common == tokens.len(),
             Next::Whole(_) => true,
@@ -175,7 +191,7 @@ impl PagePool {
         }
     }
 
-    fn insert(&mut self, page: u32, parent: Parent, tokens: &[TokenId]) {
+    fn insert(&mut self, page: u32, parent: Parent, tokens: &[Key]) {
         // Unfilled pages with a beginning of the same text are worth nothing any more.
         let siblings = self.children.get(&parent).cloned().unwrap_or_default();
         for sibling in siblings {

@@ -2,13 +2,20 @@
 
 use qwenkit_tensor::TokenId;
 
-use crate::{error::Error, guide::Guide, sampler::Sampling};
+use crate::{
+    error::Error,
+    guide::Guide,
+    sampler::Sampling,
+    vision::{Placed, VisionInfo},
+};
 
 /// A sequence to continue, or to look at.
 #[derive(Default)]
 pub struct Request {
     /// The prompt; not empty.
     pub prompt: Vec<TokenId>,
+    /// Images and films in it, in order; each stands on as many placeholder tokens as it has vectors.
+    pub visuals: Vec<Placed>,
     /// What is wanted of it.
     pub goal: Goal,
     /// How tokens are chosen.
@@ -64,7 +71,7 @@ pub(crate) struct Limits {
 
 impl Request {
     /// Refuses what can never be served.
-    pub(crate) fn check(&self, limits: Limits) -> Result<(), Error> {
+    pub(crate) fn check(&self, limits: Limits, vision: Option<&VisionInfo>) -> Result<(), Error> {
         let Limits { vocab, capacity_tokens } = limits;
         self.sampling.check(vocab)?;
         let prompt_tokens = self.prompt.len();
@@ -74,6 +81,11 @@ impl Request {
         let asked: &[TokenId] = if let Goal::Logits(ids) = &self.goal { ids } else { &[] };
         if let Some(&found) = self.prompt.iter().chain(asked).find(|id| id.index() >= vocab) {
             return Err(Error::TokenUnknown { found, vocab });
+        }
+        match (vision, self.visuals.is_empty()) {
+            (_, true) => {}
+            (Some(vision), false) => vision.check(&self.prompt, &self.visuals)?,
+            (None, false) => return Err(Error::Blind),
         }
         if prompt_tokens > capacity_tokens {
             let hint = String::new();

@@ -1,8 +1,16 @@
 //! What the scheduler drives: something that computes a batch. The real one is a model with its state; tests plan
 //! logits by hand.
 
+use std::sync::Arc;
+
 use qwenkit_kernels::Compute;
 use qwenkit_models::{Batch, Buffers, Model, ModelState};
+
+use crate::{
+    error::Error,
+    eyes::Eyes,
+    vision::{VisionInfo, Visual},
+};
 
 /// Computes batches.
 pub(crate) trait Runner {
@@ -14,6 +22,11 @@ pub(crate) trait Runner {
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
     /// The last batch's hidden states, (parts that want one, D).
     fn hidden(&self) -> &[f32];
+    /// What visuals it takes; none where absent.
+    fn vision(&self) -> Option<VisionInfo>;
+    /// The vectors of a visual, (tokens, 1 + S, D); `None` as long as they are not computed. Each call computes a piece, so
+    /// that others can go on between.
+    fn look(&mut self, visual: &Visual) -> Result<Option<Arc<Vec<f32>>>, Error>;
     /// Copies a page over another.
     fn copy_page(&mut self, from: u32, to: u32);
     /// Copies a slot over another.
@@ -44,6 +57,7 @@ pub(crate) struct ModelRunner {
     /// Slots that the state was made with.
     pub(crate) slots: Option<Slots>,
     pub(crate) buffers: Buffers,
+    pub(crate) eyes: Option<Eyes>,
 }
 
 impl Runner for ModelRunner {
@@ -61,6 +75,17 @@ impl Runner for ModelRunner {
 
     fn hidden(&self) -> &[f32] {
         self.buffers.hidden()
+    }
+
+    fn vision(&self) -> Option<VisionInfo> {
+        self.eyes.as_ref().map(|eyes| eyes.info().clone())
+    }
+
+    fn look(&mut self, visual: &Visual) -> Result<Option<Arc<Vec<f32>>>, Error> {
+        match &mut self.eyes {
+            Some(eyes) => eyes.look(&self.compute, visual),
+            None => Ok(None),
+        }
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Instant};
 
 use qwenkit_kernels::PAGE_TOKENS;
-use qwenkit_models::{Batch, BatchSeq, Outputs};
+use qwenkit_models::{Batch, BatchSeq, Outputs, Seen};
 use qwenkit_tensor::SeqId;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     request::{Event, Finish, Goal, Limits, Request},
     runner::Runner,
     sequence::{Listener, Sequence},
+    vision::VisionInfo,
 };
 
 mod batch;
@@ -43,6 +44,7 @@ pub(crate) struct Scheduler<R> {
     running: Vec<Sequence>,
     pace: Pace,
     gauges: Arc<Gauges>,
+    vision: Option<VisionInfo>,
     logits: Vec<f32>,
 }
 
@@ -56,6 +58,7 @@ impl<R: Runner> Scheduler<R> {
         gauges.lock().pages_total = pool.total();
         Scheduler {
             free_slots: slots.map(|s| (0..s.sequences).rev().collect()),
+            vision: runner.vision(),
             runner,
             pages: pool,
             real_tokens,
@@ -72,6 +75,11 @@ impl<R: Runner> Scheduler<R> {
         Limits { vocab: self.runner.vocab(), capacity_tokens: self.pages.capacity_tokens() }
     }
 
+    /// What visuals requests may have.
+    pub(crate) fn vision(&self) -> Option<&VisionInfo> {
+        self.vision.as_ref()
+    }
+
     /// Where the figures are. Whoever hands in a request counts it as waiting.
     pub(crate) fn gauges(&self) -> Arc<Gauges> {
         Arc::clone(&self.gauges)
@@ -79,7 +87,7 @@ impl<R: Runner> Scheduler<R> {
 
     /// Takes in a request that was checked against the limits.
     pub(crate) fn submit(&mut self, id: SeqId, request: Request, listener: Listener) {
-        let mut sequence = Sequence::new(id, request, self.limits(), listener);
+        let mut sequence = Sequence::new(id, request, self.limits(), self.vision.as_ref(), listener);
         self.gauges.lock().prompt_tokens += sequence.prompt_tokens as u64;
         if sequence.wants_nothing() {
             sequence.finish = Some(Finish::Length);
@@ -103,6 +111,7 @@ impl<R: Runner> Scheduler<R> {
     pub(crate) fn step(&mut self) {
         self.retire();
         self.admit();
+        self.look();
         let parts = self.parts();
         if !parts.is_empty() {
             let start = Instant::now();
@@ -116,6 +125,27 @@ impl<R: Runner> Scheduler<R> {
         let mut load = self.gauges.lock();
         load.running = self.running.len();
         load.pages_used = self.pages.total() - self.pages.available();
+    }
+
+    /// Lets the first in rank that misses an image's vectors have a piece of them computed.
+    fn look(&mut self) {
+        for i in 0..self.running.len() {
+            let computed = self.running[i].computed;
+            let misses = self.running[i].view.as_mut().is_some_and(|view| view.missed(computed).is_some());
+            // Who gets the image's pages from another needs no vectors.
+            if !misses || self.follows_another(i) {
+                continue;
+            }
+            let sequence = &mut self.running[i];
+            if let Some(item) = sequence.view.as_mut().and_then(|view| view.missed(computed)) {
+                match self.runner.look(&item.visual) {
+                    Ok(vectors) => item.vectors = vectors,
+                    // Only an address range can be refused here; everything else was checked before.
+                    Err(_) => drop(sequence.finish.get_or_insert(Finish::Cancelled)),
+                }
+            }
+            return;
+        }
     }
 
     /// Moves waiting sequences in, in order of rank, while their pages and a slot are there.
@@ -172,12 +202,21 @@ impl<R: Runner> Scheduler<R> {
     fn compute(&mut self, parts: &[(usize, usize)]) {
         let mut tokens = Vec::new();
         let mut seqs = Vec::with_capacity(parts.len());
-        for &(i, rows) in parts {
+        let seen = |&(i, rows): &(usize, usize)| {
+            let s = &self.running[i];
+            let range = s.computed..s.computed + rows;
+            s.view.as_ref().map(|view| (view.positions(range.clone()), view.rows(range)))
+        };
+        let seen: Vec<_> = parts.iter().map(seen).collect();
+        let seen: Vec<_> =
+            seen.iter().map(|seen| seen.as_ref().map(|(positions, rows)| Seen { positions, rows })).collect();
+        for (&(i, rows), seen) in parts.iter().zip(&seen) {
             let s = &self.running[i];
             let from = tokens.len();
             tokens.extend_from_slice(&s.tokens[s.computed..s.computed + rows]);
             let (rows, outputs) = (from..tokens.len(), s.outputs(rows));
-            seqs.push(BatchSeq { rows, first: s.computed, pages: &s.pages, slot: s.slot, outputs });
+            let seen = seen.as_ref();
+            seqs.push(BatchSeq { rows, first: s.computed, pages: &s.pages, slot: s.slot, outputs, seen });
         }
         self.runner.forward(&Batch { tokens: &tokens, seqs: &seqs }, &mut self.logits);
     }

@@ -1,10 +1,13 @@
 //! The scheduler over a model made of arithmetic: its next token is a function of all tokens that its pages hold, so a
 //! page given to two sequences, a lost token or a stale prefix changes the answer. Invariants hold after every step.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use qwenkit_kernels::PAGE_TOKENS;
-use qwenkit_models::{Batch, Outputs};
+use qwenkit_models::{Batch, BatchSeq, Outputs};
 use qwenkit_tensor::{SeqId, TokenId};
 
 use super::Scheduler;
@@ -16,6 +19,7 @@ use crate::{
     request::{Event, Finish, Goal, Priority, Request},
     runner::{Runner, Slots},
     sampler::Sampling,
+    vision::{Digest, VisionInfo, Visual},
 };
 
 const VOCAB: usize = 40;
@@ -30,6 +34,9 @@ struct Mock {
     batches: Vec<usize>,
     /// Of the last batch.
     hidden: Vec<f32>,
+    /// What visuals it takes, and how often it was asked for each.
+    vision: Option<VisionInfo>,
+    looks: HashMap<Digest, usize>,
 }
 
 /// Checkpoints of a mock with recurrent state.
@@ -44,6 +51,18 @@ impl Runner for Mock {
 
     fn slots(&self) -> Option<Slots> {
         self.slots.as_ref().map(|slots| Slots { sequences: slots.len() - CHECKPOINTS, checkpoints: CHECKPOINTS })
+    }
+
+    fn vision(&self) -> Option<VisionInfo> {
+        self.vision.clone()
+    }
+
+    fn look(&mut self, visual: &Visual) -> Result<Option<Arc<Vec<f32>>>, Error> {
+        // The third look has it.
+        let looks = self.looks.entry(*visual.digest()).or_default();
+        *looks += 1;
+        let vectors = || Arc::new(visual.pixels().values.iter().flat_map(|&x| [x; WIDTH]).collect());
+        Ok(looks.is_multiple_of(3).then(vectors))
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
@@ -67,11 +86,11 @@ impl Runner for Mock {
                     remembered.clear();
                 }
                 assert_eq!(remembered.len(), seq.first, "recurrent state goes on where it stopped");
-                remembered.extend_from_slice(&batch.tokens[seq.rows.clone()]);
+                remembered.extend((0..seq.rows.len()).map(|i| fed(batch, seq, i)));
             }
-            for (i, row) in seq.rows.clone().enumerate() {
+            for i in 0..seq.rows.len() {
                 let at = seq.first + i;
-                self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS] = Some(batch.tokens[row]);
+                self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS] = Some(fed(batch, seq, i));
             }
             let end = seq.first + seq.rows.len();
             let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
@@ -96,6 +115,16 @@ impl Runner for Mock {
     fn hidden(&self) -> &[f32] {
         &self.hidden
     }
+}
+
+/// What row `i` of a part stands for: its token, or a number made of an image's vector and position there.
+fn fed(batch: &Batch<'_>, seq: &BatchSeq<'_>, i: usize) -> TokenId {
+    let token = batch.tokens[seq.rows.start + i];
+    let Some(seen) = seq.seen else { return token };
+    let Some(image) = seen.rows.iter().find(|image| image.rows.contains(&i)) else { return token };
+    let vector = &image.values[(i - image.rows.start) * WIDTH..][..WIDTH];
+    let [time, height, width] = seen.positions[i];
+    TokenId(1000 + vector[0] as u32 * 100 + time * 9 + height * 3 + width)
 }
 
 fn planned(tokens: &[TokenId]) -> Vec<f32> {
@@ -134,12 +163,24 @@ impl Bench {
     /// A model with recurrent state in so many slots.
     fn with_slots(pages: usize, slots: Option<usize>) -> Bench {
         let slots = slots.map(|slots| vec![Vec::new(); slots + CHECKPOINTS]);
-        let mock = Mock { pages: vec![[None; PAGE_TOKENS]; pages], slots, batches: Vec::new(), hidden: Vec::new() };
+        Bench::with_mock(pages, slots, None)
+    }
+
+    /// A model that takes such visuals.
+    fn with_mock(pages: usize, slots: Option<Vec<Vec<TokenId>>>, vision: Option<VisionInfo>) -> Bench {
+        let mock = Mock {
+            pages: vec![[None; PAGE_TOKENS]; pages],
+            slots,
+            batches: Vec::new(),
+            hidden: Vec::new(),
+            vision,
+            looks: HashMap::new(),
+        };
         Bench { scheduler: Scheduler::new(mock, pages, VOCAB), events: Vec::new() }
     }
 
     fn submit(&mut self, request: Request) -> Result<usize, Error> {
-        request.check(self.scheduler.limits())?;
+        request.check(self.scheduler.limits(), self.scheduler.vision())?;
         let events = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&events);
         let id = self.events.len();
@@ -682,3 +723,6 @@ fn values_need_a_known_token_and_no_room_for_an_answer() {
     assert_eq!(bench.answer(id).1, Some(Finish::Stop));
     assert!(bench.events[id].lock().unwrap().contains(&Event::Values(planned(&tokens(1, 128))[..WIDTH].to_vec())));
 }
+
+#[path = "scheduler_image_tests.rs"]
+mod images;

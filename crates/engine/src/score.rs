@@ -3,10 +3,10 @@
 //! Perplexity, KL divergence, conformance and equivalence proofs are all made of these.
 
 use qwenkit_kernels::{Compute, PAGE_TOKENS};
-use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs};
+use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs, Seen};
 use qwenkit_tensor::TokenId;
 
-use crate::error::Error;
+use crate::{error::Error, vision::View};
 
 /// Tokens of one batch; as a batch's logits are held at once, fewer than the scheduler takes.
 const CHUNK_TOKENS: usize = 128;
@@ -20,6 +20,7 @@ pub struct Scorer<'a> {
     buffers: Buffers,
     logits: Vec<f32>,
     position: usize,
+    view: Option<&'a View>,
 }
 
 impl<'a> Scorer<'a> {
@@ -37,7 +38,13 @@ impl<'a> Scorer<'a> {
             buffers: Buffers::default(),
             logits: Vec::new(),
             position: 0,
+            view: None,
         })
+    }
+
+    /// The same with images in it.
+    pub fn seeing(self, view: Option<&'a View>) -> Scorer<'a> {
+        Scorer { view, ..self }
     }
 
     /// Computes `ids` after what was fed before, and returns the logits of those rows that `outputs` wants: (rows, V).
@@ -49,7 +56,11 @@ impl<'a> Scorer<'a> {
         if let Some(&found) = ids.iter().find(|id| id.index() >= vocab) {
             return Err(Error::TokenUnknown { found, vocab });
         }
-        let seq = BatchSeq { rows: 0..ids.len(), first: self.position, pages: &self.pages, slot: 0, outputs };
+        let (first, rows) = (self.position, 0..ids.len());
+        let range = first..first + ids.len();
+        let seen = self.view.map(|view| (view.positions(range.clone()), view.rows(range)));
+        let seen = seen.as_ref().map(|(positions, rows)| Seen { positions, rows });
+        let seq = BatchSeq { rows, first, pages: &self.pages, slot: 0, outputs, seen: seen.as_ref() };
         let batch = Batch { tokens: ids, seqs: &[seq] };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
         self.position += ids.len();
@@ -67,10 +78,24 @@ pub fn logits(
     ids: &[TokenId],
     sink: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<(), Error> {
+    logits_seeing(model, compute, ids, None, sink)
+}
+
+/// As `logits`, with images in the text.
+///
+/// # Errors
+/// As `logits`.
+pub fn logits_seeing(
+    model: &Model,
+    compute: &Compute,
+    ids: &[TokenId],
+    view: Option<&View>,
+    sink: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), Error> {
     if ids.is_empty() {
         return Err(Error::PromptEmpty);
     }
-    let mut scorer = Scorer::new(model, compute, ids.len())?;
+    let mut scorer = Scorer::new(model, compute, ids.len())?.seeing(view);
     let mut row = 0;
     for chunk in ids.chunks(CHUNK_TOKENS) {
         for logits in scorer.feed(chunk, Outputs::All)?.chunks_exact(model.plan().vocab) {
@@ -86,10 +111,24 @@ pub fn logits(
 /// # Errors
 /// As `logits`.
 pub fn greedy(model: &Model, compute: &Compute, prompt: &[TokenId], tokens: usize) -> Result<Vec<TokenId>, Error> {
+    greedy_seeing(model, compute, prompt, None, tokens)
+}
+
+/// As `greedy`, with images in the prompt.
+///
+/// # Errors
+/// As `logits`.
+pub fn greedy_seeing(
+    model: &Model,
+    compute: &Compute,
+    prompt: &[TokenId],
+    view: Option<&View>,
+    tokens: usize,
+) -> Result<Vec<TokenId>, Error> {
     if prompt.is_empty() {
         return Err(Error::PromptEmpty);
     }
-    let mut scorer = Scorer::new(model, compute, prompt.len() + tokens)?;
+    let mut scorer = Scorer::new(model, compute, prompt.len() + tokens)?.seeing(view);
     let mut ids = Vec::with_capacity(tokens);
     let mut input = prompt;
     let mut last;

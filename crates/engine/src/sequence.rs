@@ -8,9 +8,10 @@ use qwenkit_tensor::{SeqId, TokenId};
 
 use crate::{
     guide::{Guide, Verdict},
-    pages::Parent,
+    pages::{Key, Parent},
     request::{Event, Finish, Goal, Limits, Priority, Request, TokenLogprobs},
     sampler::{self, Sampler},
+    vision::{View, VisionInfo},
 };
 
 /// Who hears a request's events, and when each happened; `false` when nobody listens any more.
@@ -21,6 +22,10 @@ pub(crate) struct Sequence {
     pub(crate) priority: Priority,
     /// Prompt and answer.
     pub(crate) tokens: Vec<TokenId>,
+    /// What the tree of pages takes the tokens for.
+    pub(crate) keys: Vec<Key>,
+    /// The prompt's images, if it has any.
+    pub(crate) view: Option<View>,
     pub(crate) prompt_tokens: usize,
     pub(crate) goal: Goal,
     /// Tokens whose state is in the pages.
@@ -54,7 +59,13 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// A request that was checked. Its answer is cut to what all pages together hold.
-    pub(crate) fn new(id: SeqId, request: Request, limits: Limits, listener: Listener) -> Sequence {
+    pub(crate) fn new(
+        id: SeqId,
+        request: Request,
+        limits: Limits,
+        vision: Option<&VisionInfo>,
+        listener: Listener,
+    ) -> Sequence {
         let prompt_tokens = request.prompt.len();
         let room = (limits.capacity_tokens + 1).saturating_sub(prompt_tokens);
         let max_tokens = match request.goal {
@@ -62,9 +73,17 @@ impl Sequence {
             // As an answer of one token, it needs no page beyond the prompt's.
             Goal::Hidden | Goal::Logits(_) => 1,
         };
+        let mut keys: Vec<Key> = request.prompt.iter().map(|&id| Key::of_token(id)).collect();
+        let placed = Some(request.visuals).filter(|placed| !placed.is_empty());
+        let view = vision.zip(placed).map(|(vision, placed)| View::new(vision, prompt_tokens, placed));
+        if let Some(view) = &view {
+            view.mark(&mut keys);
+        }
         Sequence {
             id,
             priority: request.priority,
+            keys,
+            view,
             sampler: Sampler::new(request.sampling, &request.prompt),
             tokens: request.prompt,
             prompt_tokens,
@@ -103,6 +122,11 @@ impl Sequence {
     /// Whether its next step gives a token for one row.
     pub(crate) fn is_generating(&self) -> bool {
         self.left() == 1
+    }
+
+    /// Tokens that can be computed before an image's vectors are missed, of `wanted`.
+    pub(crate) fn seen_ahead(&self, wanted: usize) -> usize {
+        self.view.as_ref().map_or(wanted, |view| view.seen_ahead(self.computed, wanted))
     }
 
     /// Order of service: by priority, then by arrival.
@@ -154,6 +178,9 @@ impl Sequence {
     /// Notes that `rows` more tokens are computed, and tells of progress through the prompt.
     pub(crate) fn advance(&mut self, rows: usize) {
         self.computed += rows;
+        if let Some(view) = &mut self.view {
+            view.forget_before(self.computed);
+        }
         let done_tokens = self.computed.min(self.prompt_tokens);
         if done_tokens > self.told_tokens {
             self.told_tokens = done_tokens;
@@ -205,6 +232,7 @@ impl Sequence {
             }
         };
         self.tokens.push(id);
+        self.keys.push(Key::of_token(id));
         let logprobs = own.map(|(count, logits)| sampler::logprobs(&logits, id, count));
         self.tell(Event::Token { id, logprobs });
         match self.guide.as_mut().map_or(Verdict::Continue, |guide| guide.accept(id)) {

@@ -4,7 +4,7 @@ use std::{sync::OnceLock, time::Instant};
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
-use qwenkit_models::{Buffers, LoadEvent, Model, ModelState};
+use qwenkit_models::{Buffers, Error as ModelError, LoadEvent, Model, ModelState, Tower};
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{
     ChatInput, ChatPrompt, ChatTemplate, Form, Grammar, GrammarFactory, Opening, SpecialTokens, StreamDecoder,
@@ -15,6 +15,7 @@ use crate::{
     answer::{self, Answer, Transcript, TranscriptPlan},
     engine::{Canceller, Engine},
     error::Error,
+    eyes::Eyes,
     held::Hold,
     load::Load,
     memory,
@@ -25,6 +26,7 @@ use crate::{
     sampler::Sampling,
     scheduler::Scheduler,
     sequence::Listener,
+    vision::{Placed, VisionInfo, Visual},
 };
 
 /// How a model is run.
@@ -46,6 +48,8 @@ pub struct Session {
     text: ModelText,
     info: Info,
     origin: String,
+    /// What is said of an image where there is no tower.
+    blind: fn(std::path::PathBuf, &'static str) -> ModelError,
     /// Made when the first answer is held to a form.
     grammars: OnceLock<GrammarFactory>,
 }
@@ -103,6 +107,9 @@ impl Default for Prompt {
 pub struct Ask {
     /// The prompt.
     pub prompt: Prompt,
+    /// Images and films in it, in order. Chats and texts have one placeholder for each, which becomes as many as it needs;
+    /// ids have them all.
+    pub visuals: Vec<Visual>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Tokens to generate at most; what the context holds where absent.
@@ -129,10 +136,38 @@ impl Session {
     /// # Errors
     /// When the files are no whole model with its tokenizer, or memory is short.
     pub fn open(files: &ModelFiles, options: &Options, progress: &mut dyn FnMut(LoadEvent)) -> Result<Session, Error> {
-        memory::check_weights(files.size_bytes(), memory::available_memory_bytes())?;
+        Session::open_as(files, None, options, progress)
+    }
+
+    /// As `open`, with the model's vision tower: that of `mmproj` where it is given, else the checkpoint's own.
+    ///
+    /// # Errors
+    /// As `open`, and when there is no tower, or another model's.
+    pub fn open_seeing(
+        files: &ModelFiles,
+        mmproj: Option<&ModelFiles>,
+        options: &Options,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Session, Error> {
+        Session::open_as(files, Some(mmproj), options, progress)
+    }
+
+    /// `tower`: whether to see, and with what file beside the model's.
+    fn open_as(
+        files: &ModelFiles,
+        tower: Option<Option<&ModelFiles>>,
+        options: &Options,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Session, Error> {
+        let tower_bytes = tower.flatten().map_or(0, ModelFiles::size_bytes);
+        memory::check_weights(files.size_bytes() + tower_bytes, memory::available_memory_bytes())?;
         let text = text_of(files)?;
         let compute = Compute::new(options.threads, options.isa);
         let model = Model::load(files, &compute, progress)?;
+        let eyes = match tower {
+            None => None,
+            Some(mmproj) => Some(eyes(&model, files, mmproj, &compute, progress)?),
+        };
         let (plan, kv_type) = (model.plan(), model.kv_type());
         let available = memory::available_memory_bytes();
         let context_tokens = memory::context_tokens(plan, kv_type, options.context_tokens, available)?;
@@ -145,7 +180,7 @@ impl Session {
             width: plan.width,
             vocab: plan.vocab,
             parameters: files.tensors().iter().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
-            weight_bytes: model.weight_bytes(),
+            weight_bytes: model.weight_bytes() + eyes.as_ref().map_or(0, Eyes::weight_bytes),
             bytes_per_token: model.bytes_per_token(),
             context_tokens,
             model_context_tokens: plan.context_tokens,
@@ -154,9 +189,19 @@ impl Session {
             threads: compute.pool().threads(),
             has_template: text.template.is_some(),
         };
-        let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default() };
+        let blind = match plan.sight {
+            Some(_) => |path, architecture| ModelError::NoTower { path, architecture },
+            None => |path, architecture| ModelError::Blind { path, architecture },
+        };
+        let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
-        Ok(Session { engine, text, info, origin: files.path().display().to_string(), grammars: OnceLock::new() })
+        let origin = files.path().display().to_string();
+        Ok(Session { engine, text, info, origin, blind, grammars: OnceLock::new() })
+    }
+
+    /// What visuals prompts may have; none where absent.
+    pub fn vision(&self) -> Option<&VisionInfo> {
+        self.engine.vision()
     }
 
     /// What this session runs.
@@ -213,7 +258,8 @@ impl Session {
     /// What a question is to the engine, and what its transcript is made of.
     fn request(&self, ask: Ask) -> Result<(Request, TranscriptPlan), Error> {
         let asked = Instant::now();
-        let ChatPrompt { ids: prompt_ids, opening } = self.encode(&ask.prompt)?;
+        let ChatPrompt { ids, opening } = self.encode(&ask.prompt)?;
+        let (prompt_ids, visuals) = self.place(&ask.prompt, ids, ask.visuals)?;
         self.check_length(prompt_ids.len())?;
         let seed = ask.sampling.seed.unwrap_or_else(Random::fresh_seed);
         let mut stop_tokens = if ask.ignore_stop_tokens { Vec::new() } else { self.text.stop_tokens.clone() };
@@ -221,6 +267,7 @@ impl Session {
         let guide = ask.hold.guide(opening, &self.text.tokenizer, &self.text.stop_tokens);
         let request = Request {
             prompt: prompt_ids.clone(),
+            visuals,
             goal: Goal::Answer,
             sampling: Sampling { seed: Some(seed), ..ask.sampling },
             max_tokens: ask.max_tokens.unwrap_or(usize::MAX).min(self.info.context_tokens - prompt_ids.len()),
@@ -232,6 +279,25 @@ impl Session {
         };
         let decoder = StreamDecoder::new(&self.text.tokenizer, false);
         Ok((request, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked }))
+    }
+
+    /// Puts visuals into a prompt.
+    fn place(
+        &self,
+        prompt: &Prompt,
+        ids: Vec<TokenId>,
+        visuals: Vec<Visual>,
+    ) -> Result<(Vec<TokenId>, Vec<Placed>), Error> {
+        if visuals.is_empty() {
+            return Ok((ids, Vec::new()));
+        }
+        let Some(vision) = self.vision() else {
+            return Err((self.blind)((&self.origin).into(), self.info.architecture).into());
+        };
+        match prompt {
+            Prompt::Ids(_) => vision.place(&ids, visuals).map(|placed| (ids, placed)),
+            Prompt::Chat(_) | Prompt::Text(_) => vision.expand(&ids, visuals),
+        }
     }
 
     /// Refuses a prompt that leaves no room for an answer.
@@ -291,4 +357,17 @@ impl Session {
         };
         Ok(factory.compile(form)?)
     }
+}
+
+/// The tower that lets `model` see.
+fn eyes(
+    model: &Model,
+    files: &ModelFiles,
+    mmproj: Option<&ModelFiles>,
+    compute: &Compute,
+    progress: &mut dyn FnMut(LoadEvent),
+) -> Result<Eyes, Error> {
+    let tower = Tower::load(files, mmproj, model.plan(), compute, progress)?;
+    let info = VisionInfo::of(model.plan(), &tower).ok_or(Error::Blind)?;
+    Ok(Eyes::new(tower, info))
 }

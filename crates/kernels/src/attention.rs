@@ -38,6 +38,15 @@ pub struct AttentionSeq<'a> {
     pub pages: &'a [u32],
 }
 
+/// Which positions a query sees.
+#[derive(Clone, Copy)]
+enum Sight {
+    /// Its own and those before it; with a window of w the last w of them.
+    Before(Option<usize>),
+    /// All of its sequence.
+    All,
+}
+
 /// What a tile's kernel gets.
 pub(crate) struct Tile<'a, F> {
     /// Pages of the sequence from chunk 0: keys and values of this kv head.
@@ -151,13 +160,39 @@ impl Compute {
         scale: f32,
         (q, out): (&[f32], &mut [f32]),
     ) {
+        self.attend(cache, seqs, Sight::Before(window), scale, (q, out));
+    }
+
+    /// Attention of `q`: (T, H, K) into `out`: (T, H, K), where a query sees all rows of its sequence, before and behind it;
+    /// each sequence begins at position 0.
+    ///
+    /// # Panics
+    /// As `attention`.
+    pub fn attention_both_ways(
+        &self,
+        cache: &KvCache,
+        seqs: &[AttentionSeq<'_>],
+        scale: f32,
+        (q, out): (&[f32], &mut [f32]),
+    ) {
+        self.attend(cache, seqs, Sight::All, scale, (q, out));
+    }
+
+    fn attend(
+        &self,
+        cache: &KvCache,
+        seqs: &[AttentionSeq<'_>],
+        sight: Sight,
+        scale: f32,
+        (q, out): (&[f32], &mut [f32]),
+    ) {
         let tokens: usize = seqs.iter().map(|s| s.rows.len()).sum();
         let Some(heads) = (q.len() / cache.head_dim).checked_div(tokens) else { return };
         assert!(q.len() == out.len() && q.len() == tokens * heads * cache.head_dim, "attention's queries");
         assert!(heads.is_multiple_of(cache.kv_heads), "{heads} heads on {} kv heads", cache.kv_heads);
         assert!(cache.head_dim <= HEAD_DIM_MAX, "heads of {}", cache.head_dim);
         let out = SharedOut::new(out);
-        let job = Job { compute: self, cache, window, scale, heads, q, out: &out };
+        let job = Job { compute: self, cache, sight, scale, heads, q, out: &out };
         match cache.kv_type {
             KvType::F32 => job.run_all::<Full>(seqs),
             KvType::F16 => job.run_all::<Half>(seqs),
@@ -171,7 +206,7 @@ type Room = [f32; TILE_QUERIES * HEAD_DIM_MAX];
 struct Job<'a> {
     compute: &'a Compute,
     cache: &'a KvCache,
-    window: Option<usize>,
+    sight: Sight,
     scale: f32,
     heads: usize,
     /// (T, H, K)
@@ -236,7 +271,10 @@ impl Job<'_> {
         let mut ranges = [const { 0..0 }; TILE_QUERIES];
         for n in 0..place.count {
             let last = place.seq.first + (place.first + n) / per_kv + 1;
-            ranges[n] = self.window.map_or(0, |w| last.saturating_sub(w))..last;
+            ranges[n] = match self.sight {
+                Sight::Before(window) => window.map_or(0, |w| last.saturating_sub(w))..last,
+                Sight::All => 0..place.seq.rows.len(),
+            };
             for (to, from) in queries[n * dim..][..dim].iter_mut().zip(&self.q[self.at(place, n)..]) {
                 *to = from * self.scale;
             }

@@ -110,6 +110,63 @@ pub enum Error {
         architecture: &'static str,
     },
 
+    /// An image for a model that takes none.
+    #[error("{path}: {architecture} reads text only, found an image; take a model with vision, such as Qwen3-VL", path = path.display())]
+    Blind {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the file says it is.
+        architecture: &'static str,
+    },
+
+    /// An image for a model whose tower is in another file.
+    #[error(
+        "{path} holds the text part of a {architecture} model alone, and an image needs the tower too; \
+         expected a mmproj file beside it or named with --mmproj, found none",
+        path = path.display()
+    )]
+    NoTower {
+        /// The model's file.
+        path: PathBuf,
+        /// What the file says it is.
+        architecture: &'static str,
+    },
+
+    /// A tower that belongs to another model.
+    #[error(
+        "{path} is the tower of another model: its {what} is {found}, expected {expected}; \
+         take the mmproj file from the same place as the model",
+        path = path.display()
+    )]
+    OtherTower {
+        /// The tower's file.
+        path: PathBuf,
+        /// What does not fit.
+        what: &'static str,
+        /// What the tower has.
+        found: String,
+        /// What the model needs.
+        expected: String,
+    },
+
+    /// A file that should be a tower and is none.
+    #[error("{path} holds {found}, expected the vision tower of a model (mmproj)", path = path.display())]
+    NotATower {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+
+    /// Patches that are no image of this tower's.
+    #[error("pixel values: found {found}, expected {expected}")]
+    Pixels {
+        /// What was found.
+        found: String,
+        /// What would have been right.
+        expected: String,
+    },
+
     /// No memory.
     #[error(transparent)]
     Alloc(#[from] AllocError),

@@ -36,6 +36,25 @@ pub struct BatchSeq<'a> {
     pub slot: usize,
     /// What is wanted of which rows.
     pub outputs: Outputs,
+    /// Where the sequence has images; absent where it is text alone.
+    pub seen: Option<&'a Seen<'a>>,
+}
+
+/// What a sequence's part has of images.
+pub struct Seen<'a> {
+    /// Rotary positions of the part's rows in time, height and width: behind an image they are no longer the place in the
+    /// sequence.
+    pub positions: &'a [[u32; 3]],
+    /// Rows that are no tokens but vectors of images.
+    pub rows: &'a [SeenRows<'a>],
+}
+
+/// Rows of a sequence's part that are vectors of one image.
+pub struct SeenRows<'a> {
+    /// Rows of the part, counted from its first.
+    pub rows: Range<usize>,
+    /// (rows, 1 + S, D): what takes the place of the tokens' embedding, and what is added behind each of the first S layers.
+    pub values: &'a [f32],
 }
 
 /// What is wanted of a sequence's part.
@@ -97,13 +116,17 @@ impl Model {
         for (token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(width)) {
             self.embedding.row(token.index(), x);
         }
+        for_each_seen(batch, width, |row, values| x[row * width..][..width].copy_from_slice(&values[..width]));
         visit(&mut tap, Site::Embedding, 0, x);
         cos.clear();
         sin.clear();
         let mut seqs = Vec::with_capacity(batch.seqs.len());
         let mut recurrent = Vec::with_capacity(batch.seqs.len());
         for seq in batch.seqs {
-            (0..seq.rows.len()).for_each(|i| self.rope.angles(seq.first + i, cos, sin));
+            for i in 0..seq.rows.len() {
+                let position = seq.seen.map_or([(seq.first + i) as u32; 3], |seen| seen.positions[i]);
+                self.rope.angles(position, cos, sin);
+            }
             seqs.push(AttentionSeq { rows: seq.rows.clone(), first: seq.first, pages: seq.pages });
             recurrent.push(RecurrentSeq { rows: seq.rows.clone(), first: seq.first, slot: seq.slot });
         }
@@ -140,6 +163,11 @@ impl Model {
                 FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
             }
             compute.add(x, out, width);
+            for_each_seen(batch, width, |row, values| {
+                if let Some(values) = values.chunks_exact(width).nth(1 + i) {
+                    x[row * width..][..width].iter_mut().zip(values).for_each(|(x, value)| *x += value);
+                }
+            });
             visit(cx.tap, Site::Residual, i, x);
         }
         // Only rows that want logits go through the output head, the largest matrix of a small model.
@@ -166,5 +194,18 @@ impl Model {
         logits.resize(wanted.len() * plan.vocab, 0.0);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+    }
+}
+
+/// Calls `f(row of the batch, (1 + S, D))` for each row that is a vector of an image.
+fn for_each_seen(batch: &Batch<'_>, width: usize, mut f: impl FnMut(usize, &[f32])) {
+    for seq in batch.seqs {
+        for seen in seq.seen.iter().flat_map(|seen| seen.rows) {
+            let values = seen.values.len() / seen.rows.len().max(1);
+            assert!(values.is_multiple_of(width), "vectors of images are of the model's width");
+            for (row, values) in seen.rows.clone().zip(seen.values.chunks_exact(values.max(1))) {
+                f(seq.rows.start + row, values);
+            }
+        }
     }
 }

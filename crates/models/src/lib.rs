@@ -15,12 +15,18 @@ mod plan;
 mod rope;
 mod state;
 mod tap;
+mod vision;
 
 pub use error::Error;
-pub use forward::{Batch, BatchSeq, Buffers, Outputs};
+pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};
 pub use load::{LoadEvent, Model};
 pub use plan::{
-    AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, MoePlan, NormWeights, Plan, RopePlan, StateNeed, Yarn,
+    AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, MoePlan, NormWeights, Plan, RopePlan, RopeSections, Sight,
+    StateNeed, Yarn,
 };
 pub use state::{LayerState, ModelState, RecurrentState};
 pub use tap::{Site, Tap};
+pub use vision::{
+    Encoding, Grid, PatchPlan, Pixels, Positions, Span, Tower, TowerBuffers, VisionFfn, VisionNorm, VisionPlan,
+    Windows, mmproj_beside,
+};

@@ -4,6 +4,7 @@
 //! adds a variant to `Mixer` or `Ffn` for a block that computes something new, and nothing else here.
 
 use qwenkit_kernels::{DeltaShape, RouterRule};
+use qwenkit_tensor::TokenId;
 
 /// A model's shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,21 @@ pub struct Plan {
     pub mtp_layers: usize,
     /// The layers in order.
     pub layers: Vec<LayerPlan>,
+    /// How images reach the model; absent where it reads text only.
+    pub sight: Option<Sight>,
+}
+
+/// What a text model's file says of images. The tower that turns them into vectors is another plan, `VisionPlan`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Towers that go with the architecture, as `VisionPlan::architecture` names them.
+    pub towers: &'static [&'static str],
+    /// How many of the tower's inner layers are added to the first layers here, where the file says.
+    pub deepstack: Option<usize>,
+    /// The token that stands in a prompt for each vector of an image.
+    pub image_token: TokenId,
+    /// The same for films.
+    pub video_token: TokenId,
 }
 
 /// How stored norm weights are meant. The weight in front of a gated norm (`linear_attn.norm`) is plain in every file.
@@ -119,6 +135,19 @@ pub struct RopePlan {
     pub theta: f64,
     /// Extension of the context; static, so it changes short contexts too.
     pub yarn: Option<Yarn>,
+    /// How the pairs of a head are shared out among time, height and width; all are time's where absent. Text has the same
+    /// position in all three.
+    pub sections: Option<RopeSections>,
+}
+
+/// The shares of time, height and width in a head's pairs (M-RoPE). Sources: Wang et al. 2024 (Qwen2-VL); transformers'
+/// Qwen3-VL for the interleaved form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeSections {
+    /// `mrope_section`: pairs of time, height and width.
+    pub pairs: [usize; 3],
+    /// Whether height and width have every third pair, from the second and the third on, instead of lying behind time's.
+    pub interleaved: bool,
 }
 
 /// YaRN context extension. Source: Peng et al. 2023.

@@ -132,6 +132,7 @@ impl Conversation {
         let settings = &self.settings;
         Ask {
             prompt: Prompt::Chat(Box::new(input)),
+            visuals: Vec::new(),
             sampling: settings.sampling_of(i),
             max_tokens: settings.max_tokens,
             stop: settings.stop.clone(),

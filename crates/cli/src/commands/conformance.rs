@@ -1,7 +1,8 @@
 //! `qwenkit doctor --conformance`: this build held against checkpoints whose right answers are on record.
 //!
-//! Below a folder, every checkpoint with an `expected.safetensors` (`input_ids` (T), `logits` (T, V), `greedy_ids` (N))
-//! is computed, and so is its `model.gguf` where there is one. Contract: a difference above the limit, a NaN, an error
+//! Below a folder, every checkpoint with an `expected.safetensors` (`input_ids` (T), `logits` (T, V), `greedy_ids` (N); of
+//! models with vision the images' patches too) is computed, and so is its `model.gguf` where there is one, with the tower in
+//! the `mmproj.gguf` beside it. Contract: a difference above the limit, a NaN, an error
 //! while loading and a folder without any checkpoint all fail; only an architecture that this version does not run is
 //! skipped, and counted.
 
@@ -9,14 +10,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use qwenkit_engine::score;
+use qwenkit_engine::{View, score};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Error as ModelError, Model, arch};
+use qwenkit_models::{Error as ModelError, Model, arch, mmproj_beside};
 use qwenkit_tensor::TokenId;
 use serde_json::{Value, json};
 
 use crate::failure::Told;
+use crate::seeing;
 use crate::tensors::Recorded;
 use crate::terminal;
 
@@ -113,9 +115,6 @@ fn with_cause(error: anyhow::Error) -> anyhow::Error {
 /// Holds the model at `path` against the record in `folder`.
 fn check(path: &Path, folder: &Path, compute: &Compute) -> anyhow::Result<Outcome> {
     let recorded = Recorded::open(&folder.join(EXPECTED))?;
-    if recorded.has("pixel_values") {
-        return Ok(Outcome::Skipped { reason: "it takes images, which this version does not read".to_owned() });
-    }
     let files = ModelFiles::open(path)?;
     match arch::plan(&files) {
         Err(error @ ModelError::Architecture { .. }) => return Ok(Outcome::Skipped { reason: error.to_string() }),
@@ -129,7 +128,21 @@ fn check(path: &Path, folder: &Path, compute: &Compute) -> anyhow::Result<Outcom
         model.plan().vocab,
         expected.vocab
     );
-    compare(&model, compute, &expected)
+    let view = match recorded.has("pixel_values") || recorded.has("pixel_values_videos") {
+        false => None,
+        true => {
+            let mmproj = mmproj_of(&files)?;
+            let eyes = seeing::Eyes::open(&model, &files, mmproj.as_ref(), compute, &mut |_| {})?;
+            Some(eyes.look(compute, &recorded, &expected.input_ids)?)
+        }
+    };
+    compare(&model, compute, &expected, view.as_ref())
+}
+
+/// The tower's file of a GGUF model.
+fn mmproj_of(files: &ModelFiles) -> anyhow::Result<Option<ModelFiles>> {
+    let ModelFiles::Gguf(gguf) = files else { return Ok(None) };
+    Ok(mmproj_beside(gguf.path()).map(|path| ModelFiles::open(&path)).transpose()?)
 }
 
 impl Expected {
@@ -148,9 +161,9 @@ impl Expected {
     }
 }
 
-fn compare(model: &Model, compute: &Compute, expected: &Expected) -> anyhow::Result<Outcome> {
+fn compare(model: &Model, compute: &Compute, expected: &Expected, view: Option<&View>) -> anyhow::Result<Outcome> {
     let mut worst = Worst { difference: 0.0, row: 0, column: 0 };
-    score::logits(model, compute, &expected.input_ids, &mut |row, ours| {
+    score::logits_seeing(model, compute, &expected.input_ids, view, &mut |row, ours| {
         let theirs = expected.logits.get(row * expected.vocab..(row + 1) * expected.vocab).unwrap_or_default();
         worst.take(row, ours, theirs);
     })?;
@@ -166,8 +179,8 @@ fn compare(model: &Model, compute: &Compute, expected: &Expected) -> anyhow::Res
         return Ok(Outcome::Failed { reason });
     }
     let recorded = expected.greedy_ids.len();
-    let ours = score::greedy(model, compute, &expected.input_ids, recorded)?;
-    let clear = clear_steps(model, compute, &expected.input_ids, &ours)?;
+    let ours = score::greedy_seeing(model, compute, &expected.input_ids, view, recorded)?;
+    let clear = clear_steps(model, compute, (&expected.input_ids, view), &ours)?;
     let differs = ours.iter().zip(&expected.greedy_ids).take(clear).position(|(ours, theirs)| ours != theirs);
     Ok(match differs {
         None => Outcome::Passed { difference: worst.difference, compared: clear, recorded },
@@ -202,11 +215,16 @@ impl Worst {
 }
 
 /// How many of our greedy tokens were chosen by a clear margin, up to the first that was not.
-fn clear_steps(model: &Model, compute: &Compute, prompt: &[TokenId], ours: &[TokenId]) -> anyhow::Result<usize> {
+fn clear_steps(
+    model: &Model,
+    compute: &Compute,
+    (prompt, view): (&[TokenId], Option<&View>),
+    ours: &[TokenId],
+) -> anyhow::Result<usize> {
     let fed = ours.len().saturating_sub(1);
     let all: Vec<TokenId> = prompt.iter().chain(ours.iter().take(fed)).copied().collect();
     let mut gaps = Vec::with_capacity(ours.len());
-    score::logits(model, compute, &all, &mut |row, logits| {
+    score::logits_seeing(model, compute, &all, view, &mut |row, logits| {
         if row + 1 >= prompt.len() {
             gaps.push(gap(logits));
         }

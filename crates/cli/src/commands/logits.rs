@@ -9,26 +9,38 @@ use clap::Args;
 use qwenkit_engine::{Error, available_memory_bytes, score};
 use qwenkit_formats::write_safetensors;
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Model, arch};
+use qwenkit_models::{LoadEvent, Model, arch};
 use qwenkit_tensor::{DType, TokenId};
 
 use crate::args::{ComputeArgs, ModelArgs};
 use crate::failure::usage;
-use crate::{locate, opening, terminal};
+use crate::tensors::Recorded;
+use crate::{locate, opening, seeing, terminal};
 
 /// Arguments of `logits`.
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   qwenkit logits --model ./model.gguf --ids 1,2,3 --out logits.safetensors
+  qwenkit logits --model ./qwen3-vl --ids ... --pixels image.safetensors --out logits.safetensors
 
-The file holds one tensor `logits` of f32, (tokens, vocabulary): row i is what the model expects after token i.")]
+The file holds one tensor `logits` of f32, (tokens, vocabulary): row i is what the model expects after token i.
+
+--pixels names a file with the tensors `pixel_values` (patches, values of a patch) and `image_grid_thw` (images, 3), as Hugging
+Face's processors make them; of films `pixel_values_videos` and `video_grid_thw`. The ids then have a placeholder token for each
+vector of an image.")]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The tokens
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
     ids: Vec<u32>,
+    /// Patches of the images in the text
+    #[arg(long, value_name = "FILE")]
+    pixels: Option<PathBuf>,
+    /// The model's vision tower, where it has a file of its own [default: the mmproj*.gguf beside the model]
+    #[arg(long, value_name = "FILE", requires = "pixels")]
+    mmproj: Option<PathBuf>,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -63,9 +75,20 @@ pub(crate) fn run(args: &LogitsArgs, offline: bool) -> anyhow::Result<()> {
     let compute = Compute::new(args.compute.threads(), opening::isa()?);
     let mut bar = opening::loading_bar();
     let model = Model::load(&files, &compute, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
+    let view = match &args.pixels {
+        None => None,
+        Some(pixels) => {
+            let mmproj = seeing::mmproj(&files, args.mmproj.as_deref())?;
+            let progress = &mut |event: LoadEvent| bar.update(event.done_bytes, event.total_bytes);
+            let eyes = seeing::Eyes::open(&model, &files, mmproj.as_ref(), &compute, progress)?;
+            Some(eyes.look(&compute, &Recorded::open(pixels)?, &ids)?)
+        }
+    };
     bar.clear();
     let mut bytes = Vec::with_capacity(size_bytes);
-    score::logits(&model, &compute, &ids, &mut |_, row| bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())))?;
+    score::logits_seeing(&model, &compute, &ids, view.as_ref(), &mut |_, row| {
+        bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+    })?;
     write_safetensors(&args.out, &[("logits", DType::F32, &shape, &bytes)], &BTreeMap::new())?;
     terminal::note(&format!("wrote `logits` ({}, {}) to {}", shape[0], shape[1], args.out.display()));
     Ok(())

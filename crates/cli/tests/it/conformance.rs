@@ -120,15 +120,21 @@ fn what_this_version_does_not_run_is_skipped_with_its_reason_and_counted() {
     let future = text.replace("\"model_type\": \"qwen2\"", "\"model_type\": \"qwen9\"");
     assert_ne!(text, future);
     fs::write(&config, future).expect("writable");
+    let outcome = conformance(&place).exits(0);
+    assert!(outcome.out.contains("skip  future: ") && outcome.out.contains("`qwen9`"), "{outcome:?}");
+    assert!(outcome.out.ends_with("1 passed, 0 failed, 1 skipped\n"), "{outcome:?}");
+}
+
+#[test]
+fn patches_for_a_model_without_eyes_fail() {
+    let place = Place::new();
     let seeing = copy(&place, "seeing");
     alter(&seeing, |tensors| {
         let pixels = tensors["logits"].clone();
         tensors.insert("pixel_values".into(), pixels);
     });
-    let outcome = conformance(&place).exits(0);
-    assert!(outcome.out.contains("skip  future: ") && outcome.out.contains("`qwen9`"), "{outcome:?}");
-    assert!(outcome.out.contains("skip  seeing: it takes images"), "{outcome:?}");
-    assert!(outcome.out.ends_with("1 passed, 0 failed, 2 skipped\n"), "{outcome:?}");
+    let outcome = conformance(&place).exits(1);
+    assert!(outcome.out.contains("fail  seeing: ") && outcome.out.contains("qwen2 reads text only"), "{outcome:?}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl<R: Runner> Scheduler<R> {
         let mut gone = vec![false; self.running.len()];
         let mut generating = 0;
         for i in 0..self.running.len() {
-            if !gone[i] && self.running[i].is_generating() {
+            if !gone[i] && self.running[i].is_generating() && self.running[i].seen_ahead(1) == 1 {
                 rows[i] = self.make_room(i, 1, &mut gone);
                 generating += rows[i];
                 gone[i] = rows[i] == 0;
@@ -37,6 +37,7 @@ impl<R: Runner> Scheduler<R> {
             if sequence.prompt_logprobs.is_some() {
                 wanted = wanted.min(scored);
             }
+            wanted = sequence.seen_ahead(wanted);
             if gone[i] || wanted == 0 || rows[i] > 0 {
                 continue;
             }
@@ -73,7 +74,7 @@ impl<R: Runner> Scheduler<R> {
     }
 
     /// Whether another prompt is about to fill a page that `i` needs next.
-    fn follows_another(&mut self, i: usize) -> bool {
+    pub(super) fn follows_another(&mut self, i: usize) -> bool {
         let follower = &self.running[i];
         let page = follower.computed / PAGE_TOKENS;
         let end = (page + 1) * PAGE_TOKENS;
@@ -93,7 +94,7 @@ impl<R: Runner> Scheduler<R> {
                 && leader.tokens.len() >= end
                 && leader.shared_pages >= page
                 && before(leader) == before(follower)
-                && leader.tokens[page * PAGE_TOKENS..end] == follower.tokens[page * PAGE_TOKENS..end]
+                && leader.keys[page * PAGE_TOKENS..end] == follower.keys[page * PAGE_TOKENS..end]
                 && leader.computed < given(leader)
         };
         let Some(leader) = (0..self.running.len()).find(leads) else { return false };
@@ -122,7 +123,7 @@ impl<R: Runner> Scheduler<R> {
 
 /// Whole pages with which two sequences begin alike, as far as the second can share them.
 fn common_pages(leader: &Sequence, follower: &Sequence) -> usize {
-    let sharable = &follower.tokens[..follower.sharable_tokens()];
-    let common = leader.tokens.iter().zip(sharable).take_while(|(a, b)| a == b).count();
+    let sharable = &follower.keys[..follower.sharable_tokens()];
+    let common = leader.keys.iter().zip(sharable).take_while(|(a, b)| a == b).count();
     common / PAGE_TOKENS
 }

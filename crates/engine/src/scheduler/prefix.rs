@@ -20,7 +20,7 @@ impl<R: Runner> Scheduler<R> {
     /// of use to it.
     fn path(&self, sequence: &Sequence, mut parent: Parent) -> Vec<u32> {
         let first = sequence.computed / PAGE_TOKENS * PAGE_TOKENS;
-        let mut rest = sequence.tokens.get(first..sequence.sharable_tokens()).unwrap_or_default();
+        let mut rest = sequence.keys.get(first..sequence.sharable_tokens()).unwrap_or_default();
         let mut path = Vec::new();
         while let Next::Whole(page) = self.pages.next(parent, rest) {
             path.push(page);
@@ -73,7 +73,7 @@ impl<R: Runner> Scheduler<R> {
     /// Where the tree goes on with a page of which a sequence wants the beginning only, copies it.
     fn copy_part(&mut self, sequence: &mut Sequence) {
         let index = sequence.computed / PAGE_TOKENS;
-        let rest = sequence.tokens.get(index * PAGE_TOKENS..sequence.sharable_tokens()).unwrap_or_default();
+        let rest = sequence.keys.get(index * PAGE_TOKENS..sequence.sharable_tokens()).unwrap_or_default();
         let Next::Part(page, tokens) = self.pages.next(sequence.parent(index), rest) else { return };
         if index * PAGE_TOKENS + tokens <= sequence.computed {
             return;
@@ -97,7 +97,7 @@ impl<R: Runner> Scheduler<R> {
             let sequence = &mut self.running[i];
             while (sequence.shared_pages + 1) * PAGE_TOKENS <= sequence.computed {
                 let index = sequence.shared_pages;
-                let tokens = &sequence.tokens[index * PAGE_TOKENS..(index + 1) * PAGE_TOKENS];
+                let tokens = &sequence.keys[index * PAGE_TOKENS..(index + 1) * PAGE_TOKENS];
                 sequence.pages[index] = self.pages.share(sequence.pages[index], sequence.parent(index), tokens);
                 sequence.shared_pages += 1;
             }
@@ -143,7 +143,7 @@ impl<R: Runner> Scheduler<R> {
 
     fn release_pages(&mut self, sequence: &mut Sequence) {
         let index = sequence.shared_pages;
-        let tail = sequence.tokens.get(index * PAGE_TOKENS..sequence.computed).unwrap_or_default();
+        let tail = sequence.keys.get(index * PAGE_TOKENS..sequence.computed).unwrap_or_default();
         // A recurrent state at the end of the tail is not kept, so its keys and values would be of no use.
         if let (None, Some(&page), false) = (&self.free_slots, sequence.pages.get(index), tail.is_empty()) {
             self.pages.share_tail(page, sequence.parent(index), tail);

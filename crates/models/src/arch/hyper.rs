@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    plan::{AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, NormWeights, Plan, RopePlan, Yarn},
+    plan::{AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, NormWeights, Plan, RopePlan, RopeSections, Yarn},
 };
 
 /// No Qwen is deeper or wider than a fraction of these; beyond them a file is broken or hostile.
@@ -101,7 +101,7 @@ impl Hyper {
             max_position_embeddings: context,
             rms_norm_eps: meta.require_f32(&key("attention.layer_norm_rms_epsilon"))?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
-            rope: rotary::of_gguf(gguf, &key, head_dim, context)?,
+            rope: rotary::of_gguf(gguf, &key, head_dim, context, architecture.interleaved)?,
             attention_bias: None,
             kinds: layer_kinds::of_gguf(gguf, &key, layers, architecture.is_hybrid)?,
             experts: ExpertNumbers::of_gguf(gguf, &key)?,
@@ -224,6 +224,7 @@ impl Hyper {
             rope: self.rope.clone(),
             mtp_layers: self.mtp_layers,
             layers: layers.map(|(mixer, ffn)| LayerPlan { mixer, ffn }).collect(),
+            sight: None,
         }
     }
 
@@ -299,6 +300,13 @@ impl Hyper {
         if let Some(yarn) = &self.rope.yarn {
             self.check_yarn(yarn)?;
         }
+        if let Some(RopeSections { pairs, .. }) = self.rope.sections {
+            let sum = pairs.iter().try_fold(0usize, |sum, &n| sum.checked_add(n));
+            if sum != Some(dims / 2) {
+                let expected = format!("three numbers with the sum {}, half the rotary dimensions", dims / 2);
+                return Err(self.wrong("mrope_section", format!("{pairs:?}"), &expected));
+            }
+        }
         Ok(self)
     }
 }
@@ -326,6 +334,6 @@ fn embedding_rows(gguf: &Gguf, architecture: &'static str, hidden_size: usize) -
 }
 
 /// An error about a value of the file at `path`.
-pub(super) fn wrong(path: &Path, key: &str, found: impl ToString, expected: &str) -> Error {
+pub(crate) fn wrong(path: &Path, key: &str, found: impl ToString, expected: &str) -> Error {
     Error::Value { path: path.to_owned(), key: key.to_owned(), found: found.to_string(), expected: expected.to_owned() }
 }

@@ -13,6 +13,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
 mod rotary;
+mod sight;
 
 use std::path::Path;
 
@@ -20,6 +21,7 @@ use qwenkit_formats::{Gguf, ModelFiles};
 
 use crate::{error::Error, plan::Plan};
 use hyper::Hyper;
+pub(crate) use hyper::wrong;
 
 /// One architecture: its names in both worlds, and how its numbers become a plan.
 struct Architecture {
@@ -31,12 +33,21 @@ struct Architecture {
     gguf: &'static str,
     /// Whether some layers have linear attention.
     is_hybrid: bool,
+    /// Whether height and width take turns with time in the rotary pairs, where a file has sections.
+    interleaved: bool,
+    /// Vision towers that go with it.
+    towers: &'static [&'static str],
     plan: fn(&Hyper) -> Result<Plan, Error>,
 }
 
 const fn of(model_type: &'static str, gguf: &'static str, plan: fn(&Hyper) -> Result<Plan, Error>) -> Architecture {
-    Architecture { model_type, aliases: &[], gguf, is_hybrid: false, plan }
+    Architecture { model_type, aliases: &[], gguf, is_hybrid: false, interleaved: true, towers: &[], plan }
 }
+
+/// The tower of Qwen3-VL, 3.5, 3.6 and 3.8, under the names that configs give it.
+const QWEN3_TOWERS: &[&str] = &["qwen3_vl"];
+/// GGUF files do not say which of the two they are; their tower's does.
+const QWEN2_TOWERS: &[&str] = &["qwen2_vl", "qwen2_5_vl"];
 
 const ARCHITECTURES: &[Architecture] = &[
     of("qwen2", "qwen2", qwen2::plan),
@@ -44,11 +55,36 @@ const ARCHITECTURES: &[Architecture] = &[
     of("qwen3", "qwen3", qwen3::plan),
     of("qwen3_moe", "qwen3moe", qwen3_moe::plan),
     Architecture { is_hybrid: true, ..of("qwen3_next", "qwen3next", qwen3_next::plan) },
-    Architecture { aliases: &["qwen3_5_text"], is_hybrid: true, ..of("qwen3_5", "qwen35", qwen3_5::plan) },
+    Architecture {
+        aliases: &["qwen3_5_text"],
+        is_hybrid: true,
+        towers: QWEN3_TOWERS,
+        ..of("qwen3_5", "qwen35", qwen3_5::plan)
+    },
     Architecture {
         aliases: &["qwen3_5_moe_text"],
         is_hybrid: true,
+        towers: QWEN3_TOWERS,
         ..of("qwen3_5_moe", "qwen35moe", qwen3_5::plan_moe)
+    },
+    Architecture {
+        aliases: &["qwen2_vl_text"],
+        interleaved: false,
+        towers: QWEN2_TOWERS,
+        ..of("qwen2_vl", "qwen2vl", qwen2::plan)
+    },
+    // In GGUF files the row above stands for both.
+    Architecture {
+        aliases: &["qwen2_5_vl_text"],
+        interleaved: false,
+        towers: QWEN2_TOWERS,
+        ..of("qwen2_5_vl", "qwen2vl", qwen2::plan)
+    },
+    Architecture { aliases: &["qwen3_vl_text"], towers: QWEN3_TOWERS, ..of("qwen3_vl", "qwen3vl", qwen3::plan) },
+    Architecture {
+        aliases: &["qwen3_vl_moe_text"],
+        towers: QWEN3_TOWERS,
+        ..of("qwen3_vl_moe", "qwen3vlmoe", qwen3_moe::plan)
     },
 ];
 
@@ -77,7 +113,9 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
         ModelFiles::Gguf(gguf) => Hyper::from_gguf(architecture, gguf)?,
         ModelFiles::Checkpoint(checkpoint) => Hyper::from_config(architecture, checkpoint.config())?,
     };
-    (architecture.plan)(&hyper)
+    let mut plan = (architecture.plan)(&hyper)?;
+    plan.sight = sight::read(architecture, files, &plan)?;
+    Ok(plan)
 }
 
 /// The names of all architectures that this build computes, as `model_type` spells them.

@@ -1,27 +1,41 @@
 //! Reads rotary positions from config.json and from GGUF metadata. Whether they fit the heads is checked in `hyper`.
-//!
-//! Text has the same position on all three streams of multimodal rotary embeddings, so their sections do not matter here.
 
 use qwenkit_formats::{Config, Gguf};
 
 use super::hyper::wrong;
 use crate::{
     error::Error,
-    plan::{RopePlan, Yarn},
+    plan::{RopePlan, RopeSections, Yarn},
 };
 
-/// Of a GGUF file; `key` puts the architecture before a name.
+/// Of a GGUF file; `key` puts the architecture before a name. `interleaved`: how this architecture's sections lie, which the
+/// file does not say.
 pub(super) fn of_gguf(
     gguf: &Gguf,
     key: &impl Fn(&str) -> String,
     head_dim: usize,
     context: usize,
+    interleaved: bool,
 ) -> Result<RopePlan, Error> {
     let meta = gguf.metadata();
+    let name = key("rope.dimension_sections");
+    // A fourth section, always 0, is llama.cpp's.
+    let sections = match meta.i32s(&name)? {
+        None => None,
+        Some(found) => {
+            let pairs: Option<Vec<usize>> = found.iter().map(|&n| usize::try_from(n).ok()).collect();
+            let pairs = pairs.filter(|pairs| pairs.len() == 3 || pairs.len() == 4 && pairs[3] == 0);
+            let Some(&[time, height, width]) = pairs.as_deref().and_then(|pairs| pairs.first_chunk()) else {
+                return Err(wrong(gguf.path(), &name, format!("{found:?}"), "pairs of time, height and width"));
+            };
+            Some(RopeSections { pairs: [time, height, width], interleaved })
+        }
+    };
     Ok(RopePlan {
         dims: meta.usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
         theta: f64::from(meta.f32(&key("rope.freq_base"))?.unwrap_or(10_000.0)),
         yarn: gguf_yarn(gguf, key, context)?,
+        sections,
     })
 }
 
@@ -58,9 +72,11 @@ pub(super) fn of_config(
         None => config.object("rope_scaling")?,
     };
     let (mut theta, mut partial, mut yarn) = (config.f64("rope_theta")?, config.f64("partial_rotary_factor")?, None);
+    let mut sections = None;
     if let Some(p) = parameters {
         theta = p.f64("rope_theta")?.or(theta);
         partial = p.f64("partial_rotary_factor")?.or(partial);
+        sections = config_sections(&p)?;
         let kind = match p.string("rope_type")? {
             Some(kind) => Some(kind),
             None => p.string("type")?,
@@ -80,5 +96,16 @@ pub(super) fn of_config(
         };
     }
     let dims = (head_dim as f64 * partial.unwrap_or(rotated_share)) as usize;
-    Ok(RopePlan { dims, theta: theta.unwrap_or(10_000.0), yarn })
+    Ok(RopePlan { dims, theta: theta.unwrap_or(10_000.0), yarn, sections })
+}
+
+/// `mrope_section` with `mrope_interleaved`.
+fn config_sections(parameters: &Config) -> Result<Option<RopeSections>, Error> {
+    let Some(found) = parameters.usizes("mrope_section")? else { return Ok(None) };
+    let &[time, height, width] = found.as_slice() else {
+        let found = format!("{} numbers", found.len());
+        return Err(wrong(parameters.path(), "mrope_section", found, "pairs of time, height and width"));
+    };
+    let interleaved = parameters.bool("mrope_interleaved")?.unwrap_or(false);
+    Ok(Some(RopeSections { pairs: [time, height, width], interleaved }))
 }

@@ -3,6 +3,7 @@
 mod experts;
 mod mixers;
 mod tensors;
+mod tower;
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, KvType, Weight};
@@ -17,6 +18,7 @@ use crate::{
     rope::Rope,
 };
 use tensors::Loader;
+pub(crate) use tower::load_tower;
 
 /// A model in memory, ready to compute. It is never changed; sequences' state lives in a `ModelState`.
 pub struct Model {

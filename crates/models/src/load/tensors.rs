@@ -26,10 +26,21 @@ pub(super) struct Loader<'a> {
     architecture: &'static str,
     norms: NormWeights,
     used: HashSet<String>,
+    /// What the names of its own tensors begin with; others are not its business.
+    scope: &'static str,
     event: LoadEvent,
     progress: &'a mut dyn FnMut(LoadEvent),
     /// Where packed weights go, side by side.
     arena: HugeArena,
+}
+
+/// What a loader has to know beside the file.
+pub(super) struct Facts {
+    pub(super) naming: Naming,
+    pub(super) architecture: &'static str,
+    pub(super) width: usize,
+    pub(super) norms: NormWeights,
+    pub(super) scope: &'static str,
 }
 
 impl<'a> Loader<'a> {
@@ -43,11 +54,23 @@ impl<'a> Loader<'a> {
             ModelFiles::Gguf(_) => Naming::Gguf,
             ModelFiles::Checkpoint(_) => Naming::of_checkpoint(|name| files.tensor(name).is_some()),
         };
-        let total_bytes = files.tensors().iter().map(|t| t.len_bytes as u64).sum();
-        let event = LoadEvent { done_bytes: 0, total_bytes };
-        let (architecture, width, norms) = (plan.architecture, plan.width, plan.norms);
-        let arena = HugeArena::new(files.tensors().iter().map(arena_bytes).sum())?;
-        Ok(Loader { files, compute, naming, architecture, width, norms, used: HashSet::new(), event, progress, arena })
+        let facts = Facts { naming, architecture: plan.architecture, width: plan.width, norms: plan.norms, scope: "" };
+        Loader::over(files, compute, facts, progress)
+    }
+
+    /// A loader of the tensors whose names begin with the scope.
+    pub(super) fn over(
+        files: &'a ModelFiles,
+        compute: &'a Compute,
+        facts: Facts,
+        progress: &'a mut dyn FnMut(LoadEvent),
+    ) -> Result<Loader<'a>, Error> {
+        let Facts { naming, architecture, width, norms, scope } = facts;
+        let own = || files.tensors().iter().filter(|t| t.name.starts_with(scope));
+        let event = LoadEvent { done_bytes: 0, total_bytes: own().map(|t| t.len_bytes as u64).sum() };
+        let arena = HugeArena::new(own().map(arena_bytes).sum())?;
+        let used = HashSet::new();
+        Ok(Loader { files, compute, naming, architecture, width, norms, used, scope, event, progress, arena })
     }
 
     /// Whether the file has a tensor of this name.
@@ -150,7 +173,7 @@ impl<'a> Loader<'a> {
     }
 
     /// All values of a tensor in rows of `cols`.
-    fn values(&mut self, info: &TensorInfo, cols: usize) -> Result<Vec<f32>, Error> {
+    pub(super) fn values(&mut self, info: &TensorInfo, cols: usize) -> Result<Vec<f32>, Error> {
         let (true, Some(row_bytes)) = (is_weight_type(info.dtype), info.dtype.row_bytes(cols)) else {
             return Err(self.wrong_type(info, WEIGHT_TYPES));
         };
@@ -197,8 +220,14 @@ impl<'a> Loader<'a> {
 
     /// Refuses a file with tensors that nothing has used.
     pub(super) fn finish(self, plan: &Plan) -> Result<(), Error> {
-        let is_spare = |name: &str| self.naming.is_spare(name, plan.layers.len(), plan.mtp_layers);
-        let mut unused = self.files.tensors().iter().filter(|t| !self.used.contains(&t.name) && !is_spare(&t.name));
+        let naming = self.naming;
+        self.finish_but(|name| naming.is_spare(name, plan.layers.len(), plan.mtp_layers))
+    }
+
+    /// Refuses a file with tensors of the loader's that nothing has used, unless they are spare.
+    pub(super) fn finish_but(self, is_spare: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let own = |t: &&TensorInfo| t.name.starts_with(self.scope) && !self.used.contains(&t.name);
+        let mut unused = self.files.tensors().iter().filter(own).filter(|t| !is_spare(&t.name));
         match unused.next() {
             None => Ok(()),
             Some(first) => Err(Error::TensorsUnused {

@@ -1,0 +1,112 @@
+//! The vision tower of a model on the command line: where its file is, and patches from a file of tensors.
+//!
+//! Not here: how image files become patches.
+
+use std::path::Path;
+
+use anyhow::{bail, ensure};
+use qwenkit_engine::{View, VisionInfo, Visual, VisualKind};
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::Compute;
+use qwenkit_models::{Grid, LoadEvent, Model, Pixels, Tower, mmproj_beside};
+use qwenkit_tensor::TokenId;
+
+use crate::tensors::Recorded;
+use crate::terminal;
+
+/// The file of the model's tower: the one named, else the one that lies beside a GGUF model. `None` where the model has its
+/// tower in itself, or there is none.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub(crate) fn mmproj(files: &ModelFiles, named: Option<&Path>) -> anyhow::Result<Option<ModelFiles>> {
+    if let Some(path) = named {
+        return Ok(Some(ModelFiles::open(path)?));
+    }
+    let ModelFiles::Gguf(gguf) = files else { return Ok(None) };
+    let Some(path) = mmproj_beside(gguf.path()) else { return Ok(None) };
+    terminal::note(&format!("vision: {}", path.display()));
+    Ok(Some(ModelFiles::open(&path)?))
+}
+
+/// A text model's tower, loaded to look at patches.
+pub(crate) struct Eyes {
+    tower: Tower,
+    pub(crate) info: VisionInfo,
+}
+
+impl Eyes {
+    /// Loads the tower that goes with `model`, which is that of `files`.
+    ///
+    /// # Errors
+    /// When there is none, or it is another model's.
+    pub(crate) fn open(
+        model: &Model,
+        files: &ModelFiles,
+        mmproj: Option<&ModelFiles>,
+        compute: &Compute,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> anyhow::Result<Eyes> {
+        let tower = Tower::load(files, mmproj, model.plan(), compute, progress)?;
+        match VisionInfo::of(model.plan(), &tower) {
+            Some(info) => Ok(Eyes { tower, info }),
+            None => bail!("{} reads text only", model.plan().architecture),
+        }
+    }
+
+    /// Looks at the visuals of `recorded` in the text `ids`, which has a placeholder for each vector.
+    ///
+    /// # Errors
+    /// When patches are missing, wrong, or do not fit the placeholders.
+    pub(crate) fn look(&self, compute: &Compute, recorded: &Recorded, ids: &[TokenId]) -> anyhow::Result<View> {
+        let placed = self.info.place(ids, visuals(&self.info, recorded)?)?;
+        Ok(View::computed(&self.info, &self.tower, compute, ids, placed)?)
+    }
+}
+
+/// Images (`pixel_values`, `image_grid_thw`) and films (`pixel_values_videos`, `video_grid_thw`, and `second_per_grid_ts` where
+/// a step does not take a second) of a file of tensors.
+fn visuals(info: &VisionInfo, recorded: &Recorded) -> anyhow::Result<Vec<Visual>> {
+    let mut found = Vec::new();
+    if recorded.has("pixel_values") {
+        for pixels in apart(recorded, "pixel_values", "image_grid_thw")? {
+            found.push(Visual::image(pixels));
+        }
+    }
+    if recorded.has("pixel_values_videos") {
+        let films = apart(recorded, "pixel_values_videos", "video_grid_thw")?;
+        let seconds = match recorded.has("second_per_grid_ts") {
+            true => recorded.f32s("second_per_grid_ts", 1)?.1,
+            false => vec![1.0; films.len()],
+        };
+        ensure!(seconds.len() == films.len(), "{} films and {} times of a step", films.len(), seconds.len());
+        for (pixels, seconds_per_step) in films.into_iter().zip(seconds) {
+            found.extend(info.visuals(pixels, VisualKind::Film { seconds_per_step })?);
+        }
+    }
+    ensure!(
+        !found.is_empty(),
+        "found neither `pixel_values` nor `pixel_values_videos` in {}",
+        recorded.path().display()
+    );
+    Ok(found)
+}
+
+/// Patches of several images one after the other, taken apart by their grids.
+fn apart(recorded: &Recorded, values: &str, grids: &str) -> anyhow::Result<Vec<Pixels>> {
+    let (shape, pixels) = recorded.f32s(values, 2)?;
+    let (patches, width) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
+    let grids = recorded.numbers(grids, 2)?;
+    let (mut found, mut first) = (Vec::new(), 0);
+    for grid in grids.chunks_exact(3) {
+        let grid = Grid { steps: grid[0], rows: grid[1], cols: grid[2] };
+        let end = grid.patches().map_or(usize::MAX, |count| count.saturating_add(first));
+        let Some(own) = pixels.get(first.saturating_mul(width)..end.saturating_mul(width)) else {
+            bail!("`{values}` has {patches} patches, fewer than its grids ask for");
+        };
+        found.push(Pixels { values: own.to_vec(), grid });
+        first = end;
+    }
+    ensure!(first == patches, "`{values}` has {patches} patches and its grids ask for {first}");
+    Ok(found)
+}
