@@ -26,54 +26,76 @@ pub struct RecurrentSeq {
     pub slot: usize,
 }
 
+/// The shape of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Tokens that it sees, 1 to `CONV_WIDTH_MAX`.
+    pub width: usize,
+    /// From each of these to the next; 1 where they are neighbours.
+    pub step: usize,
+    /// C
+    pub channels: usize,
+}
+
 /// The columns before the next token, of every slot of one layer.
 pub struct ConvState {
-    width: usize,
-    channels: usize,
+    shape: ConvShape,
     slots: usize,
-    /// (slots, width - 1, C), oldest first
+    /// (slots, columns kept, C), oldest first
     data: HugeBuf,
 }
 
+impl ConvShape {
+    /// Columns before a token that its result depends on.
+    fn kept(&self) -> usize {
+        self.width.saturating_sub(1).saturating_mul(self.step)
+    }
+}
+
 impl ConvState {
-    /// Room for `slots` sequences of a convolution over `width` tokens of C = `channels`.
+    /// Room for `slots` sequences.
     ///
     /// # Errors
     /// When the system refuses the address range.
     ///
     /// # Panics
-    /// If the width is 0 or above `CONV_WIDTH_MAX`.
-    pub fn new(width: usize, channels: usize, slots: usize) -> Result<ConvState, AllocError> {
-        assert!((1..=CONV_WIDTH_MAX).contains(&width), "convolution over {width} tokens");
+    /// If the width is 0 or above `CONV_WIDTH_MAX`, or the step is 0.
+    pub fn new(shape: ConvShape, slots: usize) -> Result<ConvState, AllocError> {
+        assert!((1..=CONV_WIDTH_MAX).contains(&shape.width) && shape.step > 0, "convolution {shape:?}");
         let too_large = AllocError { wanted_bytes: usize::MAX };
-        let bytes = ConvState::slot_bytes(width, channels).checked_mul(slots).ok_or(too_large)?;
-        Ok(ConvState { width, channels, slots, data: HugeBuf::zeroed(bytes)? })
+        let bytes = ConvState::slot_bytes(shape).checked_mul(slots).ok_or(too_large)?;
+        Ok(ConvState { shape, slots, data: HugeBuf::zeroed(bytes)? })
     }
 
     /// Bytes of one slot.
-    pub fn slot_bytes(width: usize, channels: usize) -> usize {
-        (width.saturating_sub(1)).saturating_mul(channels).saturating_mul(4)
+    pub fn slot_bytes(shape: ConvShape) -> usize {
+        shape.kept().saturating_mul(shape.channels).saturating_mul(4)
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots
     }
 
     /// Copies what a slot remembers over another's.
     pub fn copy_slot(&mut self, from: usize, to: usize) {
-        let len = (self.width - 1) * self.channels;
+        let len = self.shape.kept() * self.shape.channels;
         self.data.as_mut_slice::<f32>().copy_within(from * len..(from + 1) * len, to * len);
     }
 
     fn slot(&self, slot: usize) -> &[f32] {
-        let len = (self.width - 1) * self.channels;
+        let len = self.shape.kept() * self.shape.channels;
         &self.data.as_slice::<f32>()[slot * len..][..len]
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut [f32] {
-        let len = (self.width - 1) * self.channels;
+        let len = self.shape.kept() * self.shape.channels;
         &mut self.data.as_mut_slice::<f32>()[slot * len..][..len]
     }
 
     /// Keeps the last columns of x: (T, C) of `seq`.
     fn keep(&mut self, seq: &RecurrentSeq, x: &[f32]) {
-        let (kept, channels) = (self.width - 1, self.channels);
+        let (kept, channels) = (self.shape.kept(), self.shape.channels);
         let new = seq.rows.len().min(kept);
         let slot = self.slot_mut(seq.slot);
         slot.copy_within(new * channels.., 0);
@@ -82,7 +104,7 @@ impl ConvState {
 }
 
 impl Compute {
-    /// `out = silu(sum over j of weight[j] * x[t - width + 1 + j])`; x, out: (T, C), weight: (width, C).
+    /// `out = silu(sum over j of weight[j] * x[t - (width - 1 - j) step])`; x, out: (T, C), weight: (width, C).
     ///
     /// # Panics
     /// If shapes do not fit, the sequences do not cover the rows in order, or a slot does not exist.
@@ -94,7 +116,8 @@ impl Compute {
         x: &[f32],
         out: &mut [f32],
     ) {
-        let (width, channels) = (state.width, state.channels);
+        let ConvShape { width, step, channels } = state.shape;
+        let shape_kept = state.shape.kept();
         check_seqs(seqs, state.slots, x.len() / channels);
         assert!(x.len() == out.len() && weight.len() == width * channels, "convolution of {channels} channels");
         for seq in seqs.iter().filter(|seq| seq.first == 0) {
@@ -107,8 +130,8 @@ impl Compute {
             let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
             for (j, input) in inputs[..width].iter_mut().enumerate() {
                 // Counted from the oldest kept column.
-                let column = row - seq.rows.start + j;
-                *input = match column.checked_sub(width - 1) {
+                let column = row - seq.rows.start + j * step;
+                *input = match column.checked_sub(shape_kept) {
                     Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
                     None => &before[column * channels..][..channels],
                 };
@@ -156,6 +179,10 @@ mod tests {
     const CHANNELS: usize = 5;
     const WIDTH: usize = 4;
 
+    fn shape(step: usize) -> ConvShape {
+        ConvShape { width: WIDTH, step, channels: CHANNELS }
+    }
+
     fn input(tokens: usize) -> Vec<f32> {
         (0..tokens * CHANNELS).map(|i| (i as f32 * 0.7).sin()).collect()
     }
@@ -165,9 +192,9 @@ mod tests {
     }
 
     /// Feeds `x` in pieces of the given lengths to slot 1 of two.
-    fn fed(isa: Isa, x: &[f32], pieces: &[usize]) -> Vec<f32> {
+    fn fed(isa: Isa, step: usize, x: &[f32], pieces: &[usize]) -> Vec<f32> {
         let compute = Compute::new(2, isa);
-        let mut state = ConvState::new(WIDTH, CHANNELS, 2).unwrap();
+        let mut state = ConvState::new(shape(step), 2).unwrap();
         state.slot_mut(1).fill(f32::NAN); // what a sequence before left
         let (mut out, mut first) = (vec![0.0; x.len()], 0);
         for &piece in pieces {
@@ -183,13 +210,14 @@ mod tests {
     #[test]
     fn equals_the_sum_in_f64() {
         let (x, weight) = (input(9), weight());
-        let out = fed(Isa::detect().unwrap(), &x, &[9]);
-        for t in 0..9 {
-            for c in 0..CHANNELS {
-                let tap = |j: usize| (t + j).checked_sub(WIDTH - 1).map_or(0.0, |s| f64::from(x[s * CHANNELS + c]));
+        for step in [1, 2, 3] {
+            let out = fed(Isa::detect().unwrap(), step, &x, &[9]);
+            for (t, c) in (0usize..9).flat_map(|t| (0..CHANNELS).map(move |c| (t, c))) {
+                let before = |j: usize| (WIDTH - 1 - j) * step;
+                let tap = |j: usize| t.checked_sub(before(j)).map_or(0.0, |s| f64::from(x[s * CHANNELS + c]));
                 let sum: f64 = (0..WIDTH).map(|j| f64::from(weight[j * CHANNELS + c]) * tap(j)).sum();
                 let exact = sum / (1.0 + (-sum).exp());
-                assert!((f64::from(out[t * CHANNELS + c]) - exact).abs() < 1e-5, "token {t} channel {c}");
+                assert!((f64::from(out[t * CHANNELS + c]) - exact).abs() < 1e-5, "step {step} token {t} channel {c}");
             }
         }
     }
@@ -197,12 +225,12 @@ mod tests {
     #[test]
     fn any_cut_gives_the_same_bits() {
         let x = input(9);
-        for isa in Isa::available() {
-            let whole = fed(isa, &x, &[9]);
+        for (isa, step) in Isa::available().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            let whole = fed(isa, step, &x, &[9]);
             for cut in 1..9 {
-                assert_eq!(fed(isa, &x, &[cut, 9 - cut]), whole, "cut at {cut}");
+                assert_eq!(fed(isa, step, &x, &[cut, 9 - cut]), whole, "step {step} cut at {cut}");
             }
-            assert_eq!(fed(isa, &x, &[1; 9]), whole);
+            assert_eq!(fed(isa, step, &x, &[1; 9]), whole);
         }
     }
 

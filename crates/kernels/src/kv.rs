@@ -5,6 +5,8 @@
 //! values one step of the weighted sum takes. Models with f32 or f16 weights have f32 keys and values (S = 1); all others f16
 //! keys and bf16 values (S = 2). Which page is whose is the engine's business; here a sequence is a list of page numbers.
 
+use std::ops::Range;
+
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use qwenkit_tensor::{AllocError, HugeBuf};
 #[cfg(target_arch = "x86_64")]
@@ -270,6 +272,49 @@ impl KvCache {
         let bytes = &self.data.as_slice::<u8>()[start..start + n];
         let (keys, values) = bytes.split_at(PAGE_TOKENS * self.head_dim * size_of::<F::Key>());
         (bytemuck::cast_slice(keys), bytemuck::cast_slice(values))
+    }
+
+    /// Copies keys and values of one head at `positions` of the sequence whose pages are `pages` to positions 0, 1, ... of
+    /// pages `own` of `data`, the bytes of another cache of this shape.
+    ///
+    /// # Safety
+    /// Nobody else touches this head of these pages of `data` meanwhile.
+    pub(crate) unsafe fn gather<F: KvForm>(
+        &self,
+        (pages, positions): (&[u32], &[u32]),
+        head: usize,
+        data: &SharedOut<'_, u8>,
+        own: Range<usize>,
+    ) {
+        let (dim, n, value_dim) = (self.head_dim, self.head_bytes(), self.value_dim());
+        for (page, positions) in own.zip(positions.chunks(PAGE_TOKENS)) {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { data.slice((page * self.kv_heads + head) * n, n) };
+            let (keys, values) = bytes.split_at_mut(PAGE_TOKENS * dim * size_of::<F::Key>());
+            let (keys, values): (&mut [F::Key], &mut [F::Value]) =
+                (bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values));
+            for (slot, position) in positions.iter().enumerate() {
+                let (there, at) = (*position as usize / PAGE_TOKENS, *position as usize % PAGE_TOKENS);
+                let (from_keys, from_values) = self.head::<F>(pages[there], head);
+                let to = keys[slot / KEY_BLOCK * KEY_BLOCK * dim..].iter_mut().skip(slot % KEY_BLOCK);
+                let of = from_keys[at / KEY_BLOCK * KEY_BLOCK * dim..].iter().skip(at % KEY_BLOCK);
+                for (to, of) in to.step_by(KEY_BLOCK).zip(of.step_by(KEY_BLOCK)).take(dim) {
+                    *to = *of;
+                }
+                let to = values[slot / F::SIDE * F::SIDE * value_dim..].chunks_exact_mut(F::SIDE);
+                let of = from_values[at / F::SIDE * F::SIDE * value_dim..].chunks_exact(F::SIDE);
+                for (to, of) in to.zip(of).take(dim) {
+                    to[slot % F::SIDE] = of[at % F::SIDE];
+                    // As in `write`.
+                    to[slot % F::SIDE + 1..].fill(F::value(0.0));
+                }
+            }
+        }
+    }
+
+    /// All bytes, for threads that each write their own heads of pages.
+    pub(crate) fn shared(&mut self) -> SharedOut<'_, u8> {
+        SharedOut::new(self.data.as_mut_slice::<u8>())
     }
 
     /// Stores keys and values, both (T, G, K), at positions `first..first + T` of the sequence whose pages are `pages`.

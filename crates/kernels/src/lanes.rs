@@ -39,6 +39,18 @@ pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum(partial)
 }
 
+/// Sum of products of two rows of one length, in sixteen partial sums.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut partial = [0.0; LANES];
+    let ((x_whole, x_rest), (y_whole, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x_whole.iter().zip(y_whole) {
+        partial.iter_mut().zip(x).zip(y).for_each(|((p, x), y)| *p += x * y);
+    }
+    partial.iter_mut().zip(x_rest).zip(y_rest).for_each(|((p, x), y)| *p += x * y);
+    sum(partial)
+}
+
 /// e^x to within 3e-7 of itself for -87 to 88, outside which x is taken for the nearer end: Cody-Waite reduction and the
 /// Taylor polynomial of degree 7 over half an octave.
 #[inline(always)]
@@ -104,5 +116,6 @@ mod tests {
         let exact: f64 = x.iter().map(|&x| f64::from(x * x)).sum();
         assert!((f64::from(sum_by(&x, |x| x * x)) - exact).abs() < 1e-5);
         assert_eq!(sum_by(&[], |x| x), 0.0);
+        assert_eq!(dot(&x, &x), sum_by(&x, |x| x * x));
     }
 }

@@ -2,12 +2,21 @@
 
 use std::ops::Range;
 
-use crate::{Isa, matmul::Compute, shared_out::SharedOut};
+use crate::{Isa, matmul::Compute, shared_out::SharedOut, weight::Weight};
 
 /// Rows below which a fork costs more than it gains.
 const PARALLEL_ROWS: usize = 4;
 
 impl Compute {
+    /// `out`: (ids, K) = the rows of `table`: (N, K) that the ids name.
+    ///
+    /// # Panics
+    /// If `out` has not one row for each id, or the table has no such row.
+    pub fn look_up(&self, table: &Weight, ids: &[usize], out: &mut [f32]) {
+        assert_eq!(out.len(), ids.len() * table.cols(), "look_up");
+        self.each_row(out, table.cols(), |_, i, out| table.row(ids[i], out));
+    }
+
     /// Runs `f(isa, row, out's row)` for each row of `out`: (rows, width).
     ///
     /// # Panics

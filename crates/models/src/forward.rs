@@ -10,7 +10,7 @@ use qwenkit_tensor::TokenId;
 use crate::{
     blocks::{BlockBuffers, Context, FfnBlock, MixerBlock},
     load::Model,
-    state::{LayerState, ModelState},
+    state::ModelState,
     tap::{Site, Tap, visit},
 };
 
@@ -73,8 +73,9 @@ pub enum Outputs {
 /// Memory of one batch's inner values, kept for the next.
 #[derive(Default)]
 pub struct Buffers {
-    /// (T, D) each
+    /// (T, S D)
     x: Vec<f32>,
+    /// (T, D) each
     normed: Vec<f32>,
     out: Vec<f32>,
     /// (T, R) each
@@ -108,15 +109,21 @@ impl Model {
         logits: &mut Vec<f32>,
     ) {
         let (plan, tokens) = (self.plan(), batch.tokens.len());
-        let width = plan.width;
+        let (width, residual) = (plan.width, plan.stream_count() * plan.width);
         let Buffers { x, normed, out, cos, sin, block, hidden } = buffers;
-        for buffer in [&mut *x, &mut *normed, &mut *out] {
+        x.resize(tokens * residual, 0.0);
+        for buffer in [&mut *normed, &mut *out] {
             buffer.resize(tokens * width, 0.0);
         }
-        for (token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(width)) {
-            self.embedding.row(token.index(), x);
+        for (token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(residual)) {
+            let (first, others) = x.split_at_mut(width);
+            self.embedding.row(token.index(), first);
+            others.chunks_exact_mut(width).for_each(|other| other.copy_from_slice(first));
         }
-        for_each_seen(batch, width, |row, values| x[row * width..][..width].copy_from_slice(&values[..width]));
+        for_each_seen(batch, width, |row, values| {
+            let streams = x[row * residual..][..residual].chunks_exact_mut(width);
+            streams.for_each(|stream| stream.copy_from_slice(&values[..width]));
+        });
         visit(&mut tap, Site::Embedding, 0, x);
         cos.clear();
         sin.clear();
@@ -131,67 +138,71 @@ impl Model {
             recurrent.push(RecurrentSeq { rows: seq.rows.clone(), first: seq.first, slot: seq.slot });
         }
         assert_eq!(cos.len(), tokens * self.rope.pairs(), "the sequences' rows cover the batch");
-        for (i, (layer, state)) in self.layers.iter().zip(&mut state.layers).enumerate() {
-            let cx = &mut Context {
-                compute,
-                layer: i,
-                eps: plan.rms_norm_eps,
-                seqs: &seqs,
-                recurrent: &recurrent,
-                cos,
-                sin,
-                pairs: self.rope.pairs(),
-                tap: &mut tap,
-            };
-            compute.rms_norm(x, &layer.input_norm, cx.eps, normed);
+        let ModelState { layers: states, selected } = state;
+        let cx = &mut Context {
+            compute,
+            layer: 0,
+            eps: plan.rms_norm_eps,
+            tokens: batch.tokens,
+            seqs: &seqs,
+            recurrent: &recurrent,
+            cos,
+            sin,
+            pairs: self.rope.pairs(),
+            rope: &self.rope,
+            tap: &mut tap,
+        };
+        for (i, (layer, state)) in self.layers.iter().zip(states).enumerate() {
+            cx.layer = i;
+            if let Some(ngrams) = &layer.ngrams {
+                let state = state.ngrams.as_mut().expect("the layer's state has its last tokens");
+                ngrams.forward(cx, state, block, x);
+            }
+            layer.before_mixer.read(cx, block, x, normed);
             visit(cx.tap, Site::MixerInput, i, normed);
-            match (&layer.mixer, state) {
-                (MixerBlock::Attention(attention), LayerState::Paged(cache)) => {
-                    attention.forward(cx, cache, block, normed, out);
+            match &layer.mixer {
+                MixerBlock::Attention(attention) => {
+                    attention.forward(cx, (state, selected.as_mut()), block, normed, out);
                 }
-                (MixerBlock::DeltaNet(delta), LayerState::Recurrent(state)) => {
+                MixerBlock::DeltaNet(delta) => {
+                    let state = state.recurrent.as_mut().expect("a recurrent layer's state has a summary");
                     delta.forward(cx, state, block, normed, out);
                 }
-                _ => panic!("layer {i}: the state was made for another model"),
             }
-            compute.add(x, out, width);
+            layer.before_mixer.write(cx, block, x, out);
             visit(cx.tap, Site::ResidualMiddle, i, x);
-            compute.rms_norm(x, &layer.post_norm, cx.eps, normed);
+            layer.before_ffn.read(cx, block, x, normed);
             visit(cx.tap, Site::FfnInput, i, normed);
             match &layer.ffn {
                 FfnBlock::Dense(ffn) => ffn.forward(cx, block, normed, out),
                 FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
             }
-            compute.add(x, out, width);
+            layer.before_ffn.write(cx, block, x, out);
             for_each_seen(batch, width, |row, values| {
                 if let Some(values) = values.chunks_exact(width).nth(1 + i) {
-                    x[row * width..][..width].iter_mut().zip(values).for_each(|(x, value)| *x += value);
+                    x[row * residual..][..width].iter_mut().zip(values).for_each(|(x, value)| *x += value);
                 }
             });
             visit(cx.tap, Site::Residual, i, x);
         }
         // Only rows that want logits go through the output head, the largest matrix of a small model.
-        let wanted: Vec<usize> = batch
-            .seqs
-            .iter()
-            .flat_map(|seq| match seq.outputs {
-                Outputs::None | Outputs::Hidden => 0..0,
-                Outputs::Last => seq.rows.end - 1..seq.rows.end,
-                Outputs::All => seq.rows.clone(),
-            })
-            .collect();
-        normed.resize(wanted.len() * width, 0.0);
-        for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(width)) {
-            compute.rms_norm(&x[row * width..][..width], &self.norm, plan.rms_norm_eps, normed);
+        let mut wanted = Vec::new();
+        let mut last = Vec::new();
+        for seq in batch.seqs {
+            match seq.outputs {
+                Outputs::None => {}
+                Outputs::Hidden => last.push(seq.rows.end - 1),
+                Outputs::Last => wanted.push(seq.rows.end - 1),
+                Outputs::All => wanted.extend(seq.rows.clone()),
+            }
         }
-        hidden.clear();
-        for seq in batch.seqs.iter().filter(|seq| seq.outputs == Outputs::Hidden) {
-            let (start, last) = (hidden.len(), seq.rows.end - 1);
-            hidden.resize(start + width, 0.0);
-            compute.rms_norm(&x[last * width..][..width], &self.norm, plan.rms_norm_eps, &mut hidden[start..]);
+        for (rows, to) in [(wanted, &mut *normed), (last, hidden)] {
+            let of_rows: Vec<f32> = rows.iter().flat_map(|row| &x[row * residual..][..residual]).copied().collect();
+            to.resize(rows.len() * width, 0.0);
+            self.norm.read(cx, block, &of_rows, to);
         }
-        visit(&mut tap, Site::HeadInput, 0, normed);
-        logits.resize(wanted.len() * plan.vocab, 0.0);
+        visit(cx.tap, Site::HeadInput, 0, normed);
+        logits.resize(normed.len() / width * plan.vocab, 0.0);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
     }

@@ -21,10 +21,10 @@ pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};
 pub use load::{LoadEvent, Model};
 pub use plan::{
-    AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, MoePlan, NormWeights, Plan, RopePlan, RopeSections, Sight,
-    StateNeed, Yarn,
+    AttentionPlan, DeltaNetPlan, Ffn, GateKind, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan,
+    RopePlan, RopeSections, Sight, StateNeed, StreamsPlan, Yarn,
 };
-pub use state::{LayerState, ModelState, RecurrentState};
+pub use state::{LayerState, ModelState, NgramState, RecurrentState};
 pub use tap::{Site, Tap};
 pub use vision::{
     Encoding, Grid, PatchPlan, Pixels, Positions, Span, Tower, TowerBuffers, VisionFfn, VisionNorm, VisionPlan,

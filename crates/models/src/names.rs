@@ -75,6 +75,45 @@ pub(crate) const RATE: Pair = ("linear_attn.A_log", "ssm_a");
 pub(crate) const DELTA_NORM: Pair = ("linear_attn.norm.weight", "ssm_norm.weight");
 pub(crate) const DELTA_OUT: Pair = ("linear_attn.out_proj.weight", "ssm_out.weight");
 
+/// Norm, down, up and inject of what mixes residual streams: before the mixer, before the feed-forward block, at the end.
+pub(crate) const STREAMS_MIXER: (Pair, Pair, Pair, Option<Pair>) = (
+    ("attn_hyper_connection.hc_norm.weight", "hc_attn_norm.weight"),
+    ("attn_hyper_connection.input_mix_weight_down.weight", "hc_attn_down.weight"),
+    ("attn_hyper_connection.input_mix_weight_up.weight", "hc_attn_up.weight"),
+    Some(("attn_hyper_connection.block_inject_weight.weight", "hc_attn_inject.weight")),
+);
+pub(crate) const STREAMS_FFN: (Pair, Pair, Pair, Option<Pair>) = (
+    ("mlp_hyper_connection.hc_norm.weight", "hc_ffn_norm.weight"),
+    ("mlp_hyper_connection.input_mix_weight_down.weight", "hc_ffn_down.weight"),
+    ("mlp_hyper_connection.input_mix_weight_up.weight", "hc_ffn_up.weight"),
+    Some(("mlp_hyper_connection.block_inject_weight.weight", "hc_ffn_inject.weight")),
+);
+pub(crate) const STREAMS_OUT: (Pair, Pair, Pair, Option<Pair>) = (
+    ("hyper_connection_mixer.hc_norm.weight", "output_hc_norm.weight"),
+    ("hyper_connection_mixer.input_mix_weight_down.weight", "output_hc_down.weight"),
+    ("hyper_connection_mixer.input_mix_weight_up.weight", "output_hc_up.weight"),
+    None,
+);
+
+/// The indexer's; checkpoints have queries and key in one.
+pub(crate) const INDEX_Q: Pair = ("self_attn.indexer.index_qk_proj.weight", "indexer.q_proj.weight");
+pub(crate) const INDEX_K: Pair = ("self_attn.indexer.index_qk_proj.weight", "indexer.k_proj.weight");
+pub(crate) const INDEX_Q_NORM: Pair = ("self_attn.indexer.q_layernorm.weight", "indexer.q_norm.weight");
+pub(crate) const INDEX_K_NORM: Pair = ("self_attn.indexer.k_layernorm.weight", "indexer.k_norm.weight");
+
+/// Embeddings of runs of tokens. The table belongs to a layer in checkpoints, to none in GGUF; constants of the hashes are
+/// tensors in checkpoints, metadata in GGUF.
+pub(crate) const NGRAM_TABLE: Pair = ("ple.ple_embedding.ngram_embedding.weight", "per_layer_token_embd.weight");
+pub(crate) const NGRAM_MULTIPLIERS: Pair = ("ple.ple_embedding.layer_multipliers", "");
+pub(crate) const NGRAM_STARTS: Pair = ("ple.ple_embedding.ngram_heads_offsets", "");
+pub(crate) const NGRAM_SIZES: Pair = ("ple.ple_embedding.ngram_heads_vocab_sizes", "");
+pub(crate) const NGRAM_KEY: Pair = ("ple.key_proj.weight", "ple_key.weight");
+pub(crate) const NGRAM_VALUE: Pair = ("ple.value_proj.weight", "ple_value.weight");
+pub(crate) const NGRAM_NORM_KEY: Pair = ("ple.norm_key.weight", "ple_norm_key.weight");
+pub(crate) const NGRAM_NORM_QUERY: Pair = ("ple.norm_query.weight", "ple_norm_query.weight");
+pub(crate) const NGRAM_NORM_CONV: Pair = ("ple.norm_conv.weight", "ple_norm_conv.weight");
+pub(crate) const NGRAM_CONV: Pair = ("ple.conv1d.weight", "ple_conv1d.weight");
+
 impl Naming {
     /// The way to the text model in a checkpoint that has the tensors `has` says.
     pub(crate) fn of_checkpoint(has: impl Fn(&str) -> bool) -> Naming {
@@ -105,6 +144,16 @@ impl Naming {
         match self {
             Naming::HuggingFace { body, .. } => {
                 Some(format!("{body}layers.{layer}.mlp.experts.{expert}.{matrix}.weight"))
+            }
+            Naming::Gguf => None,
+        }
+    }
+
+    /// The name of one part of a table of runs in checkpoints that have it in parts; `None` where no file has.
+    pub(crate) fn ngram_part(self, layer: usize, part: usize) -> Option<String> {
+        match self {
+            Naming::HuggingFace { body, .. } => {
+                Some(format!("{body}layers.{layer}.ple.ple_embedding.ngram_embedding.shard_{part}.weight"))
             }
             Naming::Gguf => None,
         }

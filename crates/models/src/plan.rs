@@ -3,7 +3,7 @@
 //! Architecture files (`arch`) make plans; `load` turns a plan into weights and `forward` follows it. A new generation
 //! adds a variant to `Mixer` or `Ffn` for a block that computes something new, and nothing else here.
 
-use qwenkit_kernels::{DeltaShape, RouterRule};
+use qwenkit_kernels::{ConvShape, DeltaShape, RouterRule};
 use qwenkit_tensor::TokenId;
 
 /// A model's shape.
@@ -25,6 +25,8 @@ pub struct Plan {
     pub norms: NormWeights,
     /// Rotary positions of the attention layers.
     pub rope: RopePlan,
+    /// The residual streams, where there are several; one, with a norm in front of each block, where absent.
+    pub streams: Option<StreamsPlan>,
     /// Blocks behind the last layer that guess the token after the next (MTP). A file may hold them; they are not part
     /// of the model's own answer and not loaded.
     pub mtp_layers: usize,
@@ -56,9 +58,21 @@ pub enum NormWeights {
     ZeroCentred,
 }
 
+/// Residual streams beside each other (hyper-connections): each block reads a mix of them and writes to all. Source: Zhu et
+/// al. 2024, as in transformers' Qwen4-exp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamsPlan {
+    /// S, `hc_count`
+    pub count: usize,
+    /// Rank of the matrices that mix, `hc_lowrank`.
+    pub rank: usize,
+}
+
 /// One decoder layer: `x += mixer(norm(x)); x += ffn(norm(x))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerPlan {
+    /// What is added to the residual streams before, from a table of short runs of tokens; nothing where absent.
+    pub ngrams: Option<NgramPlan>,
     /// What looks at other tokens.
     pub mixer: Mixer,
     /// What looks at the token alone.
@@ -92,6 +106,42 @@ pub struct AttentionPlan {
     pub output_gate: bool,
     /// How many positions a token sees, itself included; all where absent.
     pub window: Option<usize>,
+    /// What chooses the positions that a token sees; all of them are seen where absent.
+    pub indexer: Option<IndexerPlan>,
+}
+
+/// The choice of positions that a token sees (QSA): whole blocks by the score of a small key each, and the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexerPlan {
+    /// Query heads, `indexer_n_heads`; there is one key head.
+    pub heads: usize,
+    /// Size of a head, `indexer_head_dim`.
+    pub head_dim: usize,
+    /// Blocks that a token sees, `indexer_budget / indexer_compress_ratio`.
+    pub blocks: usize,
+    /// Positions of a block, `indexer_compress_ratio`.
+    pub block_tokens: usize,
+}
+
+/// Embeddings of runs of the last tokens, found by hashing (PLE), gated into the residual streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NgramPlan {
+    /// Tokens of the longest run, `ngram_size`; runs of 2 and more have tables.
+    pub longest: usize,
+    /// Tables of each length, `heads_per_ngram`.
+    pub tables_each: usize,
+    /// Values of one table's row.
+    pub row_dim: usize,
+    /// The odd number that the token so many places back is multiplied with: (longest)
+    pub multipliers: Vec<i64>,
+    /// Rows of each table, primes: (tables). They stand one after the other.
+    pub sizes: Vec<usize>,
+    /// Rows of all tables, padded.
+    pub rows: usize,
+    /// What stands for tokens before the sequence's first, and ends runs, `eos_token_id`.
+    pub end: u32,
+    /// The convolution behind the gate.
+    pub conv: ConvShape,
 }
 
 /// Gated DeltaNet. Source: Yang et al. 2024, as in transformers' Qwen3-Next and Qwen3.5.
@@ -101,6 +151,24 @@ pub struct DeltaNetPlan {
     pub shape: DeltaShape,
     /// Tokens that the convolution before it sees, `linear_conv_kernel_dim`.
     pub conv_width: usize,
+    /// What the gate of its result goes through.
+    pub gate: GateKind,
+}
+
+/// What a gate goes through before it multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateKind {
+    /// `g * sigmoid(g)`
+    Silu,
+    /// `sigmoid(g)`
+    Sigmoid,
+}
+
+impl DeltaNetPlan {
+    /// The convolution before it.
+    pub fn conv(&self) -> ConvShape {
+        ConvShape { width: self.conv_width, step: 1, channels: self.shape.channels() }
+    }
 }
 
 /// The feed-forward block of a layer.
@@ -165,7 +233,7 @@ pub struct Yarn {
     pub attention_factor: Option<f64>,
 }
 
-/// What a layer keeps of a sequence between tokens.
+/// Something that a layer keeps of a sequence between tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateNeed {
     /// Keys and values of every position, in pages: G heads of K values each.
@@ -175,23 +243,43 @@ pub enum StateNeed {
         /// K
         head_dim: usize,
     },
+    /// Small keys by which positions are chosen, in the same pages.
+    Index(IndexerPlan),
     /// A summary of all positions so far, in a slot of fixed size. It cannot be taken back to an earlier position.
     Recurrent(DeltaNetPlan),
+    /// The last tokens, and the last columns of a convolution, in the same slot.
+    Ngrams {
+        /// Tokens kept.
+        tokens: usize,
+        /// The convolution.
+        conv: ConvShape,
+    },
 }
 
 impl Plan {
     /// Whether any layer keeps a state that cannot be taken back to an earlier position.
     pub fn has_recurrent_state(&self) -> bool {
-        self.layers.iter().any(|layer| matches!(layer.state(), StateNeed::Recurrent(_)))
+        let in_slot = |need| matches!(need, StateNeed::Recurrent(_) | StateNeed::Ngrams { .. });
+        self.layers.iter().any(|layer| layer.state().into_iter().any(in_slot))
+    }
+
+    /// How many residual streams there are.
+    pub fn stream_count(&self) -> usize {
+        self.streams.map_or(1, |streams| streams.count)
     }
 }
 
 impl LayerPlan {
     /// What the layer keeps of a sequence.
-    pub fn state(&self) -> StateNeed {
-        match &self.mixer {
-            Mixer::Attention(a) => StateNeed::Paged { kv_heads: a.kv_heads, head_dim: a.head_dim },
-            Mixer::DeltaNet(d) => StateNeed::Recurrent(*d),
-        }
+    pub fn state(&self) -> Vec<StateNeed> {
+        let mut needs = match &self.mixer {
+            Mixer::Attention(a) => {
+                let index = a.indexer.map(StateNeed::Index);
+                [StateNeed::Paged { kv_heads: a.kv_heads, head_dim: a.head_dim }].into_iter().chain(index).collect()
+            }
+            Mixer::DeltaNet(d) => vec![StateNeed::Recurrent(*d)],
+        };
+        needs.extend(self.ngrams.as_ref().map(|n| StateNeed::Ngrams { tokens: n.longest - 1, conv: n.conv }));
+        needs
     }
 }

@@ -3,17 +3,22 @@
 //! Pages have the same number in every layer, so a sequence is one list of pages; likewise slots, of which a sequence has
 //! one. Who owns which page and slot is the engine's business.
 
-use qwenkit_kernels::{ConvState, DeltaState, KvCache, KvType};
-use qwenkit_tensor::AllocError;
+use qwenkit_kernels::{ConvState, DeltaState, IndexCache, KvCache, KvType, PAGE_TOKENS, SelectedKv};
+use qwenkit_tensor::{AllocError, TokenId};
 
-use crate::plan::{Plan, StateNeed};
+use crate::plan::{IndexerPlan, Plan, StateNeed};
 
-/// One layer's memory of all sequences.
-pub enum LayerState {
+/// One layer's memory of all sequences: a part for each `StateNeed` of the layer.
+#[derive(Default)]
+pub struct LayerState {
     /// Keys and values in pages.
-    Paged(KvCache),
+    pub(crate) kv: Option<KvCache>,
+    /// Index keys in pages.
+    pub(crate) index: Option<IndexCache>,
     /// Summaries in slots.
-    Recurrent(RecurrentState),
+    pub(crate) recurrent: Option<RecurrentState>,
+    /// Last tokens in slots.
+    pub(crate) ngrams: Option<NgramState>,
 }
 
 /// A recurrent layer's memory of all sequences.
@@ -24,9 +29,19 @@ pub struct RecurrentState {
     pub(crate) delta: DeltaState,
 }
 
+/// What a layer with a table of runs of tokens keeps of all sequences.
+pub struct NgramState {
+    /// (slots, tokens kept), oldest first
+    pub(crate) tokens: Vec<TokenId>,
+    /// The last inputs of the convolution.
+    pub(crate) conv: ConvState,
+}
+
 /// The memory of all layers.
 pub struct ModelState {
     pub(crate) layers: Vec<LayerState>,
+    /// Where the keys and values that queries choose are laid side by side; only for the time of one layer's attention.
+    pub(crate) selected: Option<SelectedKv>,
 }
 
 impl ModelState {
@@ -36,56 +51,97 @@ impl ModelState {
     /// # Errors
     /// When the system refuses the address range.
     pub fn new(plan: &Plan, kv_type: KvType, pages: usize, slots: usize) -> Result<ModelState, AllocError> {
-        let layer = |need| match need {
-            StateNeed::Paged { kv_heads, head_dim } => {
-                KvCache::new(kv_type, kv_heads, head_dim, pages).map(LayerState::Paged)
-            }
-            StateNeed::Recurrent(d) => Ok(LayerState::Recurrent(RecurrentState {
-                conv: ConvState::new(d.conv_width, d.shape.channels(), slots)?,
-                delta: DeltaState::new(d.shape, slots)?,
-            })),
-        };
-        let layers = plan.layers.iter().map(|l| layer(l.state())).collect::<Result<_, _>>()?;
-        Ok(ModelState { layers })
+        let layers = plan.layers.iter().map(|l| LayerState::new(&l.state(), kv_type, pages, slots));
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(ModelState { layers, selected: selected(plan, kv_type, pages)? })
     }
 
     /// Copies a page of every layer over another: a sequence that begins like an earlier one and goes on otherwise within
     /// a page needs its own.
     pub fn copy_page(&mut self, from: u32, to: u32) {
         for layer in &mut self.layers {
-            if let LayerState::Paged(cache) = layer {
-                cache.copy_page(from, to);
-            }
+            layer.kv.iter_mut().for_each(|cache| cache.copy_page(from, to));
+            layer.index.iter_mut().for_each(|cache| cache.copy_page(from, to));
         }
     }
 
     /// Copies a slot of every layer over another: a recurrent state cannot be taken back, so an earlier one is kept.
     pub fn copy_slot(&mut self, from: usize, to: usize) {
         for layer in &mut self.layers {
-            if let LayerState::Recurrent(state) = layer {
+            if let Some(state) = &mut layer.recurrent {
                 state.conv.copy_slot(from, to);
                 state.delta.copy_slot(from, to);
             }
+            layer.ngrams.iter_mut().for_each(|state| state.copy_slot(from, to));
         }
     }
 
     /// Bytes that one page of every layer takes together.
     pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
-        let layer = |need| match need {
+        let bytes = |need| match need {
             StateNeed::Paged { kv_heads, head_dim } => KvCache::page_bytes(kv_type, kv_heads, head_dim),
-            StateNeed::Recurrent(_) => 0,
+            StateNeed::Index(indexer) => IndexCache::page_bytes(indexer.head_dim),
+            StateNeed::Recurrent(_) | StateNeed::Ngrams { .. } => 0,
         };
-        plan.layers.iter().map(|l| layer(l.state())).sum()
+        plan.layers.iter().flat_map(|l| l.state()).map(bytes).sum()
     }
 
     /// Bytes that one slot of every layer takes together; 0 for models without recurrent layers.
     pub fn slot_bytes(plan: &Plan) -> usize {
-        let layer = |need| match need {
-            StateNeed::Paged { .. } => 0,
-            StateNeed::Recurrent(d) => {
-                ConvState::slot_bytes(d.conv_width, d.shape.channels()) + DeltaState::slot_bytes(d.shape)
-            }
+        let bytes = |need| match need {
+            StateNeed::Paged { .. } | StateNeed::Index(_) => 0,
+            StateNeed::Recurrent(d) => ConvState::slot_bytes(d.conv()) + DeltaState::slot_bytes(d.shape),
+            StateNeed::Ngrams { tokens, conv } => ConvState::slot_bytes(conv) + tokens * size_of::<TokenId>(),
         };
-        plan.layers.iter().map(|l| layer(l.state())).sum()
+        plan.layers.iter().flat_map(|l| l.state()).map(bytes).sum()
     }
+}
+
+impl LayerState {
+    fn new(needs: &[StateNeed], kv_type: KvType, pages: usize, slots: usize) -> Result<LayerState, AllocError> {
+        let mut state = LayerState::default();
+        for need in needs {
+            match *need {
+                StateNeed::Paged { kv_heads, head_dim } => {
+                    state.kv = Some(KvCache::new(kv_type, kv_heads, head_dim, pages)?);
+                }
+                StateNeed::Index(IndexerPlan { head_dim, block_tokens, .. }) => {
+                    state.index = Some(IndexCache::new(head_dim, block_tokens, pages)?);
+                }
+                StateNeed::Recurrent(d) => {
+                    let (conv, delta) = (ConvState::new(d.conv(), slots)?, DeltaState::new(d.shape, slots)?);
+                    state.recurrent = Some(RecurrentState { conv, delta });
+                }
+                StateNeed::Ngrams { tokens, conv } => {
+                    let (tokens, conv) = (vec![TokenId(0); tokens * slots], ConvState::new(conv, slots)?);
+                    state.ngrams = Some(NgramState { tokens, conv });
+                }
+            }
+        }
+        Ok(state)
+    }
+}
+
+impl NgramState {
+    fn copy_slot(&mut self, from: usize, to: usize) {
+        self.conv.copy_slot(from, to);
+        // Slots beyond these have been refused by the convolution.
+        let kept = self.tokens.len() / self.conv.slots().max(1);
+        self.tokens.copy_within(from * kept..(from + 1) * kept, to * kept);
+    }
+}
+
+/// Room for what queries choose, if any layer chooses and sequences can be long enough for it.
+fn selected(plan: &Plan, kv_type: KvType, pages: usize) -> Result<Option<SelectedKv>, AllocError> {
+    let chosen = |needs: Vec<StateNeed>| match needs[..] {
+        [StateNeed::Paged { kv_heads, head_dim }, StateNeed::Index(indexer), ..] => {
+            let positions = indexer.blocks.saturating_add(1).saturating_mul(indexer.block_tokens);
+            (positions < pages.saturating_mul(PAGE_TOKENS)).then_some((kv_heads, head_dim, positions))
+        }
+        _ => None,
+    };
+    let Some((kv_heads, head_dim, positions)) = plan.layers.iter().find_map(|l| chosen(l.state())) else {
+        return Ok(None);
+    };
+    SelectedKv::new(kv_type, kv_heads, head_dim, positions).map(Some)
 }

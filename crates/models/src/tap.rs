@@ -2,7 +2,8 @@
 //!
 //! Calibration, lenses, steering and golden tests attach here. With nothing attached a tap costs one branch.
 
-/// A place in the forward pass. Layers number from 0; places outside the layers have layer 0.
+/// A place in the forward pass. Layers number from 0; places outside the layers have layer 0. Where a model has S residual
+/// streams, the embeddings and the residual are (T, S D).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Site {
     /// Token embeddings: (T, D)

@@ -74,7 +74,7 @@ fn the_plan_says_what_state_there_is() {
     let model = try_load(&fixture("qwen3.5"), &compute()).unwrap();
     let plan = model.plan();
     assert!(plan.has_recurrent_state());
-    let recurrent: Vec<_> = plan.layers.iter().map(|l| matches!(l.state(), StateNeed::Recurrent(_))).collect();
+    let recurrent: Vec<_> = plan.layers.iter().map(|l| matches!(l.state()[..], [StateNeed::Recurrent(_)])).collect();
     assert_eq!(recurrent, [true, true, true, false]);
     // 3 layers: 4 heads of (32, 32), and 3 columns of 2 (q and k) x 2 x 32 + 4 x 32 channels, f32.
     assert_eq!(ModelState::slot_bytes(plan), 3 * 4 * (4 * 32 * 32 + 3 * 256));

@@ -3,8 +3,11 @@
 use qwenkit_formats::{Config, Gguf};
 use qwenkit_kernels::{CONV_WIDTH_MAX, DeltaShape, HeadOrder};
 
-use super::hyper::{HEADS_MAX, Hyper};
-use crate::{error::Error, plan::DeltaNetPlan};
+use super::hyper::{HEADS_MAX, Hyper, wrong};
+use crate::{
+    error::Error,
+    plan::{DeltaNetPlan, GateKind},
+};
 
 /// Qwen's heads are 128 values; beyond this a file is broken or hostile.
 const LINEAR_HEAD_DIM_MAX: usize = 1 << 12;
@@ -17,10 +20,15 @@ pub(super) struct LinearNumbers {
     linear_key_head_dim: Option<usize>,
     linear_value_head_dim: Option<usize>,
     linear_conv_kernel_dim: Option<usize>,
+    output_gate_type: Option<GateKind>,
 }
 
 impl LinearNumbers {
-    pub(super) fn of_gguf(gguf: &Gguf, key: &impl Fn(&str) -> String) -> Result<LinearNumbers, Error> {
+    pub(super) fn of_gguf(
+        gguf: &Gguf,
+        key: &impl Fn(&str) -> String,
+        is_indexed: bool,
+    ) -> Result<LinearNumbers, Error> {
         let number = |name: &str| gguf.metadata().usize(&key(name));
         let value_heads = number("ssm.time_step_rank")?;
         // GGUF has the width of all value heads together; one that the heads do not divide is refused as a size of 0.
@@ -35,16 +43,29 @@ impl LinearNumbers {
             linear_key_head_dim: number("ssm.state_size")?,
             linear_value_head_dim: value_dim,
             linear_conv_kernel_dim: number("ssm.conv_kernel")?,
+            // GGUF does not say; the architecture does.
+            output_gate_type: is_indexed.then_some(GateKind::Sigmoid),
         })
     }
 
-    pub(super) fn of_config(config: &Config) -> Result<LinearNumbers, Error> {
+    pub(super) fn of_config(config: &Config, is_indexed: bool) -> Result<LinearNumbers, Error> {
+        // `swish` is another name of silu.
+        let output_gate_type = match config.string("output_gate_type")? {
+            None => None,
+            Some("swish" | "silu") => Some(GateKind::Silu),
+            Some("sigmoid") if is_indexed => Some(GateKind::Sigmoid),
+            Some(other) => {
+                let expected = if is_indexed { "`swish` or `sigmoid`" } else { "`swish`" };
+                return Err(wrong(config.path(), "output_gate_type", format!("`{other}`"), expected));
+            }
+        };
         Ok(LinearNumbers {
             linear_num_key_heads: config.usize("linear_num_key_heads")?,
             linear_num_value_heads: config.usize("linear_num_value_heads")?,
             linear_key_head_dim: config.usize("linear_key_head_dim")?,
             linear_value_head_dim: config.usize("linear_value_head_dim")?,
             linear_conv_kernel_dim: config.usize("linear_conv_kernel_dim")?,
+            output_gate_type,
         })
     }
 }
@@ -66,6 +87,6 @@ impl Hyper {
             return Err(self.wrong("linear_num_value_heads", shape.value_heads, &expected));
         }
         let conv_width = self.required("linear_conv_kernel_dim", numbers.linear_conv_kernel_dim, CONV_WIDTH_MAX)?;
-        Ok(DeltaNetPlan { shape, conv_width })
+        Ok(DeltaNetPlan { shape, conv_width, gate: numbers.output_gate_type.unwrap_or(GateKind::Silu) })
     }
 }

@@ -11,7 +11,9 @@ use super::{
     delta_net::LinearNumbers,
     layer_kinds::{self, LayerKind},
     mixture::ExpertNumbers,
+    ngrams::NgramNumbers,
     rotary,
+    streams::{IndexerNumbers, StreamNumbers},
 };
 use crate::{
     error::Error,
@@ -22,7 +24,7 @@ use crate::{
 const LAYERS_MAX: usize = 1_000;
 pub(super) const SIZE_MAX: usize = 1 << 24;
 pub(super) const HEADS_MAX: usize = 1 << 14;
-const CONTEXT_MAX: usize = 1 << 30;
+pub(super) const CONTEXT_MAX: usize = 1 << 30;
 const MTP_LAYERS_MAX: usize = 100;
 /// `partial_rotary_factor` of hybrid models whose file does not say.
 const HYBRID_ROTATED_SHARE: f64 = 0.25;
@@ -49,6 +51,9 @@ pub(super) struct Hyper {
     kinds: Vec<LayerKind>,
     pub(super) experts: ExpertNumbers,
     pub(super) linear: LinearNumbers,
+    pub(super) streams: StreamNumbers,
+    pub(super) indexer: IndexerNumbers,
+    pub(super) ngrams: NgramNumbers,
 }
 
 /// Where the numbers come from: weights are stored differently in some places.
@@ -105,7 +110,10 @@ impl Hyper {
             attention_bias: None,
             kinds: layer_kinds::of_gguf(gguf, &key, layers, architecture.is_hybrid)?,
             experts: ExpertNumbers::of_gguf(gguf, &key)?,
-            linear: LinearNumbers::of_gguf(gguf, &key)?,
+            linear: LinearNumbers::of_gguf(gguf, &key, architecture.is_indexed)?,
+            streams: StreamNumbers::of_gguf(gguf, &key)?,
+            indexer: IndexerNumbers::of_gguf(gguf, &key)?,
+            ngrams: NgramNumbers::default(),
         };
         hyper.check()
     }
@@ -144,14 +152,13 @@ impl Hyper {
             tie_word_embeddings: tied.unwrap_or(false),
             rope: rotary::of_config(config, head_dim, context, rotated_share)?,
             attention_bias: config.bool("attention_bias")?,
-            kinds: layer_kinds::of_config(config, layers, architecture.is_hybrid)?,
+            kinds: layer_kinds::of_config(config, layers, architecture.is_hybrid, architecture.is_indexed)?,
             experts: ExpertNumbers::of_config(config)?,
-            linear: LinearNumbers::of_config(config)?,
+            linear: LinearNumbers::of_config(config, architecture.is_indexed)?,
+            streams: StreamNumbers::of_config(config)?,
+            indexer: IndexerNumbers::of_config(config)?,
+            ngrams: NgramNumbers::of_config(config, whole)?,
         };
-        // The gate of linear attention; `swish` is another name of silu.
-        if let Some(other) = config.string("output_gate_type")?.filter(|kind| !matches!(*kind, "swish" | "silu")) {
-            return Err(hyper.wrong("output_gate_type", format!("`{other}`"), "`swish`"));
-        }
         match config.string("hidden_act")? {
             None | Some("silu") => hyper.check(),
             Some(other) => Err(hyper.wrong("hidden_act", format!("`{other}`"), "`silu`")),
@@ -161,6 +168,26 @@ impl Hyper {
     /// How many layers there are.
     pub(super) fn layers(&self) -> usize {
         self.kinds.len()
+    }
+
+    /// D
+    pub(super) fn width(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// V
+    pub(super) fn vocab(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Values of a head that are rotated.
+    pub(super) fn rotated_dims(&self) -> usize {
+        self.rope.dims
+    }
+
+    /// Whether layer `i` has linear attention.
+    pub(super) fn is_linear(&self, i: usize) -> bool {
+        self.kinds.get(i) == Some(&LayerKind::Linear)
     }
 
     /// The dense feed-forward block that every layer has which has no other.
@@ -209,6 +236,7 @@ impl Hyper {
             qk_norm,
             output_gate,
             window,
+            indexer: None,
         })
     }
 
@@ -222,8 +250,9 @@ impl Hyper {
             tied: self.tie_word_embeddings,
             norms,
             rope: self.rope.clone(),
+            streams: None,
             mtp_layers: self.mtp_layers,
-            layers: layers.map(|(mixer, ffn)| LayerPlan { mixer, ffn }).collect(),
+            layers: layers.map(|(mixer, ffn)| LayerPlan { ngrams: None, mixer, ffn }).collect(),
             sight: None,
         }
     }

@@ -48,7 +48,7 @@ pub(super) fn of_gguf(
 
 /// `layer_types` where the file has it. Else, of hybrid models, every `full_attention_interval`-th layer has full
 /// attention; of others, layers from `max_window_layers` on have a window, if `use_sliding_window`.
-pub(super) fn of_config(config: &Config, layers: usize, hybrid: bool) -> Result<Vec<LayerKind>, Error> {
+pub(super) fn of_config(config: &Config, layers: usize, hybrid: bool, indexed: bool) -> Result<Vec<LayerKind>, Error> {
     let used = config.bool("use_sliding_window")?.unwrap_or(false);
     let window = config.usize("sliding_window")?.filter(|_| used);
     if window == Some(0) {
@@ -68,6 +68,8 @@ pub(super) fn of_config(config: &Config, layers: usize, hybrid: bool) -> Result<
     }
     let layer = |kind: &str| match (kind, window) {
         ("full_attention", _) => Ok(LayerKind::Attention(None)),
+        // Published files of such models say `full_attention`.
+        ("indexed_attention", _) if indexed => Ok(LayerKind::Attention(None)),
         ("sliding_attention", Some(window)) => Ok(LayerKind::Attention(Some(window))),
         ("sliding_attention", None) => {
             Err(wrong(config.path(), "sliding_window", "absent", "a width, since `layer_types` has sliding_attention"))

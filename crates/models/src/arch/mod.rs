@@ -6,14 +6,17 @@ mod delta_net;
 mod hyper;
 mod layer_kinds;
 mod mixture;
+mod ngrams;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
+mod qwen4_exp;
 mod rotary;
 mod sight;
+mod streams;
 
 use std::path::Path;
 
@@ -37,11 +40,22 @@ struct Architecture {
     interleaved: bool,
     /// Vision towers that go with it.
     towers: &'static [&'static str],
+    /// Whether the others look at chosen positions only.
+    is_indexed: bool,
     plan: fn(&Hyper) -> Result<Plan, Error>,
 }
 
 const fn of(model_type: &'static str, gguf: &'static str, plan: fn(&Hyper) -> Result<Plan, Error>) -> Architecture {
-    Architecture { model_type, aliases: &[], gguf, is_hybrid: false, interleaved: true, towers: &[], plan }
+    Architecture {
+        model_type,
+        aliases: &[],
+        gguf,
+        is_hybrid: false,
+        is_indexed: false,
+        interleaved: true,
+        towers: &[],
+        plan,
+    }
 }
 
 /// The tower of Qwen3-VL, 3.5, 3.6 and 3.8, under the names that configs give it.
@@ -85,6 +99,12 @@ const ARCHITECTURES: &[Architecture] = &[
         aliases: &["qwen3_vl_moe_text"],
         towers: QWEN3_TOWERS,
         ..of("qwen3_vl_moe", "qwen3vlmoe", qwen3_moe::plan)
+    },
+    Architecture {
+        aliases: &["qwen4_exp_text"],
+        is_hybrid: true,
+        is_indexed: true,
+        ..of("qwen4_exp", "qwen4exp", qwen4_exp::plan)
     },
 ];
 

@@ -22,9 +22,13 @@ pub(super) fn plan_moe(hyper: &Hyper) -> Result<Plan, Error> {
 }
 
 fn with_ffns(hyper: &Hyper, ffns: Vec<Ffn>) -> Result<Plan, Error> {
-    let order = match hyper.source {
+    Ok(hyper.hybrid(qwen3_next::switches(hyper)?, hyper.delta_net(head_order(hyper))?, ffns))
+}
+
+/// Value heads' order from this generation on.
+pub(super) fn head_order(hyper: &Hyper) -> HeadOrder {
+    match hyper.source {
         Source::Checkpoint => HeadOrder::Grouped,
         Source::Gguf => HeadOrder::Tiled,
-    };
-    Ok(hyper.hybrid(qwen3_next::switches(hyper)?, hyper.delta_net(order)?, ffns))
+    }
 }

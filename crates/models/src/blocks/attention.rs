@@ -1,10 +1,11 @@
 //! Softmax attention over cached keys and values, with the switches of all generations: biases, norms, a gate.
 
-use qwenkit_kernels::{KvCache, Product, Weight};
+use qwenkit_kernels::{IndexCache, IndexKeys, Product, Weight};
 
-use super::{BlockBuffers, Context, sized};
+use super::{BlockBuffers, Context, Room, sized};
 use crate::{
-    plan::AttentionPlan,
+    plan::{AttentionPlan, IndexerPlan},
+    state::LayerState,
     tap::{Site, visit},
 };
 
@@ -28,24 +29,46 @@ pub(crate) struct Attention {
     pub(crate) q_norm: Option<Vec<f32>>,
     /// (K)
     pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) indexer: Option<Indexer>,
+}
+
+/// What chooses the positions that a token sees.
+pub(crate) struct Indexer {
+    pub(crate) plan: IndexerPlan,
+    /// (heads K, D)
+    pub(crate) q_proj: Weight,
+    /// (K, D)
+    pub(crate) k_proj: Weight,
+    /// (K)
+    pub(crate) q_norm: Vec<f32>,
+    /// (K)
+    pub(crate) k_norm: Vec<f32>,
 }
 
 impl Attention {
     pub(crate) fn weight_bytes(&self) -> usize {
         let weights = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        weights.into_iter().chain(&self.gate_proj).map(Weight::size_bytes).sum()
+        let indexer = self.indexer.iter().flat_map(|i| [&i.q_proj, &i.k_proj]);
+        weights.into_iter().chain(&self.gate_proj).chain(indexer).map(Weight::size_bytes).sum()
     }
 
-    /// out: (T, D) = attention of x: (T, D), whose keys and values join the cache.
+    /// out: (T, D) = attention of x: (T, D), whose keys and values join the state.
+    ///
+    /// # Panics
+    /// If the state was made for another layer.
     pub(crate) fn forward(
         &self,
         cx: &mut Context<'_, '_, '_>,
-        cache: &mut KvCache,
+        (state, room): (&mut LayerState, Room<'_>),
         buffers: &mut BlockBuffers,
         x: &[f32],
         out: &mut [f32],
     ) {
         let (plan, tokens) = (&self.plan, x.len() / self.q_proj.cols());
+        let cache = state.kv.as_mut().expect("an attention layer's state has keys and values");
+        if let Some(indexer) = &self.indexer {
+            indexer.select(cx, state.index.as_mut().expect("an indexed layer's state has index keys"), buffers, x);
+        }
         let q = sized(&mut buffers.a, tokens * self.q_proj.rows());
         let k = sized(&mut buffers.b, tokens * self.k_proj.rows());
         let v = sized(&mut buffers.c, tokens * self.v_proj.rows());
@@ -78,11 +101,42 @@ impl Attention {
         }
         let heads = sized(&mut buffers.d, q.len());
         let scale = 1.0 / (plan.head_dim as f32).sqrt();
-        cx.compute.attention(cache, cx.seqs, plan.window, scale, (q, heads));
+        match &self.indexer {
+            None => cx.compute.attention(cache, cx.seqs, plan.window, scale, (q, heads)),
+            Some(_) => {
+                cx.compute.attention_selected(cache, cx.seqs, (&buffers.selection, room), scale, (q, heads));
+            }
+        }
         if self.gate_proj.is_some() {
             cx.compute.sigmoid_mul(heads, gate, self.q_proj.rows());
         }
         visit(cx.tap, Site::Heads, cx.layer, heads);
         cx.compute.matmul(&mut buffers.matmul, heads, &mut [Product { weight: &self.o_proj, out }]);
+    }
+}
+
+impl Indexer {
+    /// Chooses what each token of x: (T, D) sees; its index key joins the cache.
+    fn select(&self, cx: &Context<'_, '_, '_>, cache: &mut IndexCache, buffers: &mut BlockBuffers, x: &[f32]) {
+        let IndexerPlan { head_dim, blocks, block_tokens, .. } = self.plan;
+        let tokens = x.len() / self.q_proj.cols();
+        let q = sized(&mut buffers.a, tokens * self.q_proj.rows());
+        let keys = sized(&mut buffers.b, tokens * head_dim);
+        let mut products =
+            [Product { weight: &self.q_proj, out: &mut *q }, Product { weight: &self.k_proj, out: &mut *keys }];
+        cx.compute.matmul(&mut buffers.matmul, x, &mut products);
+        cx.compute.rms_norm_in_place(q, &self.q_norm, cx.eps);
+        cx.compute.rope(q, head_dim, cx.cos, cx.sin, cx.pairs);
+        for seq in cx.seqs {
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            for block in IndexCache::completed(seq.first, seq.rows.len(), block_tokens) {
+                cx.rope.angles([(block * block_tokens) as u32; 3], &mut cos, &mut sin);
+            }
+            let keys = &keys[seq.rows.start * head_dim..seq.rows.end * head_dim];
+            let (norm, eps) = (&self.k_norm, cx.eps);
+            let new = IndexKeys { pages: seq.pages, first: seq.first, keys, norm, eps, cos: &cos, sin: &sin };
+            cache.write(cx.compute, &new);
+        }
+        cx.compute.select(cache, cx.seqs, q, blocks, &mut buffers.selection);
     }
 }

@@ -7,7 +7,7 @@ use qwenkit_kernels::{DeltaInput, Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
 use crate::{
-    plan::DeltaNetPlan,
+    plan::{DeltaNetPlan, GateKind},
     state::RecurrentState,
     tap::{Site, visit},
 };
@@ -70,8 +70,17 @@ impl DeltaNet {
         let input = DeltaInput { qkv, write: b, fade: a, fade_bias: &self.fade_bias, rate: &self.rate };
         compute.delta_rule(&mut state.delta, cx.recurrent, &input, results);
         compute.rms_norm_in_place(results, &self.norm, cx.eps);
-        compute.silu_mul(z, results, shape.value_width());
-        visit(cx.tap, Site::Heads, cx.layer, z);
-        compute.matmul(&mut buffers.matmul, z, &mut [Product { weight: &self.out_proj, out }]);
+        let gated = match self.plan.gate {
+            GateKind::Silu => {
+                compute.silu_mul(z, results, shape.value_width());
+                z
+            }
+            GateKind::Sigmoid => {
+                compute.sigmoid_mul(results, z, shape.value_width());
+                results
+            }
+        };
+        visit(cx.tap, Site::Heads, cx.layer, gated);
+        compute.matmul(&mut buffers.matmul, gated, &mut [Product { weight: &self.out_proj, out }]);
     }
 }

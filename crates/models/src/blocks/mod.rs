@@ -5,24 +5,28 @@
 mod attention;
 mod delta_net;
 mod dense;
+mod join;
 mod moe;
+mod ngrams;
 
-use qwenkit_kernels::{AttentionSeq, Compute, MatmulScratch, RecurrentSeq, Routing};
+use qwenkit_kernels::{AttentionSeq, Compute, MatmulScratch, RecurrentSeq, Routing, SelectedKv, Selection};
+use qwenkit_tensor::TokenId;
 
-pub(crate) use attention::Attention;
+pub(crate) use attention::{Attention, Indexer};
 pub(crate) use delta_net::DeltaNet;
 pub(crate) use dense::DenseFfn;
+pub(crate) use join::{Join, Streams};
 pub(crate) use moe::{Moe, SharedExpert};
+pub(crate) use ngrams::Ngrams;
 
-use crate::tap::Tap;
+use crate::{rope::Rope, tap::Tap};
 
 /// One decoder layer.
 pub(crate) struct Layer {
-    /// (D)
-    pub(crate) input_norm: Vec<f32>,
+    pub(crate) ngrams: Option<Ngrams>,
+    pub(crate) before_mixer: Join,
     pub(crate) mixer: MixerBlock,
-    /// (D)
-    pub(crate) post_norm: Vec<f32>,
+    pub(crate) before_ffn: Join,
     pub(crate) ffn: FfnBlock,
 }
 
@@ -43,6 +47,8 @@ pub(crate) struct Context<'a, 'b, 'c> {
     pub(crate) compute: &'a Compute,
     pub(crate) layer: usize,
     pub(crate) eps: f32,
+    /// (T)
+    pub(crate) tokens: &'a [TokenId],
     pub(crate) seqs: &'a [AttentionSeq<'a>],
     /// The same sequences, as recurrent layers see them.
     pub(crate) recurrent: &'a [RecurrentSeq],
@@ -51,6 +57,8 @@ pub(crate) struct Context<'a, 'b, 'c> {
     pub(crate) sin: &'a [f32],
     /// R
     pub(crate) pairs: usize,
+    /// For angles of positions before the batch.
+    pub(crate) rope: &'a Rope,
     pub(crate) tap: &'a mut Option<&'b mut Tap<'c>>,
 }
 
@@ -63,8 +71,14 @@ pub(crate) struct BlockBuffers {
     c: Vec<f32>,
     d: Vec<f32>,
     e: Vec<f32>,
+    /// What the streams get of the block that is being computed: (T, S)
+    inject: Vec<f32>,
     routing: Routing,
+    selection: Selection,
 }
+
+/// Where keys and values that queries choose are laid side by side, in models that choose.
+pub(crate) type Room<'a> = Option<&'a mut SelectedKv>;
 
 /// `buffer` with exactly `len` elements, whose values are whatever they are.
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
@@ -82,14 +96,16 @@ impl Layer {
             FfnBlock::Dense(f) => f.weight_bytes(),
             FfnBlock::Moe(m) => m.weight_bytes(),
         };
-        mixer + ffn
+        let ngrams = self.ngrams.as_ref().map_or(0, Ngrams::weight_bytes);
+        ngrams + self.before_mixer.weight_bytes() + mixer + self.before_ffn.weight_bytes() + ffn
     }
 
-    /// Bytes of weights that no single token reads: those of experts it does not go to.
+    /// Bytes of weights that no single token reads: those of experts it does not go to, and tables.
     pub(crate) fn idle_bytes(&self) -> usize {
-        match &self.ffn {
+        let ffn = match &self.ffn {
             FfnBlock::Dense(_) => 0,
             FfnBlock::Moe(m) => m.idle_bytes(),
-        }
+        };
+        ffn + self.ngrams.as_ref().map_or(0, Ngrams::idle_bytes)
     }
 }

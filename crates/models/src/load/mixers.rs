@@ -7,10 +7,10 @@ use qwenkit_kernels::Weight;
 
 use super::tensors::Loader;
 use crate::{
-    blocks::{Attention, DeltaNet},
+    blocks::{Attention, DeltaNet, Indexer},
     error::Error,
     names::{self, Naming, Pair},
-    plan::{AttentionPlan, DeltaNetPlan},
+    plan::{AttentionPlan, DeltaNetPlan, IndexerPlan},
 };
 
 impl Loader<'_> {
@@ -46,6 +46,28 @@ impl Loader<'_> {
             v_bias: bias(self, names::V_BIAS, kv)?,
             q_norm: norm(self, names::Q_NORM)?,
             k_norm: norm(self, names::K_NORM)?,
+            indexer: plan.indexer.map(|indexer| self.indexer(i, indexer)).transpose()?,
+        })
+    }
+
+    fn indexer(&mut self, i: usize, plan: IndexerPlan) -> Result<Indexer, Error> {
+        let (width, k) = (self.width, plan.head_dim);
+        let q = plan.heads * k;
+        let (q_proj, k_proj) = match self.naming {
+            Naming::Gguf => (self.inner(i, names::INDEX_Q, q, width)?, self.inner(i, names::INDEX_K, k, width)?),
+            Naming::HuggingFace { .. } => {
+                // The heads' queries, then the key.
+                let info = self.find(self.naming.inner(i, names::INDEX_Q), &[&[q + k, width]])?;
+                let [q, k] = [0..q, q..q + k].map(|rows| self.matrix_of(info, width, std::slice::from_ref(&rows)));
+                (q?, k?)
+            }
+        };
+        Ok(Indexer {
+            plan,
+            q_proj,
+            k_proj,
+            q_norm: self.norm(self.naming.inner(i, names::INDEX_Q_NORM), k)?,
+            k_norm: self.norm(self.naming.inner(i, names::INDEX_K_NORM), k)?,
         })
     }
 
@@ -81,7 +103,7 @@ impl Loader<'_> {
             in_z,
             in_b,
             in_a,
-            conv: self.conv(i, channels, plan.conv_width)?,
+            conv: self.conv(i, names::CONV, channels, plan.conv_width)?,
             fade_bias: self.inner_vector(i, names::FADE_BIAS, heads)?,
             rate,
             norm: self.inner_vector(i, names::DELTA_NORM, shape.value_dim)?,
@@ -97,13 +119,13 @@ impl Loader<'_> {
         self.inner(i, names::DELTA_OUT, self.width, values)
     }
 
-    /// The convolution's weights as (conv width, C), from (C, 1, conv width) or (C, conv width).
-    fn conv(&mut self, i: usize, channels: usize, conv_width: usize) -> Result<Vec<f32>, Error> {
+    /// A convolution's weights as (conv width, C), from (C, 1, conv width) or (C, conv width).
+    pub(super) fn conv(&mut self, i: usize, pair: Pair, channels: usize, conv_width: usize) -> Result<Vec<f32>, Error> {
         let shapes: &[&[usize]] = match self.naming {
             Naming::Gguf => &[&[channels, conv_width], &[channels, 1, conv_width]],
             Naming::HuggingFace { .. } => &[&[channels, 1, conv_width], &[channels, conv_width]],
         };
-        let stored = self.plain(self.naming.inner(i, names::CONV), shapes)?;
+        let stored = self.plain(self.naming.inner(i, pair), shapes)?;
         Ok((0..conv_width).flat_map(|j| stored.iter().skip(j).step_by(conv_width).copied()).collect())
     }
 }

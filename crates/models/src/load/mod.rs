@@ -2,6 +2,7 @@
 
 mod experts;
 mod mixers;
+mod ngrams;
 mod tensors;
 mod tower;
 
@@ -11,10 +12,10 @@ use qwenkit_tensor::DType;
 
 use crate::{
     arch,
-    blocks::{DenseFfn, FfnBlock, Layer, MixerBlock},
+    blocks::{DenseFfn, FfnBlock, Join, Layer, MixerBlock, Streams},
     error::Error,
-    names::{self, Pair},
-    plan::{Ffn, LayerPlan, Mixer, Plan},
+    names::{self, Naming, Pair},
+    plan::{Ffn, LayerPlan, Mixer, Plan, StreamsPlan},
     rope::Rope,
 };
 use tensors::Loader;
@@ -27,8 +28,8 @@ pub struct Model {
     /// (V, D)
     pub(crate) embedding: Weight,
     pub(crate) layers: Vec<Layer>,
-    /// (D)
-    pub(crate) norm: Vec<f32>,
+    /// What leads from the residual to the output head.
+    pub(crate) norm: Join,
     /// (V, D); the embedding where absent
     pub(crate) head: Option<Weight>,
 }
@@ -51,8 +52,12 @@ impl Model {
         let plan = arch::plan(files)?;
         let mut loader = Loader::new(files, compute, &plan, progress)?;
         let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
-        let layers = (0..).zip(&plan.layers).map(|(i, layer)| loader.layer(i, layer)).collect::<Result<_, _>>()?;
-        let norm = loader.norm(loader.naming.outer(names::NORM), plan.width)?;
+        let layer = |(i, layer)| loader.layer(i, layer, plan.streams);
+        let layers = (0..).zip(&plan.layers).map(layer).collect::<Result<_, _>>()?;
+        let norm = match plan.streams {
+            None => Join::Norm(loader.norm(loader.naming.outer(names::NORM), plan.width)?),
+            Some(streams) => loader.streams(streams, |naming, pair| naming.outer(pair), names::STREAMS_OUT)?,
+        };
         let head = match plan.tied {
             false => Some(loader.outer(names::HEAD, plan.vocab, plan.width)?),
             true => {
@@ -74,7 +79,8 @@ impl Model {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::weight_bytes).sum();
-        layers + self.embedding.size_bytes() + self.head.as_ref().map_or(0, Weight::size_bytes)
+        let outer = self.embedding.size_bytes() + self.head.as_ref().map_or(0, Weight::size_bytes);
+        layers + self.norm.weight_bytes() + outer
     }
 
     /// Bytes of weights that one generated token reads: the layers, of experts those it visits, and the output head.
@@ -94,7 +100,7 @@ impl Model {
 }
 
 impl Loader<'_> {
-    fn layer(&mut self, i: usize, plan: &LayerPlan) -> Result<Layer, Error> {
+    fn layer(&mut self, i: usize, plan: &LayerPlan, streams: Option<StreamsPlan>) -> Result<Layer, Error> {
         let width = self.width;
         let mixer = match &plan.mixer {
             Mixer::Attention(a) => MixerBlock::Attention(self.attention(i, a)?),
@@ -106,17 +112,44 @@ impl Loader<'_> {
             }
             Ffn::Moe(moe) => FfnBlock::Moe(self.moe(i, moe)?),
         };
-        // The two spellings of one norm in GGUF; in checkpoints they are one name.
-        let post_norm = match self.naming.inner(i, names::POST_NORM_HYBRID) {
-            name if self.has(&name) => name,
-            _ => self.naming.inner(i, names::POST_NORM),
+        let (before_mixer, before_ffn) = match streams {
+            Some(streams) => {
+                let name = |naming: Naming, pair| naming.inner(i, pair);
+                (self.streams(streams, name, names::STREAMS_MIXER)?, self.streams(streams, name, names::STREAMS_FFN)?)
+            }
+            None => {
+                // The two spellings of one norm in GGUF; in checkpoints they are one name.
+                let post_norm = match self.naming.inner(i, names::POST_NORM_HYBRID) {
+                    name if self.has(&name) => name,
+                    _ => self.naming.inner(i, names::POST_NORM),
+                };
+                let input_norm = self.norm(self.naming.inner(i, names::INPUT_NORM), width)?;
+                (Join::Norm(input_norm), Join::Norm(self.norm(post_norm, width)?))
+            }
         };
-        Ok(Layer {
-            input_norm: self.norm(self.naming.inner(i, names::INPUT_NORM), width)?,
-            mixer,
-            post_norm: self.norm(post_norm, width)?,
-            ffn,
-        })
+        let ngrams = match &plan.ngrams {
+            None => None,
+            Some(ngrams) => Some(self.ngrams(i, ngrams, streams.map_or(1, |s| s.count))?),
+        };
+        Ok(Layer { ngrams, before_mixer, mixer, before_ffn, ffn })
+    }
+
+    /// What mixes the residual streams; `pairs` are the names of norm, down, up and, where there is one, inject.
+    fn streams(
+        &mut self,
+        StreamsPlan { count, rank }: StreamsPlan,
+        name: impl Fn(Naming, Pair) -> String,
+        pairs: (Pair, Pair, Pair, Option<Pair>),
+    ) -> Result<Join, Error> {
+        let (all, naming) = (count * self.width, self.naming);
+        let (norm, down, up, inject) = pairs;
+        Ok(Join::Streams(Box::new(Streams {
+            norm: self.norm(name(naming, norm), all)?,
+            down: self.matrix(name(naming, down), rank, all)?,
+            up: self.matrix(name(naming, up), all, rank)?,
+            inject: inject.map(|pair| self.matrix(name(naming, pair), count, all)).transpose()?,
+            count,
+        })))
     }
 
     /// A gated unit whose matrices have the names `[gate, up, down]`.

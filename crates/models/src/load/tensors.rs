@@ -117,14 +117,47 @@ impl<'a> Loader<'a> {
             }
             Ok(())
         };
-        let weight =
-            Weight::load(self.compute.pool(), &self.arena, info.dtype, rows, cols, read).map_err(|e| match e {
-                LoadError::Alloc(e) => Error::Alloc(e),
-                LoadError::Read(e) => Error::Format(e),
-                LoadError::Unsupported { .. } => self.wrong_type(info, WEIGHT_TYPES),
-            })?;
+        let weight = Weight::load(self.compute.pool(), &self.arena, info.dtype, rows, cols, read);
+        let weight = weight.map_err(|e| self.load_error(info, e))?;
         self.done(rows * row_bytes);
         Ok(weight)
+    }
+
+    /// The matrix whose rows are those of `parts`, one after the other; all have one type.
+    pub(super) fn matrix_of_parts(&mut self, parts: &[&TensorInfo], cols: usize) -> Result<Weight, Error> {
+        let Some(first) = parts.first() else { unreachable!("a matrix has parts") };
+        if let Some(other) = parts.iter().find(|part| part.dtype != first.dtype) {
+            return Err(self.wrong_type(other, "that of the part before it"));
+        }
+        let files = self.files;
+        let read = |start: usize, mut out: &mut [u8]| {
+            let mut skipped = start;
+            for part in parts {
+                if skipped >= part.len_bytes {
+                    skipped -= part.len_bytes;
+                    continue;
+                }
+                let bytes = (part.len_bytes - skipped).min(out.len());
+                let (now, later) = out.split_at_mut(bytes);
+                files.read(part, skipped, now)?;
+                (out, skipped) = (later, 0);
+            }
+            Ok(())
+        };
+        let bytes: usize = parts.iter().map(|part| part.len_bytes).sum();
+        let rows = bytes.checked_div(first.dtype.row_bytes(cols).unwrap_or(0)).unwrap_or(0);
+        let weight = Weight::load(self.compute.pool(), &self.arena, first.dtype, rows, cols, read);
+        let weight = weight.map_err(|e| self.load_error(first, e))?;
+        self.done(bytes);
+        Ok(weight)
+    }
+
+    fn load_error(&self, info: &TensorInfo, error: LoadError<qwenkit_formats::Error>) -> Error {
+        match error {
+            LoadError::Alloc(e) => Error::Alloc(e),
+            LoadError::Read(e) => Error::Format(e),
+            LoadError::Unsupported { .. } => self.wrong_type(info, WEIGHT_TYPES),
+        }
     }
 
     /// A small matrix as f32, whatever the file has; one row may be stored without its axis.

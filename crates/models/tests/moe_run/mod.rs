@@ -47,6 +47,18 @@ impl<'a> Run<'a> {
         Run { model, compute, state, buffers: Buffers::default() }
     }
 
+    /// Copies a page of every layer over another.
+    #[allow(dead_code)] // not every test binary copies
+    pub(crate) fn copy_page(&mut self, from: u32, to: u32) {
+        self.state.copy_page(from, to);
+    }
+
+    /// Copies a slot of every layer over another.
+    #[allow(dead_code)] // as above
+    pub(crate) fn copy_slot(&mut self, from: usize, to: usize) {
+        self.state.copy_slot(from, to);
+    }
+
     /// Logits (T, V) of one batch.
     pub(crate) fn feed(&mut self, parts: &[Part<'_>]) -> Vec<f32> {
         let (mut tokens, mut seqs, mut logits) = (Vec::new(), Vec::new(), Vec::new());
