@@ -53,7 +53,7 @@ fn together(session: &Session, asks: Vec<Ask>) -> Vec<Vec<TokenId>> {
 
 #[test]
 fn answers_together_are_answers_alone() {
-    for name in ["qwen2", "qwen3-next", "qwen3.5"] {
+    for name in ["qwen2", "qwen3-next", "qwen3.5", "qwen4-exp"] {
         let alone: Vec<_> =
             asks().into_iter().map(|ask| tell(&open(&checkpoint(name), None), ask).summary.ids).collect();
         // Room for all at once, and room for one or two while the others wait or give way.
@@ -70,7 +70,7 @@ fn answers_together_are_answers_alone() {
 fn a_fork_of_a_recurrent_conversation_goes_on_from_a_kept_state() {
     let ids = |range: std::ops::Range<u32>, step: u32| range.map(move |i| TokenId((3 + i * step) % 250 + 3));
     let prompt = |end: u32| Prompt::Ids(ids(0..200, 7).chain(ids(0..end, 5 + end)).collect());
-    for name in ["qwen3-next", "qwen3.5", "qwen3.5-moe"] {
+    for name in ["qwen3-next", "qwen3.5", "qwen3.5-moe", "qwen4-exp"] {
         let session = open(&checkpoint(name), None);
         let mut cached = Vec::new();
         for end in [100, 110, 120, 120] {
