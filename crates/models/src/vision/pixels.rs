@@ -32,7 +32,7 @@ impl Grid {
     /// Patches in all; none where the numbers are beyond anything that an image or a film has.
     pub fn patches(&self) -> Option<usize> {
         let fits = self.steps <= STEPS_MAX && self.rows <= SIDE_MAX && self.cols <= SIDE_MAX;
-        fits.then_some(self.steps * self.rows * self.cols)
+        fits.then(|| self.steps * self.rows * self.cols)
     }
 
     /// Vectors of the text model that it becomes, as (steps, rows, columns).

@@ -20,6 +20,9 @@ const WINDOW_PIXELS: usize = 112;
 /// `tokens_per_second` of every published Qwen2.5-VL, which mmproj files do not state.
 const POSITIONS_PER_SECOND: f32 = 2.0;
 
+/// `temporal_patch_size` of every published tower, which mmproj files do not state.
+const FRAMES: usize = 2;
+
 /// What a generation of towers has by definition.
 struct Generation {
     architecture: &'static str,
@@ -106,7 +109,7 @@ pub(super) fn of_config(whole: &Config, text_width: usize) -> Result<VisionPlan,
     };
     let patch = PatchPlan {
         side: config.require_usize("patch_size")?,
-        frames: config.usize("temporal_patch_size")?.unwrap_or(2),
+        frames: config.usize("temporal_patch_size")?.unwrap_or(FRAMES),
         channels,
         merge: config.usize("spatial_merge_size")?.unwrap_or(2),
         bias: generation.patch_bias,
@@ -177,11 +180,10 @@ pub(super) fn of_mmproj(gguf: &Gguf) -> Result<VisionPlan, Error> {
         Some(gelu) => VisionFfn::Plain { width: ffn_width, gelu },
         None => VisionFfn::Gated { width: ffn_width },
     };
-    // Two frames are stored as two tensors.
-    let frames = if gguf.tensor("v.patch_embd.weight.1").is_some() { 2 } else { 1 };
     let patch = PatchPlan {
         side: number("patch_size")?,
-        frames,
+        // Stored as a tensor each.
+        frames: FRAMES,
         channels: axis("v.patch_embd.weight", 1)?,
         merge: optional("spatial_merge_size")?.unwrap_or(2),
         bias: generation.patch_bias,

@@ -241,7 +241,7 @@ pub(crate) fn gguf(
 }
 
 /// f32 values as Q8_0 blocks: an f16 scale and 32 integers each.
-fn q8_0(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn q8_0(bytes: &[u8]) -> Vec<u8> {
     let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let block = |x: &[f32]| {
         let scale = f16::from_f32(x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0);
