@@ -6,14 +6,17 @@
 
 mod activations;
 mod attention;
+mod attention_back;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
 mod conv;
+mod cross_entropy;
 mod delta;
 mod elementwise;
+mod elementwise_back;
 mod gates;
 mod gelu;
 mod index;
@@ -23,12 +26,14 @@ mod lanes;
 mod layer_norm;
 mod layout;
 mod matmul;
+mod matmul_back;
 mod moe;
 mod nth;
 mod pool;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
+mod product;
 mod rows;
 mod selected;
 mod shared_out;
@@ -36,6 +41,7 @@ mod streams;
 mod weight;
 
 pub use attention::{AttentionSeq, HEAD_DIM_MAX};
+pub use attention_back::{AttentionInput, AttentionShape};
 pub use blocks::{dequantize_row, is_weight_type};
 pub use conv::{CONV_WIDTH_MAX, ConvShape, ConvState, RecurrentSeq};
 pub use delta::{DeltaInput, DeltaShape, DeltaState, HeadOrder};
@@ -44,7 +50,9 @@ pub use index::{IndexCache, IndexKeys, Selection};
 pub use isa::{Isa, IsaError};
 pub use kv::{KvCache, KvType, PAGE_TOKENS};
 pub use matmul::{Compute, MatmulScratch, Product};
+pub use matmul_back::BackProduct;
 pub use moe::{Route, RouterRule, Routing};
 pub use pool::Pool;
+pub use product::{Join, Mat};
 pub use selected::SelectedKv;
 pub use weight::{LoadError, Weight, packed_bytes};

@@ -1,3 +1,5 @@
+//! Adapters through both file forms and back, and what is refused.
+
 use super::*;
 use std::collections::BTreeMap;
 

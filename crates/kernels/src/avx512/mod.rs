@@ -5,5 +5,6 @@
 
 pub(crate) mod attention;
 pub(crate) mod matmul;
+pub(crate) mod product;
 pub(crate) mod quantize;
 mod unit;

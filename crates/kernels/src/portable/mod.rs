@@ -2,4 +2,5 @@
 
 pub(crate) mod attention;
 pub(crate) mod matmul;
+pub(crate) mod product;
 pub(crate) mod quantize;

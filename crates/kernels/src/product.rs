@@ -1,0 +1,288 @@
+//! Products of plain f32 matrices with any strides: what adapters and gradients are made of, beside frozen weights.
+//!
+//! Contract: an element of the result is the sum over ascending k in blocks of 256, each block summed by fused
+//! multiply-adds and then added, whatever the shape of the rest and the number of threads. Frozen weights are multiplied
+//! by `matmul` and, transposed, by `matmul_back`, which uses the same tiles.
+
+use std::ops::Range;
+
+use crate::{Isa, matmul::Compute, portable, shared_out::SharedOut};
+
+/// Rows of a tile.
+pub(crate) const TILE_ROWS: usize = 8;
+/// Columns of a tile: with eight rows sixteen 512-bit accumulators, which hide the latency of the multiply-add.
+pub(crate) const TILE_COLS: usize = 32;
+/// Steps of k between which a tile's sums are in registers: 32 columns of them are 32 KiB.
+const BLOCK_K: usize = 256;
+/// Row tiles from which on copying a column tile into one piece pays.
+const COPY_TILES: usize = 8;
+
+/// A matrix inside a slice: element (i, j) stands at `i * row_step + j * col_step`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_step: usize,
+    col_step: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// (rows, cols), row after row.
+    ///
+    /// # Panics
+    /// If `data` has another length.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Mat<'a> {
+        assert_eq!(data.len(), rows * cols, "a matrix of ({rows}, {cols})");
+        Mat { data, rows, cols, row_step: cols, col_step: 1 }
+    }
+
+    /// The first `cols` columns of rows that are `row_step` apart.
+    ///
+    /// # Panics
+    /// If `data` ends before the last element.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_step: usize) -> Mat<'a> {
+        let reach = if rows * cols == 0 { 0 } else { (rows - 1) * row_step + cols };
+        assert!(data.len() >= reach, "({rows}, {cols}) with rows {row_step} apart in {} values", data.len());
+        Mat { data, rows, cols, row_step, col_step: 1 }
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The same matrix transposed.
+    pub fn t(self) -> Mat<'a> {
+        Mat { rows: self.cols, cols: self.rows, row_step: self.col_step, col_step: self.row_step, ..self }
+    }
+}
+
+/// The right side of a product, (K, N), which gives its columns tile by tile.
+pub(crate) trait Right: Sync {
+    /// N
+    fn cols(&self) -> usize;
+    /// Where a whole tile of columns from `col` already lies row by row, from row `k`: the values and the step between rows.
+    fn lies(&self, k: usize, col: usize) -> Option<(&[f32], usize)>;
+    /// Copies rows `ks` of the columns from `col` into `out`: (K, `TILE_COLS`), zero beyond the last column.
+    fn copy(&self, ks: Range<usize>, col: usize, out: &mut [f32]);
+}
+
+impl Right for Mat<'_> {
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn lies(&self, k: usize, col: usize) -> Option<(&[f32], usize)> {
+        let whole = self.col_step == 1 && col + TILE_COLS <= self.cols;
+        whole.then(|| (&self.data[k * self.row_step + col..], self.row_step))
+    }
+
+    fn copy(&self, ks: Range<usize>, col: usize, out: &mut [f32]) {
+        let count = TILE_COLS.min(self.cols - col);
+        for (k, out) in ks.zip(out.as_chunks_mut::<TILE_COLS>().0) {
+            let at = k * self.row_step + col * self.col_step;
+            out[count..].fill(0.0);
+            if self.col_step == 1 {
+                out[..count].copy_from_slice(&self.data[at..][..count]);
+            } else {
+                let from = &self.data[at..];
+                out[..count].iter_mut().enumerate().for_each(|(j, x)| *x = from[j * self.col_step]);
+            }
+        }
+    }
+}
+
+/// What a tile's kernel gets: `a` begins at the tile's first row and the block's first k.
+pub(crate) struct Tile<'a> {
+    pub(crate) a: &'a [f32],
+    pub(crate) a_row: usize,
+    pub(crate) a_k: usize,
+    pub(crate) b: &'a [f32],
+    pub(crate) b_k: usize,
+    pub(crate) steps: usize,
+}
+
+/// Sums of a tile.
+pub(crate) type Sums = [[f32; TILE_COLS]; TILE_ROWS];
+
+/// How a result joins what is there: `out = (add ? out : 0) + alpha * product`.
+#[derive(Clone, Copy)]
+pub struct Join {
+    /// The factor.
+    pub alpha: f32,
+    /// Whether the result is added.
+    pub add: bool,
+}
+
+impl Join {
+    /// Overwrites.
+    pub const OVER: Join = Join { alpha: 1.0, add: false };
+    /// Adds.
+    pub const ADD: Join = Join { alpha: 1.0, add: true };
+}
+
+/// Where a product goes: rows of `step` values.
+pub(crate) struct Out<'a, 'b> {
+    pub(crate) to: &'b SharedOut<'a, f32>,
+    pub(crate) at: usize,
+    pub(crate) step: usize,
+}
+
+impl Compute {
+    /// `out`: (M, N) becomes or gains `alpha` times `a`: (M, K) by `b`: (K, N).
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn product(&self, a: Mat<'_>, b: Mat<'_>, into: Join, out: &mut [f32]) {
+        assert!(
+            a.cols == b.rows && out.len() == a.rows * b.cols,
+            "({}, {}) by ({}, {})",
+            a.rows,
+            a.cols,
+            b.rows,
+            b.cols
+        );
+        self.product_with(a, &b, into, out);
+    }
+
+    pub(crate) fn product_with(&self, a: Mat<'_>, b: &impl Right, into: Join, out: &mut [f32]) {
+        let (rows, cols) = (a.rows, b.cols());
+        let out = SharedOut::new(out);
+        let out = Out { to: &out, at: 0, step: cols };
+        let threads = self.pool.threads();
+        let small = rows * cols * a.cols < 1 << 15;
+        if small || threads == 1 {
+            multiply(self.isa, a, b, 0..rows, 0..cols, into, &out);
+        } else if cols / TILE_COLS >= rows / TILE_ROWS || cols >= 8 * threads * TILE_COLS {
+            self.pool.run_split(cols, TILE_COLS, |cols| multiply(self.isa, a, b, 0..rows, cols, into, &out));
+        } else {
+            self.pool.run_split(rows, TILE_ROWS, |rows| multiply(self.isa, a, b, rows, 0..cols, into, &out));
+        }
+    }
+}
+
+/// The part of a product in `rows` and `cols`, on this thread. Who calls it for different parts at the same time gives each
+/// element to one of them.
+pub(crate) fn multiply(
+    isa: Isa,
+    a: Mat<'_>,
+    b: &impl Right,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    into: Join,
+    out: &Out<'_, '_>,
+) {
+    let Join { alpha, add } = into;
+    let mut copied = [0.0; BLOCK_K * TILE_COLS];
+    let mut sums: Sums = [[0.0; TILE_COLS]; TILE_ROWS];
+    for col in cols.clone().step_by(TILE_COLS) {
+        let width = TILE_COLS.min(cols.end - col);
+        // A product over nothing is zero.
+        for first in (0..a.cols.max(1)).step_by(BLOCK_K) {
+            let ks = first..(first + BLOCK_K).min(a.cols);
+            let steps = ks.len();
+            let lying = if rows.len() < COPY_TILES * TILE_ROWS { b.lies(first, col) } else { None };
+            let (b, b_k) = lying.unwrap_or_else(|| {
+                b.copy(ks.clone(), col, &mut copied[..steps * TILE_COLS]);
+                (&copied[..], TILE_COLS)
+            });
+            for row in rows.clone().step_by(TILE_ROWS) {
+                let count = TILE_ROWS.min(rows.end - row);
+                let a_data = if steps == 0 { &[][..] } else { &a.data[row * a.row_step + first * a.col_step..] };
+                let tile = Tile { a: a_data, a_row: a.row_step, a_k: a.col_step, b, b_k, steps };
+                sum(isa, &tile, count, width, &mut sums);
+                for (i, sums) in sums[..count].iter().enumerate() {
+                    // SAFETY: the caller gives each element to one thread.
+                    let to = unsafe { out.to.slice(out.at + (row + i) * out.step + col, width) };
+                    if add || first > 0 {
+                        to.iter_mut().zip(sums).for_each(|(to, x)| *to += alpha * x);
+                    } else {
+                        to.iter_mut().zip(sums).for_each(|(to, x)| *to = alpha * x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile's sums over its steps; rows from `count` and columns from the next multiple of 16 after `width` are left as they are.
+fn sum(isa: Isa, tile: &Tile<'_>, count: usize, width: usize, sums: &mut Sums) {
+    if tile.steps > 0 {
+        let a_end = (count - 1) * tile.a_row + (tile.steps - 1) * tile.a_k;
+        let b_end = (tile.steps - 1) * tile.b_k + TILE_COLS;
+        assert!(a_end < tile.a.len() && b_end <= tile.b.len(), "a tile of {} steps", tile.steps);
+    }
+    match isa {
+        // SAFETY: `Compute::new` has checked that the machine has this instruction set, and the operands' ends are checked above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { crate::avx512::product::sum(tile, count, width, sums) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { crate::avx2::product::sum(tile, count, sums) },
+        _ => portable::product::sum(tile, count, sums),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize, f: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * f).sin()).collect()
+    }
+
+    #[test]
+    fn equals_the_sum_in_f64_for_ugly_shapes_and_every_transposition() {
+        for isa in Isa::available() {
+            let compute = Compute::new(2, isa);
+            for (m, k, n) in [(1, 1, 1), (7, 33, 5), (9, 300, 47), (70, 17, 64), (3, 0, 4), (8, 513, 33), (130, 64, 32)]
+            {
+                let (a, b) = (wave(m * k, 0.37), wave(k * n, 0.91));
+                let (at, bt) = (turned(&a, m, k), turned(&b, k, n));
+                let exact: Vec<f64> = (0..m * n)
+                    .map(|i| (0..k).map(|p| f64::from(a[i / n * k + p]) * f64::from(b[p * n + i % n])).sum())
+                    .collect();
+                let (plain, flipped) = (Mat::new(&a, m, k), Mat::new(&at, k, m).t());
+                for a in [plain, flipped] {
+                    for b in [Mat::new(&b, k, n), Mat::new(&bt, n, k).t()] {
+                        let mut out = vec![1.0; m * n];
+                        compute.product(a, b, Join { alpha: 2.0, add: true }, &mut out);
+                        for (i, (out, exact)) in out.iter().zip(&exact).enumerate() {
+                            let expected = 1.0 + 2.0 * exact;
+                            assert!((f64::from(*out) - expected).abs() < 1e-4, "{isa} ({m}, {k}, {n}) at {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_on_any_number_of_threads() {
+        for isa in Isa::available() {
+            let (m, k, n) = (70, 300, 70);
+            let (a, b) = (wave(m * k, 0.37), wave(k * n, 0.91));
+            let product = |threads: usize, rows: Range<usize>| {
+                let mut out = vec![0.0; rows.len() * n];
+                let a = Mat::new(&a[rows.start * k..rows.end * k], rows.len(), k);
+                Compute::new(threads, isa).product(a, Mat::new(&b, k, n), Join::OVER, &mut out);
+                out
+            };
+            let whole = product(1, 0..m);
+            assert_eq!(product(3, 0..m), whole, "{isa}");
+            for row in [0, 8, 69] {
+                assert_eq!(product(1, row..row + 1), whole[row * n..][..n], "{isa} row {row}");
+            }
+        }
+    }
+
+    fn turned(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+        (0..rows * cols).map(|i| x[i % rows.max(1) * cols + i / rows.max(1)]).collect()
+    }
+}
