@@ -85,7 +85,7 @@ fn files_beside_a_model_are_called_what_they_are() {
         set_metadata(&mut tiny, key, value.into());
         assert_refused(&tiny, Form::Gguf, &parts, value);
     }
-    refuse_config_as_architecture("qwen2_5_vl");
+    refuse_config_as_architecture("qwen2_audio");
     refuse_config_as_architecture("bert");
 }
 
