@@ -1,0 +1,92 @@
+//! Sixteen blocks side by side: element e of all of them in one register or two.
+
+use super::Row;
+use super::fit::Levels;
+
+/// Blocks of a tile. Sixteen f32 fill one 512-bit register or two of 256 bits, and a super-block has 8 or 16 sub-blocks.
+pub(super) const LANES: usize = 16;
+
+/// One number of each block.
+pub(super) type Lanes = [f32; LANES];
+
+/// Sixteen blocks of N elements.
+#[repr(align(64))]
+pub(super) struct Tile<const N: usize> {
+    /// Values: (N, 16)
+    pub(super) x: [Lanes; N],
+    /// What an error in them counts: (N, 16)
+    pub(super) w: [Lanes; N],
+}
+
+impl<const N: usize> Tile<N> {
+    pub(super) fn new() -> Self {
+        Tile { x: [[0.0; LANES]; N], w: [[1.0; LANES]; N] }
+    }
+
+    /// Tile `i` of a row. Lanes behind the row's end hold zeros.
+    #[inline(always)]
+    pub(super) fn load(&mut self, row: &Row<'_>, i: usize) {
+        let start = i * LANES * N;
+        let end = (start + LANES * N).min(row.values.len());
+        let lanes = (end - start) / N;
+        for lane in 0..LANES {
+            if lane >= lanes {
+                self.x.iter_mut().for_each(|x| x[lane] = 0.0);
+                self.w.iter_mut().for_each(|w| w[lane] = 1.0);
+                continue;
+            }
+            let at = start + lane * N;
+            let values = &row.values[at..at + N];
+            for (e, &x) in values.iter().enumerate() {
+                self.x[e][lane] = x;
+                self.w[e][lane] = (row.sigma2 + x * x).sqrt();
+            }
+            if let Some(importance) = row.importance {
+                for (e, &imp) in importance[at..at + N].iter().enumerate() {
+                    self.w[e][lane] *= imp;
+                }
+            }
+            // Weights that are all nothing would leave the block undecided.
+            let total: f32 = self.w.iter().map(|w| w[lane]).sum();
+            if !(total > 0.0 && total.is_finite()) {
+                self.w.iter_mut().for_each(|w| w[lane] = 1.0);
+            }
+        }
+    }
+
+    /// The nearest level of every element, where a block's values are `d * level + min`.
+    #[inline(always)]
+    pub(super) fn levels<const CODEBOOK: bool>(&self, levels: Levels, d: &Lanes, min: &Lanes) -> [Lanes; N] {
+        let inverse = inverse(d);
+        let mut q = [[0.0; LANES]; N];
+        for (q, x) in q.iter_mut().zip(&self.x) {
+            for l in 0..LANES {
+                q[l] = levels.nearest::<CODEBOOK>((x[l] - min[l]) * inverse[l]);
+            }
+        }
+        q
+    }
+
+    /// Of each block, the weighted sum of squared errors with these levels.
+    #[inline(always)]
+    pub(super) fn error(&self, q: &[Lanes; N], d: &Lanes, min: &Lanes) -> Lanes {
+        let mut error = [0.0; LANES];
+        for ((q, x), w) in q.iter().zip(&self.x).zip(&self.w) {
+            for l in 0..LANES {
+                let off = x[l] - (d[l] * q[l] + min[l]);
+                error[l] += w[l] * off * off;
+            }
+        }
+        error
+    }
+}
+
+/// 1 / d, and 0 where d is 0.
+#[inline(always)]
+pub(super) fn inverse(d: &Lanes) -> Lanes {
+    let mut inverse = [0.0; LANES];
+    for l in 0..LANES {
+        inverse[l] = if d[l] != 0.0 { 1.0 / d[l] } else { 0.0 };
+    }
+    inverse
+}
