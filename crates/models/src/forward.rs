@@ -8,10 +8,11 @@ use qwenkit_kernels::{AttentionSeq, Compute, Product, RecurrentSeq};
 use qwenkit_tensor::TokenId;
 
 use crate::{
-    blocks::{BlockBuffers, Context, FfnBlock, MixerBlock},
+    blocks::{BlockBuffers, Context, FfnBlock, Layer, MixerBlock},
     load::Model,
     state::ModelState,
     tap::{Site, Tap, visit},
+    wanted::Wanted,
 };
 
 /// Tokens to compute.
@@ -138,6 +139,10 @@ impl Model {
             recurrent.push(RecurrentSeq { rows: seq.rows.clone(), first: seq.first, slot: seq.slot });
         }
         assert_eq!(cos.len(), tokens * self.rope.pairs(), "the sequences' rows cover the batch");
+        let wanted = Wanted::new(batch.seqs, (&*cos, &*sin), self.rope.pairs());
+        // A tap sees every row of every layer; images may reach into the last layer.
+        let text_alone = batch.seqs.iter().all(|seq| seq.seen.is_none_or(|seen| seen.rows.is_empty()));
+        let skips = wanted.rows.len() < tokens && tap.is_none() && text_alone && self.last_layer_answers_few();
         let ModelState { layers: states, selected } = state;
         let cx = &mut Context {
             compute,
@@ -150,6 +155,7 @@ impl Model {
             sin,
             pairs: self.rope.pairs(),
             rope: &self.rope,
+            wanted: None,
             tap: &mut tap,
         };
         for (i, (layer, state)) in self.layers.iter().zip(states).enumerate() {
@@ -160,14 +166,24 @@ impl Model {
             }
             layer.before_mixer.read(cx, block, x, normed);
             visit(cx.tap, Site::MixerInput, i, normed);
+            cx.wanted = Some(&wanted).filter(|_| skips && i + 1 == self.layers.len());
             match &layer.mixer {
                 MixerBlock::Attention(attention) => {
+                    out.truncate(cx.wanted.map_or(tokens, |wanted| wanted.rows.len()) * width);
                     attention.forward(cx, (state, selected.as_mut()), block, normed, out);
                 }
                 MixerBlock::DeltaNet(delta) => {
                     let state = state.recurrent.as_mut().expect("a recurrent layer's state has a summary");
                     delta.forward(cx, state, block, normed, out);
+                    if let Some(wanted) = cx.wanted {
+                        wanted.keep(out, width);
+                    }
                 }
+            }
+            if let Some(wanted) = cx.wanted {
+                // From here on there are only the rows that somebody wants.
+                wanted.keep(x, width);
+                normed.truncate(x.len());
             }
             layer.before_mixer.write(cx, block, x, out);
             visit(cx.tap, Site::ResidualMiddle, i, x);
@@ -186,17 +202,16 @@ impl Model {
             visit(cx.tap, Site::Residual, i, x);
         }
         // Only rows that want logits go through the output head, the largest matrix of a small model.
-        let mut wanted = Vec::new();
-        let mut last = Vec::new();
-        for seq in batch.seqs {
-            match seq.outputs {
-                Outputs::None => {}
-                Outputs::Hidden => last.push(seq.rows.end - 1),
-                Outputs::Last => wanted.push(seq.rows.end - 1),
-                Outputs::All => wanted.extend(seq.rows.clone()),
-            }
+        if !skips {
+            wanted.keep(x, residual);
         }
-        for (rows, to) in [(wanted, &mut *normed), (last, hidden)] {
+        let (mut for_logits, mut as_hidden) = (Vec::new(), Vec::new());
+        let mut rows = 0..wanted.rows.len();
+        for seq in batch.seqs {
+            let to = if seq.outputs == Outputs::Hidden { &mut as_hidden } else { &mut for_logits };
+            to.extend(rows.by_ref().take(seq.wanted_rows().len()));
+        }
+        for (rows, to) in [(for_logits, &mut *normed), (as_hidden, hidden)] {
             let of_rows: Vec<f32> = rows.iter().flat_map(|row| &x[row * residual..][..residual]).copied().collect();
             to.resize(rows.len() * width, 0.0);
             self.norm.read(cx, block, &of_rows, to);
@@ -205,6 +220,15 @@ impl Model {
         logits.resize(normed.len() / width * plan.vocab, 0.0);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+    }
+}
+
+impl Model {
+    /// Whether the last layer can leave out what it computes for rows that nobody wants: one residual stream, and no choice
+    /// of positions, which is made for all rows at once.
+    fn last_layer_answers_few(&self) -> bool {
+        let chooses = |layer: &Layer| matches!(&layer.mixer, MixerBlock::Attention(a) if a.indexer.is_some());
+        self.plan().stream_count() == 1 && self.layers.last().is_some_and(|layer| !chooses(layer))
     }
 }
 

@@ -16,6 +16,7 @@ mod rope;
 mod state;
 mod tap;
 mod vision;
+mod wanted;
 
 pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};

@@ -52,7 +52,7 @@ impl Attention {
         weights.into_iter().chain(&self.gate_proj).chain(indexer).map(Weight::size_bytes).sum()
     }
 
-    /// out: (T, D) = attention of x: (T, D), whose keys and values join the state.
+    /// out: (rows, D) = attention of the wanted rows of x: (T, D), all of whose keys and values join the state.
     ///
     /// # Panics
     /// If the state was made for another layer.
@@ -64,32 +64,46 @@ impl Attention {
         x: &[f32],
         out: &mut [f32],
     ) {
-        let (plan, tokens) = (&self.plan, x.len() / self.q_proj.cols());
+        let (plan, width) = (&self.plan, self.q_proj.cols());
+        let tokens = x.len() / width;
+        let (rows, seqs, q_cos, q_sin) = match cx.wanted {
+            Some(w) => (w.rows.len(), w.seqs.as_slice(), w.cos.as_slice(), w.sin.as_slice()),
+            None => (tokens, cx.seqs, cx.cos, cx.sin),
+        };
         let cache = state.kv.as_mut().expect("an attention layer's state has keys and values");
         if let Some(indexer) = &self.indexer {
             indexer.select(cx, state.index.as_mut().expect("an indexed layer's state has index keys"), buffers, x);
         }
-        let q = sized(&mut buffers.a, tokens * self.q_proj.rows());
+        let q = sized(&mut buffers.a, rows * self.q_proj.rows());
         let k = sized(&mut buffers.b, tokens * self.k_proj.rows());
         let v = sized(&mut buffers.c, tokens * self.v_proj.rows());
         let gate = sized(&mut buffers.e, self.gate_proj.as_ref().map_or(0, |_| q.len()));
-        let mut products = vec![
-            Product { weight: &self.q_proj, out: &mut *q },
-            Product { weight: &self.k_proj, out: &mut *k },
-            Product { weight: &self.v_proj, out: &mut *v },
-        ];
-        products.extend(self.gate_proj.as_ref().map(|weight| Product { weight, out: &mut *gate }));
-        cx.compute.matmul(&mut buffers.matmul, x, &mut products);
+        let mut of_queries = vec![Product { weight: &self.q_proj, out: &mut *q }];
+        of_queries.extend(self.gate_proj.as_ref().map(|weight| Product { weight, out: &mut *gate }));
+        let of_keys = [Product { weight: &self.k_proj, out: &mut *k }, Product { weight: &self.v_proj, out: &mut *v }];
+        match cx.wanted {
+            Some(wanted) => {
+                cx.compute.matmul(&mut buffers.matmul, x, &mut { of_keys });
+                let own = sized(&mut buffers.d, rows * width);
+                wanted.copy(x, own);
+                cx.compute.matmul(&mut buffers.matmul, own, &mut of_queries);
+            }
+            None => {
+                of_queries.extend(of_keys);
+                cx.compute.matmul(&mut buffers.matmul, x, &mut of_queries);
+            }
+        }
         for (x, bias) in [(&mut *q, &self.q_bias), (&mut *k, &self.k_bias), (&mut *v, &self.v_bias)] {
             if let Some(bias) = bias {
                 cx.compute.add_bias(x, bias);
             }
         }
-        for (x, norm) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)] {
+        let angles = [(q_cos, q_sin), (cx.cos, cx.sin)];
+        for ((x, norm), (cos, sin)) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)].into_iter().zip(angles) {
             if let Some(norm) = norm {
                 cx.compute.rms_norm_in_place(x, norm, cx.eps);
             }
-            cx.compute.rope(x, plan.head_dim, cx.cos, cx.sin, cx.pairs);
+            cx.compute.rope(x, plan.head_dim, cos, sin, cx.pairs);
         }
         visit(cx.tap, Site::Query, cx.layer, q);
         visit(cx.tap, Site::Key, cx.layer, k);
@@ -102,9 +116,9 @@ impl Attention {
         let heads = sized(&mut buffers.d, q.len());
         let scale = 1.0 / (plan.head_dim as f32).sqrt();
         match &self.indexer {
-            None => cx.compute.attention(cache, cx.seqs, plan.window, scale, (q, heads)),
+            None => cx.compute.attention(cache, seqs, plan.window, scale, (q, heads)),
             Some(_) => {
-                cx.compute.attention_selected(cache, cx.seqs, (&buffers.selection, room), scale, (q, heads));
+                cx.compute.attention_selected(cache, seqs, (&buffers.selection, room), scale, (q, heads));
             }
         }
         if self.gate_proj.is_some() {

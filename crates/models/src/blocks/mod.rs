@@ -19,7 +19,7 @@ pub(crate) use join::{Join, Streams};
 pub(crate) use moe::{Moe, SharedExpert};
 pub(crate) use ngrams::Ngrams;
 
-use crate::{rope::Rope, tap::Tap};
+use crate::{rope::Rope, tap::Tap, wanted::Wanted};
 
 /// One decoder layer.
 pub(crate) struct Layer {
@@ -59,6 +59,8 @@ pub(crate) struct Context<'a, 'b, 'c> {
     pub(crate) pairs: usize,
     /// For angles of positions before the batch.
     pub(crate) rope: &'a Rope,
+    /// In the last layer, the rows whose results somebody wants, if not all.
+    pub(crate) wanted: Option<&'a Wanted<'a>>,
     pub(crate) tap: &'a mut Option<&'b mut Tap<'c>>,
 }
 

@@ -193,3 +193,33 @@ fn bits_do_not_depend_on_the_batch_or_on_where_pages_lie() {
         assert_same_bits(&found[1], &alone_b, &format!("{what}, second of a batch of two"));
     });
 }
+
+/// Only the last row's logits wanted, whole and in pieces of which the first wants none: the last layer leaves rows out.
+#[test]
+fn bits_do_not_depend_on_what_else_is_wanted() {
+    for_each_model(|model, compute, _, expected, what| {
+        let vocab = model.plan().vocab;
+        let ids = ids_of(expected, vocab, PAGE_TOKENS + 5);
+        let all = run::logits(model, compute, &ids, &[]);
+        let last = &all[all.len() - vocab..];
+        let pages = [1, 0];
+        for cut in [0, 1, 7, PAGE_TOKENS, ids.len() - 1] {
+            let mut run = Run::new(model, compute, pages.len());
+            if cut > 0 {
+                assert!(run.feed(&[(&ids[..cut], 0, &pages)], Outputs::None).is_empty(), "{what}: nothing was wanted");
+            }
+            let found = run.feed(&[(&ids[cut..], cut, &pages)], Outputs::Last);
+            assert_same_bits(&found, last, &format!("{what}, the last row behind {cut}"));
+        }
+        let other: Vec<TokenId> = ids.iter().rev().take(9).copied().collect();
+        let mut run = Run::new(model, compute, 3);
+        let found = run.feed(&[(&ids, 0, &pages), (&other, 0, &[2])], Outputs::Last);
+        assert_same_bits(&found[..vocab], last, &format!("{what}, the last rows of two"));
+        let alone = run::logits(model, compute, &other, &[]);
+        assert_same_bits(
+            &found[vocab..],
+            &alone[alone.len() - vocab..],
+            &format!("{what}, the last row of the second"),
+        );
+    });
+}
