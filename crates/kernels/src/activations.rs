@@ -57,8 +57,8 @@ impl Activations {
     fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], parallel: bool) {
         let (rows, cols) = (self.rows, self.cols);
         let units = cols / UNIT;
-        self.quants.resize(rows * cols, 0);
-        self.facts.resize(rows * units, UnitFacts::default());
+        grow(&mut self.quants, rows * cols);
+        grow(&mut self.facts, rows * units);
         let (quants, facts) = (SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts));
         let work = |range: Range<usize>| {
             for row in range {
@@ -72,11 +72,18 @@ impl Activations {
 
     fn round_bf16(&mut self, pool: &Pool, x: &[f32], parallel: bool) {
         let (rows, cols, padded) = (self.rows, self.cols, self.cols.next_multiple_of(2));
-        self.bf16.resize(rows * padded, bf16::ZERO);
+        grow(&mut self.bf16, rows * padded);
         for_rows(pool, parallel, rows, (&mut self.bf16, padded), (&mut [(); 0], 0), |row, out, _| {
             out[..cols].convert_from_f32_slice(&x[row * cols..][..cols]);
             out[cols..].fill(bf16::ZERO);
         });
+    }
+}
+
+/// Makes `buffer` at least so long. It is not cut: growing again would fill it with zeros, on one thread, at every op.
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
     }
 }
 

@@ -46,7 +46,9 @@ impl Join {
         let normed = sized(&mut buffers.a, x.len());
         cx.compute.rms_norm_streams(x, &streams.norm, width, cx.eps, normed);
         let low = sized(&mut buffers.b, tokens * rank);
-        let inject = sized(&mut buffers.inject, streams.inject.as_ref().map_or(0, |_| tokens * streams.count));
+        // `write` takes all of it.
+        buffers.inject.resize(streams.inject.as_ref().map_or(0, |_| tokens * streams.count), 0.0);
+        let inject = &mut buffers.inject;
         let mut products = vec![Product { weight: &streams.down, out: &mut *low }];
         products.extend(streams.inject.as_ref().map(|weight| Product { weight, out: &mut *inject }));
         cx.compute.matmul(&mut buffers.matmul, normed, &mut products);

@@ -84,8 +84,11 @@ pub(crate) type Room<'a> = Option<&'a mut SelectedKv>;
 
 /// `buffer` with exactly `len` elements, whose values are whatever they are.
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    buffer.resize(len, 0.0);
-    buffer
+    // Never shorter than before: growing again would fill it with zeros, on one thread, at every op.
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 impl Layer {

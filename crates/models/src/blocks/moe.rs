@@ -72,7 +72,7 @@ impl Moe {
             shared.ffn.forward(cx, buffers, x, sized(&mut result, x.len()));
             let gate = sized(&mut buffers.c, tokens);
             compute.matmul(&mut buffers.matmul, x, &mut [Product { weight: &shared.router, out: &mut *gate }]);
-            compute.add_gated(out, &result, gate, width);
+            compute.add_gated(out, &result[..x.len()], gate, width);
             buffers.d = result;
         }
     }
