@@ -42,19 +42,34 @@ pub(crate) struct Activations {
 impl Activations {
     /// Prepares `x`: (T, K) in the forms `needed`.
     pub(crate) fn prepare(&mut self, isa: Isa, pool: &Pool, x: &[f32], cols: usize, needed: &[Operand]) {
+        let all = 0..x.len() / cols;
+        self.prepare_segments(isa, pool, x, cols, needed, &[all]);
+    }
+
+    /// As `prepare`, the rows of each segment lying in tiles of their own, as if they were alone. Segments are in order;
+    /// what stands between them is left out of the 8-bit form.
+    pub(crate) fn prepare_segments(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        x: &[f32],
+        cols: usize,
+        needed: &[Operand],
+        segments: &[Range<usize>],
+    ) {
         self.cols = cols;
         self.rows = x.len() / cols;
         // A fork pays only for several rows.
         let parallel = self.rows >= 4;
         if needed.contains(&Operand::Quantized) {
-            self.quantize(isa, pool, x, parallel);
+            self.quantize(isa, pool, x, segments, parallel);
         }
         if needed.contains(&Operand::Bf16) {
             self.round_bf16(pool, x, parallel);
         }
     }
 
-    fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], parallel: bool) {
+    fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], segments: &[Range<usize>], parallel: bool) {
         let (rows, cols) = (self.rows, self.cols);
         let units = cols / UNIT;
         grow(&mut self.quants, rows * cols);
@@ -62,8 +77,11 @@ impl Activations {
         let (quants, facts) = (SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts));
         let work = |range: Range<usize>| {
             for row in range {
-                let (first, width) = tile_of(row, rows);
-                let mut place = Place { quants: &quants, facts: &facts, first: first * units + (row - first), width };
+                let Some(own) = segments.get(segments.partition_point(|s| s.end <= row)) else { continue };
+                let Some(in_own) = row.checked_sub(own.start) else { continue };
+                let (first, width) = tile_of(in_own, own.len());
+                let first = (own.start + first) * units + (in_own - first);
+                let mut place = Place { quants: &quants, facts: &facts, first, width };
                 quantize_row(isa, &x[row * cols..][..cols], &mut place);
             }
         };

@@ -33,7 +33,7 @@ pub struct Product<'a> {
 
 /// Buffers that products reuse. One per caller.
 #[derive(Default)]
-pub struct MatmulScratch(Activations);
+pub struct MatmulScratch(pub(crate) Activations);
 
 /// What a kernel gets: activation rows, a weight's groups, and where results go.
 pub(crate) struct Task<'a> {
@@ -111,7 +111,7 @@ impl Compute {
         });
     }
 
-    fn kernel(&self, task: &Task<'_>) {
+    pub(crate) fn kernel(&self, task: &Task<'_>) {
         match self.isa {
             Isa::Portable => crate::portable::matmul::run(task),
             #[cfg(target_arch = "x86_64")]

@@ -9,7 +9,6 @@ use crate::{
     gates::add_scaled_row,
     lanes::{self, for_each_isa},
     matmul::Compute,
-    shared_out::SharedOut,
 };
 
 /// One token's visit to one expert.
@@ -30,6 +29,9 @@ pub struct Routing {
     routes: Vec<Route>,
     probabilities: Vec<f32>,
     best: Vec<(f32, usize)>,
+    /// Places in `routes` of each token's, (T, experts of a token).
+    of_token: Vec<usize>,
+    filled: Vec<usize>,
 }
 
 /// How routers choose.
@@ -63,11 +65,30 @@ impl Routing {
         }
         // No two routes are equal in both, so there is one order.
         self.routes.sort_unstable_by_key(|r| (r.expert, r.token));
+        self.places(logits.len() / experts);
+    }
+
+    /// Every token's routes, those of an expert one after the other, in ascending order of expert and then of token.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
     }
 
     /// The routes of each expert that any token goes to, in ascending order of expert.
     pub fn by_expert(&self) -> impl Iterator<Item = &[Route]> {
         self.routes.chunk_by(|a, b| a.expert == b.expert)
+    }
+
+    /// Fills `of_token` with the places of each token's routes: (T, experts of a token), in ascending order of expert.
+    fn places(&mut self, tokens: usize) {
+        let each = self.routes.len().checked_div(tokens).unwrap_or(0);
+        self.of_token.clear();
+        self.of_token.resize(self.routes.len(), 0);
+        self.filled.clear();
+        self.filled.resize(tokens, 0);
+        for (place, route) in self.routes.iter().enumerate() {
+            self.of_token[route.token * each + self.filled[route.token]] = place;
+            self.filled[route.token] += 1;
+        }
     }
 }
 
@@ -81,23 +102,21 @@ impl Compute {
         self.each_row(out, width, |_, i, out| out.copy_from_slice(&x[routes[i].token * width..][..width]));
     }
 
-    /// Adds each row of y: (routes, D), times its route's weight, to its token's row of `out`: (T, D).
+    /// `out`: (T, D) = for each token the sum of its routes' rows of y: (routes, D), each times the route's weight, in
+    /// ascending order of expert.
     ///
     /// # Panics
-    /// If the shapes do not fit, or the tokens are not in ascending order.
-    pub fn add_weighted_rows(&self, routes: &[Route], y: &[f32], width: usize, out: &mut [f32]) {
-        assert_eq!(y.len(), routes.len() * width, "add_weighted_rows");
-        assert!(routes.is_sorted_by(|a, b| a.token < b.token), "a token's rows are added one after the other");
-        let out = SharedOut::new(out);
-        let work = |range: std::ops::Range<usize>| {
-            for i in range {
-                let Route { token, weight, .. } = routes[i];
-                // SAFETY: tokens differ, as was just checked, and each route is in exactly one range.
-                let row = unsafe { out.slice(token * width, width) };
-                add_scaled_row(self.isa, weight, &y[i * width..][..width], row);
+    /// If the shapes do not fit.
+    pub fn add_routes(&self, routing: &Routing, y: &[f32], width: usize, out: &mut [f32]) {
+        let (routes, tokens) = (&routing.routes, routing.filled.len());
+        assert!(y.len() == routes.len() * width && out.len() == tokens * width, "routes of {tokens} tokens");
+        let each = routes.len().checked_div(tokens).unwrap_or(0);
+        self.each_row(out, width, |isa, token, out| {
+            out.fill(0.0);
+            for place in &routing.of_token[token * each..][..each] {
+                add_scaled_row(isa, routes[*place].weight, &y[place * width..][..width], out);
             }
-        };
-        if routes.len() < 4 { work(0..routes.len()) } else { self.pool.run_split(routes.len(), 1, work) }
+        });
     }
 }
 
@@ -188,16 +207,26 @@ mod tests {
     #[test]
     fn rows_come_together_by_weight() {
         let compute = Compute::new(2, Isa::Portable);
-        let routes: Vec<_> =
-            [1, 3, 4, 6, 7].map(|token| Route { expert: 0, token, weight: token as f32 }).into_iter().collect();
-        let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
-        let mut gathered = vec![0.0; 10];
-        compute.gather_rows(&routes, &x, 2, &mut gathered);
-        assert_eq!(gathered, [2.0, 3.0, 6.0, 7.0, 8.0, 9.0, 12.0, 13.0, 14.0, 15.0]);
-        let mut out = vec![1.0; 16];
-        compute.add_weighted_rows(&routes, &gathered, 2, &mut out);
-        assert_eq!(out[2..4], [3.0, 4.0]);
-        assert_eq!(out[14..], [99.0, 106.0]);
-        assert_eq!(out[..2], [1.0, 1.0]);
+        // Five tokens, each to two of four experts.
+        let logits: Vec<f32> = (0..20).map(|i| ((i * 7 % 11) as f32).sin() * 3.0).collect();
+        let mut routing = Routing::default();
+        routing.choose(Isa::Portable, RULE, &logits);
+        let x: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let mut gathered = vec![0.0; 20];
+        compute.gather_rows(routing.routes(), &x, 2, &mut gathered);
+        for (route, row) in routing.routes().iter().zip(gathered.chunks_exact(2)) {
+            assert_eq!(row, &x[route.token * 2..][..2]);
+        }
+        // Each expert adds its number, so that a sum says who took part.
+        for (route, row) in routing.routes().iter().zip(gathered.chunks_exact_mut(2)) {
+            row.fill((route.expert + 1) as f32);
+        }
+        let mut out = vec![f32::NAN; 10];
+        compute.add_routes(&routing, &gathered, 2, &mut out);
+        for (token, out) in out.chunks_exact(2).enumerate() {
+            let own = routing.routes().iter().filter(|r| r.token == token);
+            let expected: f32 = own.fold(0.0, |sum, r| sum + r.weight * (r.expert + 1) as f32);
+            assert_eq!(out, [expected; 2], "token {token}");
+        }
     }
 }

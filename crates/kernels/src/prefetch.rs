@@ -6,9 +6,13 @@
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
+use crate::weight::Weight;
+
 /// How far ahead; weights follow each other in memory in the order of their use, so that looking past the end of one
 /// matrix is looking into the next.
 const DISTANCE_BYTES: usize = 32 << 10;
+/// Of a product that does not follow the one before it in memory, what is asked for beforehand.
+const START_BYTES: usize = 16 << 10;
 /// Tokens up to which a product waits for memory rather than for arithmetic.
 pub(crate) const TOKENS_MAX: usize = 8;
 
@@ -18,5 +22,18 @@ pub(crate) fn ahead(start: *const u8, bytes: usize) {
     for at in (0..bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing that the program could see, and faults on no address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(DISTANCE_BYTES + at).cast()) }
+    }
+}
+
+/// Asks for the first of the memory of `weight` from group `group` on, before what is computed now has ended: its prefetches
+/// do not know where the next product's weights lie. `rows` are that product's.
+pub(crate) fn start_of(weight: &Weight, group: usize, rows: usize) {
+    if rows > TOKENS_MAX {
+        return;
+    }
+    let start = weight.group(group).as_ptr();
+    for at in (0..START_BYTES.min(weight.group(group).len())).step_by(64) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) }
     }
 }

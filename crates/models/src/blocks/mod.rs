@@ -75,6 +75,8 @@ pub(crate) struct BlockBuffers {
     e: Vec<f32>,
     /// What the streams get of the block that is being computed: (T, S)
     inject: Vec<f32>,
+    /// Of the expert that all tokens visit: (T)
+    shared_gate: Vec<f32>,
     routing: Routing,
     selection: Selection,
 }

@@ -3,7 +3,7 @@
 //! Each expert that any token of the batch goes to is read once, for all its tokens; the others are not touched. The
 //! router computes in f32 whatever the file's type: rounding it sends tokens to other experts.
 
-use qwenkit_kernels::{Product, Weight};
+use qwenkit_kernels::{GroupedProduct, Product, Weight};
 
 use super::{BlockBuffers, Context, DenseFfn, sized};
 use crate::{
@@ -49,31 +49,63 @@ impl Moe {
         let (width, compute) = (self.router.cols(), cx.compute);
         let tokens = x.len() / width;
         let logits = sized(&mut buffers.c, tokens * self.router.rows());
-        compute.matmul(&mut buffers.matmul, x, &mut [Product { weight: &self.router, out: &mut *logits }]);
+        let shared_gate = sized(&mut buffers.shared_gate, self.shared.as_ref().map_or(0, |_| tokens));
+        let mut products = vec![Product { weight: &self.router, out: &mut *logits }];
+        products.extend(self.shared.as_ref().map(|s| Product { weight: &s.router, out: &mut *shared_gate }));
+        compute.matmul(&mut buffers.matmul, x, &mut products);
         visit(cx.tap, Site::Router, cx.layer, logits);
         buffers.routing.choose(compute.isa(), self.plan.router, logits);
-        out.fill(0.0);
-        for routes in buffers.routing.by_expert() {
-            let Some(expert) = routes.first().and_then(|r| self.experts.get(r.expert)) else { continue };
-            let own = sized(&mut buffers.d, routes.len() * width);
-            compute.gather_rows(routes, x, width, own);
-            let gate = sized(&mut buffers.a, routes.len() * self.plan.width);
-            let up = sized(&mut buffers.b, routes.len() * self.plan.width);
-            let mut products =
-                [Product { weight: &expert.gate, out: &mut *gate }, Product { weight: &expert.up, out: &mut *up }];
-            compute.matmul(&mut buffers.matmul, own, &mut products);
-            compute.silu_mul(gate, up, self.plan.width);
-            compute.matmul(&mut buffers.matmul, gate, &mut [Product { weight: &expert.down, out: &mut *own }]);
-            compute.add_weighted_rows(routes, own, width, out);
-        }
+        self.experts(cx, buffers, x, out);
         if let Some(shared) = &self.shared {
             // The shared expert's forward uses the first two buffers.
             let mut result = std::mem::take(&mut buffers.d);
             shared.ffn.forward(cx, buffers, x, sized(&mut result, x.len()));
-            let gate = sized(&mut buffers.c, tokens);
-            compute.matmul(&mut buffers.matmul, x, &mut [Product { weight: &shared.router, out: &mut *gate }]);
-            compute.add_gated(out, &result[..x.len()], gate, width);
+            compute.add_gated(out, &result[..x.len()], &buffers.shared_gate[..tokens], width);
             buffers.d = result;
         }
+    }
+
+    /// out: (T, D) = the weighted sum of the chosen experts: one fork for all products of a kind.
+    fn experts(&self, cx: &Context<'_, '_, '_>, buffers: &mut BlockBuffers, x: &[f32], out: &mut [f32]) {
+        let (width, compute) = (self.router.cols(), cx.compute);
+        let BlockBuffers { routing, matmul, a, b, d, .. } = buffers;
+        let routes = routing.routes();
+        let (gate, up) = (sized(a, routes.len() * self.plan.width), sized(b, routes.len() * self.plan.width));
+        let results = sized(d, routes.len() * width);
+        // A single token is every expert's only row, wherever it lies.
+        let is_single = x.len() == width;
+        let own = if is_single {
+            x
+        } else {
+            compute.gather_rows(routes, x, width, results);
+            &*results
+        };
+        let mut products = Vec::with_capacity(2 * routes.len());
+        let (mut gates, mut ups) = (&mut *gate, &mut *up);
+        let mut first = 0;
+        for routes in routing.by_expert() {
+            let expert = &self.experts[routes[0].expert];
+            let rows = if is_single { 0..1 } else { first..first + routes.len() };
+            for (weight, outs) in [(&expert.gate, &mut gates), (&expert.up, &mut ups)] {
+                let (out, others) = std::mem::take(outs).split_at_mut(routes.len() * self.plan.width);
+                *outs = others;
+                products.push(GroupedProduct { weight, rows: rows.clone(), out });
+            }
+            first += routes.len();
+        }
+        compute.matmul_grouped(matmul, own, &mut products);
+        compute.silu_mul(gate, up, self.plan.width);
+        let mut products = Vec::with_capacity(routes.len());
+        let mut outs = &mut *results;
+        let mut first = 0;
+        for routes in routing.by_expert() {
+            let (out, others) = outs.split_at_mut(routes.len() * width);
+            outs = others;
+            let weight = &self.experts[routes[0].expert].down;
+            products.push(GroupedProduct { weight, rows: first..first + routes.len(), out });
+            first += routes.len();
+        }
+        compute.matmul_grouped(matmul, gate, &mut products);
+        compute.add_routes(routing, results, width, out);
     }
 }
