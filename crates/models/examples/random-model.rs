@@ -40,9 +40,11 @@ struct Shape {
     ffn: usize,
     /// Experts, and those of a token; none where layers are dense.
     experts: Option<(usize, usize)>,
-    /// Key heads, value heads and their size, and whether layer `i` is linear.
-    linear: Option<(usize, usize, usize, fn(usize) -> bool)>,
+    linear: Option<Linear>,
 }
+
+/// Key heads, value heads and their size, and whether layer `i` is linear.
+type Linear = (usize, usize, usize, fn(usize) -> bool);
 
 fn shape(name: &str) -> Option<Shape> {
     let moe = Shape {
