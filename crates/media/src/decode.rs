@@ -1,26 +1,48 @@
 //! Image files -> pixels of three colours, upright.
 //!
-//! Colours come as Pillow's `convert("RGB")` gives them to Hugging Face's processors: alpha is dropped and not blended with a
-//! background, grey is repeated, 16 bits lose the lower 8. The orientation that a camera wrote into EXIF is carried out. Of an
-//! animation the first frame is taken.
+//! Colours come as Pillow's `convert("RGB")` gives them to Hugging Face's processors: alpha is dropped and not blended with
+//! anything, grey is repeated, colours of 16 bits lose the lower 8. (Pillow whitens 16-bit grey instead of scaling it; that is
+//! not followed.) The orientation that a camera wrote down is carried out. Of an animation the first frame is taken.
 
-use std::io::{Cursor, Read};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-
 use crate::error::Error;
-use crate::jpeg;
+use crate::{exif, jpeg, read_gif, read_png, read_webp, size};
 
-/// The largest file that is read.
-pub const FILE_BYTES_MAX: u64 = 64 << 20;
-/// The most pixels that are decoded. Scanners and telephones stay below it; models see at most a quarter.
-pub const PIXELS_MAX: u64 = 64 << 20;
-/// The longest side.
-pub const SIDE_MAX: u32 = 32_768;
-/// What a decoder may take: the largest image, in four colours of 16 bits.
-const DECODER_BYTES_MAX: u64 = PIXELS_MAX * 8;
+/// What an image may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Pixels in all. Decoding takes up to twelve times as many bytes.
+    pub pixels: u64,
+    /// Pixels of a side.
+    pub side: u32,
+}
+
+impl Default for Limits {
+    /// What scanners and telephones make stays below; models see a quarter of it at most.
+    fn default() -> Limits {
+        Limits { file_bytes: 64 << 20, pixels: 64 << 20, side: 32_768 }
+    }
+}
+
+impl Limits {
+    /// Refuses sides beyond the limits, and those that no processor takes. For decoders, before they take memory.
+    pub(crate) fn check(&self, width: u32, height: u32) -> Result<(), Error> {
+        if width.max(height) > self.side || u64::from(width) * u64::from(height) > self.pixels {
+            return Err(Error::TooLarge { width, height, limit_side: self.side, limit_pixels: self.pixels });
+        }
+        size::check_ratio(height as usize, width as usize)
+    }
+
+    /// What a decoder may take beside its result, where it can be told.
+    pub(crate) fn decoder_bytes(&self) -> usize {
+        usize::try_from(self.pixels.saturating_mul(8)).unwrap_or(usize::MAX)
+    }
+}
 
 /// Pixels of three colours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,82 +59,96 @@ pub struct Rgb {
 ///
 /// # Errors
 /// When it cannot be read, and as `decode`.
-pub fn read(path: &Path) -> Result<Rgb, Error> {
-    let unreadable = |source| Error::Unreadable { path: path.to_path_buf(), source };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+pub fn read(path: &Path, limits: &Limits) -> Result<Rgb, Error> {
+    // Looked at before opening: opening a pipe would wait for its writer.
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(Error::NotAFile { found: if found.is_dir() { "a folder" } else { "a device or pipe" } });
+    }
+    let too_large = |found_bytes| Err(Error::FileTooLarge { found_bytes, limit_bytes: limits.file_bytes });
+    if found.len() > limits.file_bytes {
+        return too_large(found.len());
+    }
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    decode(&bytes)
+    // The file may have grown since.
+    File::open(path)?.take(limits.file_bytes + 1).read_to_end(&mut bytes)?;
+    decode(&bytes, limits)
 }
 
 /// Decodes the bytes of an image's file; what kind it is they say themselves.
 ///
 /// # Errors
-/// When they are no image, one of a kind that is not known, damaged, or too large.
-pub fn decode(bytes: &[u8]) -> Result<Rgb, Error> {
+/// When they are no image, one of a kind that is not read, damaged, or beyond the limits.
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Error> {
     let found_bytes = bytes.len() as u64;
-    if found_bytes > FILE_BYTES_MAX {
-        return Err(Error::FileTooLarge { found_bytes, max_bytes: FILE_BYTES_MAX });
+    if found_bytes > limits.file_bytes {
+        return Err(Error::FileTooLarge { found_bytes, limit_bytes: limits.file_bytes });
     }
-    let format = kind(bytes)?;
-    let (mut image, orientation) = match format {
-        ImageFormat::Jpeg => jpeg::decode(bytes)?,
-        _ => decode_as(format, bytes)?,
+    let (rgb, orientation) = match kind(bytes) {
+        Kind::Png => read_png::decode(bytes, limits)?,
+        Kind::Jpeg => jpeg::decode(bytes, limits)?,
+        Kind::WebP => read_webp::decode(bytes, limits)?,
+        Kind::Gif => (read_gif::decode(bytes, limits)?, 1),
+        Kind::Other(found) => return Err(Error::Kind { found }),
     };
-    if let Some(orientation) = orientation {
-        image.apply_orientation(orientation);
-    }
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(Rgb { width, height, values: colours(image) })
+    Ok(exif::upright(rgb, orientation))
 }
 
-/// Decodes PNG, WebP and GIF.
-fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<(DynamicImage, Option<Orientation>), Error> {
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // Sides are judged below, with words of our own.
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(DECODER_BYTES_MAX);
-    reader.limits(limits);
-    let damaged = |error: image::ImageError| Error::Damaged { what: error.to_string() };
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-    let (width, height) = decoder.dimensions();
-    check_sides(width, height)?;
-    // An orientation that cannot be read is none, as everywhere.
-    let orientation = decoder.orientation().ok();
-    Ok((DynamicImage::from_decoder(decoder).map_err(damaged)?, orientation))
-}
-
-/// Refuses an image by its sides, before it is decoded.
-pub(crate) fn check_sides(width: u32, height: u32) -> Result<(), Error> {
-    if width.max(height) > SIDE_MAX || u64::from(width) * u64::from(height) > PIXELS_MAX {
-        return Err(Error::TooLarge { width, height, side_max: SIDE_MAX, pixels_max: PIXELS_MAX });
-    }
-    crate::size::check_ratio(height as usize, width as usize)
+enum Kind {
+    Png,
+    Jpeg,
+    WebP,
+    Gif,
+    Other(&'static str),
 }
 
 /// The kind of an image, by how its bytes begin.
-fn kind(bytes: &[u8]) -> Result<ImageFormat, Error> {
-    let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
-    match image::guess_format(bytes) {
-        Ok(format) if known.contains(&format) => Ok(format),
-        Ok(format) => Err(Error::Kind { found: format!("{format:?}") }),
-        Err(_) if bytes.is_empty() => Err(Error::Kind { found: "an empty file".to_owned() }),
-        Err(_) => Err(Error::Kind { found: "other bytes".to_owned() }),
+fn kind(bytes: &[u8]) -> Kind {
+    let box_of = |bytes: &[u8]| bytes.get(4..12).map(<[u8]>::to_vec);
+    match bytes {
+        [] => Kind::Other("an empty file"),
+        [0x89, b'P', b'N', b'G', ..] => Kind::Png,
+        [0xff, 0xd8, ..] => Kind::Jpeg,
+        [b'G', b'I', b'F', b'8', ..] => Kind::Gif,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Kind::WebP,
+        [b'B', b'M', ..] => Kind::Other("BMP"),
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Kind::Other("TIFF"),
+        [0, 0, 1, 0, ..] => Kind::Other("an icon"),
+        [b'%', b'P', b'D', b'F', ..] => Kind::Other("PDF"),
+        [b'<', ..] => Kind::Other("SVG or HTML"),
+        _ => match box_of(bytes).as_deref() {
+            Some(b"ftypavif" | b"ftypavis") => Kind::Other("AVIF"),
+            Some(b"ftypheic" | b"ftypheix" | b"ftypmif1" | b"ftyphevc") => Kind::Other("HEIC"),
+            Some([b'f', b't', b'y', b'p', ..]) => Kind::Other("a film"),
+            _ => Kind::Other("other bytes"),
+        },
     }
 }
 
-/// Three colours of 8 bits: (height, width, 3).
-fn colours(image: DynamicImage) -> Vec<u8> {
-    let high = |values: &[u16], channels: usize| -> Vec<u8> {
-        // One and two channels are grey, without and with alpha.
-        let colour = |pixel: &[u16], c: usize| (pixel[if channels < 3 { 0 } else { c }] >> 8) as u8;
-        values.chunks_exact(channels).flat_map(|pixel| [0, 1, 2].map(|c| colour(pixel, c))).collect()
-    };
-    match image {
-        DynamicImage::ImageLuma16(image) => high(image.as_raw(), 1),
-        DynamicImage::ImageLumaA16(image) => high(image.as_raw(), 2),
-        DynamicImage::ImageRgb16(image) => high(image.as_raw(), 3),
-        DynamicImage::ImageRgba16(image) => high(image.as_raw(), 4),
-        other => other.into_rgb8().into_raw(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_kinds_are_named() {
+        let cases: [(&[u8], &str); 6] = [
+            (b"", "an empty file"),
+            (b"BM1234", "BMP"),
+            (b"\0\0\0\x1cftypavif", "AVIF"),
+            (b"\0\0\0\x1cftypheic", "HEIC"),
+            (b"<svg/>", "SVG"),
+            (b"hello", "other bytes"),
+        ];
+        for (bytes, named) in cases {
+            let error = decode(bytes, &Limits::default()).expect_err(named).to_string();
+            assert!(error.contains(named) && error.contains("expected PNG, JPEG, WebP or GIF"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_and_a_missing_file_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(matches!(read(folder.path(), &Limits::default()), Err(Error::NotAFile { .. })));
+        assert!(matches!(read(&folder.path().join("none"), &Limits::default()), Err(Error::Unreadable(_))));
     }
 }

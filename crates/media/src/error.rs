@@ -1,77 +1,58 @@
-//! What can be wrong with an image or with the numbers of a processor.
+//! What can be wrong with an image or with the numbers of a processor: what was found, what was expected, what to do.
+//!
+//! Messages speak of "the image"; whoever knows its name puts it in front.
 
-use std::path::PathBuf;
+use std::io;
 
 /// Why an image does not become patches.
+#[allow(missing_docs)] // the message above each variant is its documentation, and the fields carry its names
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read image `{}`: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The file is larger than any image that is taken.
+    #[error("the image cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    #[error("the image is no file: found {found}, expected a PNG, JPEG, WebP or GIF file")]
+    NotAFile { found: &'static str },
     #[error(
-        "the image's file is too large: found {found_bytes} bytes, expected at most {max_bytes}\n\
+        "the image's file is too large: found {found_bytes} bytes or more, expected at most {limit_bytes}\n\
          hint: save it smaller; models see a few million pixels at most"
     )]
-    FileTooLarge {
-        /// Bytes of the file, as far as they were counted.
-        found_bytes: u64,
-        /// The limit.
-        max_bytes: u64,
-    },
-    /// The bytes are no image of a known kind.
+    FileTooLarge { found_bytes: u64, limit_bytes: u64 },
     #[error(
         "this is no image that can be read: found {found}, expected PNG, JPEG, WebP or GIF\nhint: convert it to one of these"
     )]
-    Kind {
-        /// What the bytes look like.
-        found: String,
-    },
-    /// The image has more pixels than are taken, or a longer side.
+    Kind { found: &'static str },
     #[error(
-        "the image is too large: found {width} x {height} pixels, expected sides of at most {side_max} and at most \
-         {pixels_max} pixels\nhint: scale it down first"
+        "the image is too large: found {width} x {height} pixels, expected sides of at most {limit_side} and at most \
+         {limit_pixels} pixels in all\nhint: scale it down first"
     )]
-    TooLarge {
-        /// Pixels from left to right.
-        width: u32,
-        /// Pixels from top to bottom.
-        height: u32,
-        /// The limit of a side.
-        side_max: u32,
-        /// The limit of all.
-        pixels_max: u64,
-    },
-    /// The image is empty, or so narrow that the processor takes it for a mistake.
+    TooLarge { width: u32, height: u32, limit_side: u32, limit_pixels: u64 },
     #[error(
-        "the image's sides do not fit: found {width} x {height} pixels, expected sides of at least 1 whose ratio is at most \
-         200\nhint: cut it into pieces"
+        "the image cannot be used: found {width} x {height} pixels, expected sides of at least 1, the longer at most 200 times \
+         the shorter\nhint: cut it into pieces"
     )]
-    Narrow {
-        /// Pixels from left to right.
-        width: usize,
-        /// Pixels from top to bottom.
-        height: usize,
-    },
-    /// The file is damaged, cut off, or of a kind within its format that is not known.
-    #[error("the image cannot be decoded: {what}\nhint: the file is damaged or incomplete; save it anew")]
-    Damaged {
-        /// What the decoder says.
-        what: String,
-    },
-    /// A number of a processor is missing or out of range.
-    #[error("the image processor's `{field}`: found {found}, expected {expected}")]
-    Processor {
-        /// The field, as preprocessor_config.json names it.
-        field: &'static str,
-        /// What stands there.
-        found: String,
-        /// What should stand there.
-        expected: String,
-    },
+    Narrow { width: usize, height: usize },
+    #[error("the image is cut short: found {found}, expected {expected}\nhint: fetch or save it anew")]
+    CutShort { found: String, expected: String },
+    #[error("the image is damaged: {problem}\nhint: fetch or save it anew")]
+    Damaged { problem: String },
+    #[error("the image has a form that is not read: found {found}, expected {expected}\nhint: save it anew as PNG")]
+    Form { found: String, expected: &'static str },
+    #[error(
+        "frames of a film have one size: found {found} pixels in frame {frame}, expected {expected} as in the first"
+    )]
+    Frame { frame: usize, found: String, expected: String },
+    #[error("the film has {found} frames, expected 1 to {limit}\nhint: take fewer frames for each second")]
+    Frames { found: usize, limit: usize },
+    #[error("image processor: `{field}`: found {found}, expected {expected}")]
+    Processor { field: &'static str, found: String, expected: String },
+}
+
+impl Error {
+    pub(crate) fn damaged(problem: impl ToString) -> Error {
+        Error::Damaged { problem: problem.to_string() }
+    }
+
+    pub(crate) fn cut_short(found: impl Into<String>, expected: impl Into<String>) -> Error {
+        Error::CutShort { found: found.into(), expected: expected.into() }
+    }
 }

@@ -27,17 +27,39 @@ pub fn smart_resize(
     min_pixels: usize,
     max_pixels: usize,
 ) -> Result<(usize, usize), Error> {
+    film_resize(Film { frames: 1, steps: 1 }, (height, width), factor, min_pixels, max_pixels)
+}
+
+/// How far a film reaches in time.
+#[derive(Clone, Copy)]
+pub(crate) struct Film {
+    /// Frames that there are.
+    pub(crate) frames: usize,
+    /// Frames when the last is repeated to fill a patch.
+    pub(crate) steps: usize,
+}
+
+/// The same with the limits for all frames together (transformers, `models/qwen3_vl`, the processor of films).
+pub(crate) fn film_resize(
+    film: Film,
+    (height, width): (usize, usize),
+    factor: usize,
+    min_pixels: usize,
+    max_pixels: usize,
+) -> Result<(usize, usize), Error> {
     check_ratio(height, width)?;
     let (h, w, unit) = (height as f64, width as f64, factor as f64);
     let units = |count: f64| count as usize * factor;
     let (near_h, near_w) = (units((h / unit).round_ties_even()), units((w / unit).round_ties_even()));
-    let pixels = near_h * near_w;
+    let pixels = film.steps * near_h * near_w;
+    // A product of integers, as in Python; below 2^53 it is exact.
+    let all = (film.frames * height * width) as f64;
     Ok(if pixels > max_pixels {
-        let beta = (h * w / max_pixels as f64).sqrt();
+        let beta = (all / max_pixels as f64).sqrt();
         let fit = |side: f64| factor.max(units((side / beta / unit).floor()));
         (fit(h), fit(w))
     } else if pixels < min_pixels {
-        let beta = (min_pixels as f64 / (h * w)).sqrt();
+        let beta = (min_pixels as f64 / all).sqrt();
         let fit = |side: f64| units((side * beta / unit).ceil());
         (fit(h), fit(w))
     } else {

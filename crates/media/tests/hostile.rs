@@ -1,73 +1,114 @@
-//! What is no image, or one that would take the machine, is refused with words, and orientation is carried out.
+//! No file makes a decoder panic, take memory beyond its limits, or give something else than pixels or an error.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use qwenkit_media::{Error, decode};
+use qwenkit_media::{Error, Limits, decode};
 
-fn image(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/images").join(name)).expect("an image")
+/// Small ones, so that damage reaches every part.
+fn forms() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/images/forms");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("fixtures").map(|e| e.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension != "safetensors"));
+    paths.sort();
+    let name = |path: &PathBuf| path.file_name().expect("a name").to_string_lossy().into_owned();
+    paths.iter().map(|path| (name(path), std::fs::read(path).expect("a fixture"))).collect()
 }
 
-#[test]
-fn other_files_are_refused_by_kind() {
-    for bytes in [&b""[..], b"text", b"BM\0\0\0\0\0\0", b"%PDF-1.7"] {
-        let error = decode(bytes).expect_err("no image");
-        assert!(matches!(error, Error::Kind { .. }) && error.to_string().contains("expected PNG"), "{error}");
+fn small() -> Limits {
+    Limits { file_bytes: 1 << 20, pixels: 1 << 16, side: 4096 }
+}
+
+/// Decodes, and checks what comes out.
+fn judge(bytes: &[u8]) {
+    match decode(bytes, &small()) {
+        Ok(image) => {
+            assert!(image.width * image.height <= 1 << 16);
+            assert_eq!(image.values.len(), image.width * image.height * 3);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
 #[test]
-fn huge_sides_are_refused_before_decoding() {
-    let mut png = image("tiny.png");
-    // Width and height stand behind the signature, the length and the name of the first chunk; the checksum follows.
-    png[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
-    let end = 29;
-    let sum = crc(&png[12..end]);
-    png[end..end + 4].copy_from_slice(&sum.to_be_bytes());
-    let error = decode(&png).expect_err("65,536 x 65,536");
-    assert!(matches!(error, Error::TooLarge { width: 65_536, height: 65_536, .. }), "{error}");
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| if sum & 1 == 1 { (sum >> 1) ^ 0xEDB8_8320 } else { sum >> 1 })
-    })
+fn files_cut_anywhere_are_refused_or_whole() {
+    for (name, bytes) in forms() {
+        let whole = decode(&bytes, &small()).expect(&name);
+        for cut in 0..bytes.len() {
+            if let Ok(image) = decode(&bytes[..cut], &small()) {
+                // Only what stands behind the pixels may be missing: they are all there.
+                let is_turned = name.starts_with("turned");
+                assert!(is_turned || image == whole, "{name}, {cut} of {} bytes", bytes.len());
+            }
+        }
+    }
 }
 
 #[test]
-fn a_camera_held_sideways_is_turned_upright() {
-    let plain = image("jpeg.jpg");
-    // Behind the two bytes that begin the file: a segment with one entry of EXIF, orientation 6.
-    let mut exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
-    let length = (exif.len() + 2) as u16;
-    let mut turned = plain[..2].to_vec();
-    turned.extend([0xFF, 0xE1]);
-    turned.extend(length.to_be_bytes());
-    turned.append(&mut exif);
-    turned.extend(&plain[2..]);
-    let (plain, turned) = (decode(&plain).expect("an image"), decode(&turned).expect("an image"));
-    assert_eq!((turned.width, turned.height), (plain.height, plain.width));
-    // A quarter turn clockwise: what was at the bottom left is at the top left.
-    assert_eq!(turned.values[..3], plain.values[(plain.height - 1) * plain.width * 3..][..3]);
+fn headers_that_promise_more_than_the_file_can_hold_are_refused() {
+    let jpeg_of = |marker: u8, width: u16, height: u16| {
+        let mut bytes = b"\xff\xd8\xff".to_vec();
+        bytes.extend([marker, 0, 17, 8]);
+        bytes.extend([height.to_be_bytes(), width.to_be_bytes()].concat());
+        bytes.extend([3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]);
+        bytes
+    };
+    for marker in [0xc0, 0xc2] {
+        let error = decode(&jpeg_of(marker, 8000, 8000), &Limits::default()).expect_err("a bomb");
+        assert!(matches!(error, Error::CutShort { .. }), "{error}");
+        let error = decode(&jpeg_of(marker, 65_535, 65_535), &Limits::default()).expect_err("a bomb");
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        let error = decode(&jpeg_of(marker, 60, 0), &Limits::default()).expect_err("no rows");
+        assert!(matches!(error, Error::Narrow { .. }), "{error}");
+    }
+    let mut png = forms().into_iter().find(|(name, _)| name == "interlaced.png").expect("a fixture").1;
+    png[16..24].copy_from_slice(&[0, 0, 0x1f, 0x40, 0, 0, 0x1f, 0x40]);
+    assert!(decode(&png, &Limits::default()).is_err());
+    png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
+    assert!(decode(&png, &Limits::default()).is_err());
+    let gif = [&b"GIF89a"[..], &[0xff, 0xff, 0xff, 0xff, 0, 0, 0], &[0x2c, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 2]]
+        .concat();
+    assert!(matches!(decode(&gif, &Limits::default()), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn limits_are_said() {
+    let (_, bytes) = forms().into_iter().find(|(name, _)| name == "444.jpg").expect("a fixture");
+    for (limits, said) in [
+        (Limits { file_bytes: 100, ..small() }, "expected at most 100"),
+        (Limits { pixels: 1000, ..small() }, "61 x 47 pixels, expected sides of at most 4096 and at most 1000 pixels"),
+        (Limits { side: 60, ..small() }, "sides of at most 60"),
+    ] {
+        let error = decode(&bytes, &limits).expect_err(said).to_string();
+        assert!(error.contains(said) && error.contains("hint: "), "{error}");
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
     #[test]
-    fn damaged_files_never_panic(name in prop::sample::select(vec!["tiny.png", "jpeg.jpg", "gray.png"]),
-                                 changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-                                 keep in any::<prop::sample::Index>(), cut in any::<bool>()) {
-        let mut bytes = image(name);
-        for (at, byte) in changes {
+    fn damaged_files_give_pixels_or_an_error(
+        which in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let forms = forms();
+        let mut bytes = which.get(&forms).1.clone();
+        for (at, value) in damage {
             let at = at.index(bytes.len());
-            bytes[at] = byte;
+            bytes[at] = value;
         }
-        if cut {
-            bytes.truncate(keep.index(bytes.len()));
-        }
-        if let Ok(image) = decode(&bytes) {
-            prop_assert_eq!(image.values.len(), image.width * image.height * 3);
-        }
+        judge(&bytes);
+    }
+
+    #[test]
+    fn anything_behind_a_signature_gives_pixels_or_an_error(
+        which in 0..4_usize,
+        tail in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let start: [&[u8]; 4] =
+            [b"\xff\xd8\xff\xc0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8L"];
+        judge(&[start[which], &tail].concat());
     }
 }
