@@ -5,7 +5,9 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench, doctor, embed, list, logits, pull, rerank, rm, run, serve, show, template, tokenize};
+use crate::commands::{
+    bench, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Bench(bench::BenchArgs),
     /// Write the raw logits of a token sequence
     Logits(logits::LogitsArgs),
+    /// Turn images into the patches that a vision model reads
+    Preprocess(preprocess::PreprocessArgs),
     /// Say what this machine can run, or check this build against reference models
     Doctor(doctor::DoctorArgs),
 }

@@ -11,6 +11,7 @@ mod chat;
 mod commands;
 mod download;
 mod failure;
+mod images;
 mod interrupt;
 mod jsonl;
 mod locate;
@@ -59,6 +60,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Template(args) => commands::template::run(&args),
         Command::Bench(args) => commands::bench::run(&args, offline),
         Command::Logits(args) => commands::logits::run(&args, offline),
+        Command::Preprocess(args) => commands::preprocess::run(&args, offline),
         Command::Doctor(args) => commands::doctor::run(&args, offline),
     }
 }

@@ -1,5 +1,7 @@
 //! What an engine refuses, and why it stops: facts with values.
 
+use std::path::PathBuf;
+
 use qwenkit_tensor::{AllocError, TokenId};
 
 /// Why a model could not be opened or a request not be served.
@@ -84,6 +86,25 @@ pub enum Error {
     /// Images for an engine without a tower.
     #[error("the model was opened to read text only, found an image; open it with its vision tower")]
     Blind,
+
+    /// A vision model's folder without its processor's numbers.
+    #[error(
+        "`{}` has no preprocessor_config.json, which says how images become patches\nhint: fetch it into the same folder, or name \
+         such a file with --processor", path.display()
+    )]
+    NoProcessor {
+        /// The folder.
+        path: PathBuf,
+    },
+
+    /// A processor's numbers that are missing or out of range.
+    #[error("{}: {source}", path.display())]
+    Processor {
+        /// The file that they stand in.
+        path: PathBuf,
+        /// What is wrong.
+        source: qwenkit_media::Error,
+    },
 
     /// Placeholders of images that do not fit the images.
     #[error("the prompt has {found} placeholder tokens of images, expected {expected}")]

@@ -43,6 +43,12 @@ pub enum Error {
     Frame { frame: usize, found: String, expected: String },
     #[error("the film has {found} frames, expected 1 to {limit}\nhint: take fewer frames for each second")]
     Frames { found: usize, limit: usize },
+    #[error("frame `{name}` of the film: {source}")]
+    OfFilm { name: String, source: Box<Error> },
+    #[error(
+        "the film is too large: found {found} pixels in its first frames, expected at most {limit} in all\nhint: scale frames down"
+    )]
+    FilmTooLarge { found: usize, limit: usize },
     #[error("image processor: `{field}`: found {found}, expected {expected}")]
     Processor { field: &'static str, found: String, expected: String },
 }

@@ -8,6 +8,7 @@
 mod decode;
 mod error;
 mod exif;
+mod film;
 mod jpeg;
 mod patches;
 mod processor;
@@ -19,6 +20,7 @@ mod size;
 
 pub use decode::{Limits, Rgb, decode, read};
 pub use error::Error;
+pub use film::read_film;
 pub use patches::{PatchGrid, Patches};
 pub use processor::{FilmBounds, Processor};
 pub use resample::resize;

@@ -9,7 +9,7 @@ use crate::resample::resize;
 use crate::size::{Film, film_resize, smart_resize};
 
 /// As many frames as the processors of films take at most.
-const FRAMES_MAX: usize = 768;
+pub(crate) const FRAMES_MAX: usize = 768;
 
 /// How many patches an image or a film has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod list;
 pub(crate) mod logits;
+pub(crate) mod preprocess;
 pub(crate) mod pull;
 pub(crate) mod reference;
 pub(crate) mod rerank;

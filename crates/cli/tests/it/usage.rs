@@ -4,7 +4,8 @@ use std::process::Stdio;
 
 use crate::program::{Place, fixture};
 
-const COMMANDS: [&str; 10] = ["run", "pull", "list", "show", "rm", "tokenize", "template", "bench", "logits", "doctor"];
+const COMMANDS: [&str; 11] =
+    ["run", "pull", "list", "show", "rm", "tokenize", "template", "bench", "logits", "preprocess", "doctor"];
 
 #[test]
 fn help_of_every_command_goes_to_stdout_with_exit_code_0() {
