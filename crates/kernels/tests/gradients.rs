@@ -1,6 +1,8 @@
 //! Every backward op against the slopes of its forward in f64, on every instruction set present.
 
-use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Compute, Isa, Join, Weight, dequantize_row};
+use qwenkit_kernels::{
+    AttentionInput, AttentionShape, BackProduct, Compute, Isa, Join, Weight, dequantize_row, is_weight_type,
+};
 use qwenkit_tensor::DType;
 
 fn wave(n: usize, f: f64) -> Vec<f64> {
@@ -203,24 +205,7 @@ fn attention_over_several_blocks_moves_no_other_sequence() {
 
 #[test]
 fn matmul_of_every_weight_type() {
-    let types = [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q5_0,
-        DType::Q5_1,
-        DType::Q8_0,
-        DType::Q2_K,
-        DType::Q3_K,
-        DType::Q4_K,
-        DType::Q5_K,
-        DType::Q6_K,
-        DType::IQ4_NL,
-        DType::IQ4_XS,
-    ];
-    for dtype in types {
+    for dtype in DType::ALL.into_iter().filter(|&dtype| is_weight_type(dtype)) {
         let (rows, cols, tokens) = (37, if dtype.block_len() == 1 { 45 } else { 256 }, 9);
         let bytes = stored(dtype, rows, cols);
         let row_bytes = dtype.row_bytes(cols).unwrap();

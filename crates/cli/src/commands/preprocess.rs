@@ -41,9 +41,9 @@ pub(crate) struct PreprocessArgs {
     /// The model's vision tower, where it has a file of its own [default: the mmproj*.gguf beside the model]
     #[arg(long, value_name = "FILE", conflicts_with = "processor", requires = "model")]
     mmproj: Option<PathBuf>,
-    /// Frames of a film for each second
-    #[arg(long, value_name = "N", default_value_t = 2.0, value_parser = frames_per_second)]
-    fps: f32,
+    /// Frames of a film for each second [default: 2]
+    #[arg(long, value_name = "N", value_parser = frames_per_second)]
+    fps: Option<f32>,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -77,6 +77,9 @@ pub(crate) fn run(args: &PreprocessArgs, offline: bool) -> anyhow::Result<()> {
         }
         (None, None) => return Err(usage("no model is named\nhint: qwenkit preprocess --model MODEL ...")),
     };
+    if args.fps.is_some() && !args.images.iter().any(|path| path.is_dir()) {
+        return Err(usage("--fps is for films, found images only\nhint: name a folder of frames, or leave --fps out"));
+    }
     let (mut pictures, mut films) = (Gathered::default(), Gathered::default());
     for path in &args.images {
         let (kind, patches) = images::patches(&processor, path)?;
@@ -90,7 +93,7 @@ pub(crate) fn run(args: &PreprocessArgs, offline: bool) -> anyhow::Result<()> {
         terminal::note(&format!("{}: {shape}, {tokens} tokens", path.display()));
     }
     let width = 3 * processor.temporal_patch_size * processor.patch_size * processor.patch_size;
-    let seconds_per_step = processor.temporal_patch_size as f32 / args.fps;
+    let seconds_per_step = processor.temporal_patch_size as f32 / args.fps.unwrap_or(2.0);
     let seconds: Vec<u8> = (0..films.count).flat_map(|_| seconds_per_step.to_le_bytes()).collect();
     let shapes = [&pictures, &films].map(|g| ([g.values.len() / (width * size_of::<f32>()), width], [g.count, 3]));
     let film_count = [films.count];

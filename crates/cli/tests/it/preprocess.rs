@@ -106,5 +106,7 @@ fn what_cannot_be_done_is_said_in_one_message() {
     run(&elsewhere, &photo).fails_with(1, &["model.gguf", "mmproj"]);
     assert!(!out.exists());
     place.run(&["preprocess", text(&photo), "--out", text(&out)]).fails_with(2, &["--model"]);
+    let timed = ["preprocess", "--model", text(&vision), text(&photo), "--fps", "4", "--out", text(&out)];
+    place.run(&timed).fails_with(2, &["--fps is for films", "folder of frames"]);
     place.run(&["preprocess", "--model", text(&vision), "--out", text(&out)]).fails_with(2, &["IMAGE"]);
 }

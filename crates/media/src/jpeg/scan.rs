@@ -134,14 +134,26 @@ fn dc(bits: &mut Bits, part: &mut Part) -> Result<i32, Error> {
 
 fn baseline(bits: &mut Bits, part: &mut Part, block: &mut [i16; 64]) -> Result<(), Error> {
     block[0] = dc(bits, part)? as i16;
-    let ac = table(part.ac)?;
-    let mut k = 1;
-    while k < 64 {
+    // Whatever run its end code has, a block of this kind ends alone.
+    coefficients(bits, table(part.ac)?, block, (1, 63), 0)?;
+    Ok(())
+}
+
+/// Coefficients from `first` to `last`, times 2 to the power of `low`; the run of the code that ends them before, if one does.
+fn coefficients(
+    bits: &mut Bits,
+    ac: &Huffman,
+    block: &mut [i16; 64],
+    (first, last): (usize, usize),
+    low: u32,
+) -> Result<Option<usize>, Error> {
+    let mut k = first;
+    while k <= last {
         let code = bits.code(ac)?;
         let (run, size) = (usize::from(code >> 4), u32::from(code & 15));
         if size == 0 {
             if run < 15 {
-                break;
+                return Ok(Some(run));
             }
             k += 16;
             continue;
@@ -150,10 +162,10 @@ fn baseline(bits: &mut Bits, part: &mut Part, block: &mut [i16; 64]) -> Result<(
         if k > 63 {
             return Err(Error::damaged("a block has more coefficients than 64"));
         }
-        block[NATURAL[k]] = bits.signed(size) as i16;
+        block[NATURAL[k]] = (bits.signed(size) << low) as i16;
         k += 1;
     }
-    Ok(())
+    Ok(None)
 }
 
 fn progressive(
@@ -182,24 +194,8 @@ fn ac_first(bits: &mut Bits, ac: &Huffman, block: &mut [i16; 64], band: Band, sk
         *skipped -= 1;
         return Ok(());
     }
-    let mut k = band.first;
-    while k <= band.last {
-        let code = bits.code(ac)?;
-        let (run, size) = (usize::from(code >> 4), u32::from(code & 15));
-        if size == 0 {
-            if run < 15 {
-                *skipped = run_of_blocks(bits, run) - 1;
-                break;
-            }
-            k += 16;
-            continue;
-        }
-        k += run;
-        if k > 63 {
-            return Err(Error::damaged("a block has more coefficients than 64"));
-        }
-        block[NATURAL[k]] = (bits.signed(size) << band.low) as i16;
-        k += 1;
+    if let Some(run) = coefficients(bits, ac, block, (band.first, band.last), band.low)? {
+        *skipped = run_of_blocks(bits, run) - 1;
     }
     Ok(())
 }
