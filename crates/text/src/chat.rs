@@ -6,7 +6,7 @@
 use qwenkit_tensor::TokenId;
 use serde_json::{Map, Value};
 
-use crate::guard::{Guard, Piece};
+use crate::guard::Guard;
 use crate::template::to_engine;
 use crate::{ChatTemplate, Error, Opening, SpecialTokens, Tokenizer};
 
@@ -51,13 +51,7 @@ pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatI
     let prompt = template.render_prepared(prepared)? + input.suffix;
     // What people wrote is marked, so it cannot look like a thought here.
     let opening = Opening::of_prompt(&prompt);
-    let mut ids = Vec::with_capacity(prompt.len() / 3);
-    for piece in guard.split(&prompt) {
-        match piece {
-            Piece::Special(id) => ids.push(id),
-            Piece::Text(text) => ids.extend(tokenizer.encode(&guard.unmark(text), SpecialTokens::AsText)?),
-        }
-    }
+    let mut ids = guard.encode(tokenizer, &prompt)?;
     if !input.answer_start.is_empty() {
         ids.extend(tokenizer.encode(&input.answer_start, SpecialTokens::AsText)?);
     }
@@ -132,6 +126,16 @@ impl Prepared {
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
         Ok(())
+    }
+
+    /// The variables by name.
+    pub(crate) fn variables(&self) -> &Map<String, Value> {
+        &self.variables
+    }
+
+    /// The variables, to be marked.
+    pub(crate) fn variables_mut(&mut self) -> &mut Map<String, Value> {
+        &mut self.variables
     }
 
     /// Number of JSON values in the input.

@@ -188,6 +188,14 @@ pub enum Error {
         /// What should.
         expected: &'static str,
     },
+    /// A message of the assistant that cannot be learnt from as the template prints it.
+    #[error("message {message} of the conversation cannot be learnt from: {problem}")]
+    Turn {
+        /// The message's position, from 0.
+        message: usize,
+        /// What is in the way.
+        problem: String,
+    },
     /// A part of a request that has not the shape its interface asks for.
     #[error("`{path}`: found {found}, expected {expected}")]
     Request {

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use qwenkit_tensor::TokenId;
 use serde_json::{Map, Value};
 
-use crate::{Error, Tokenizer};
+use crate::{Error, SpecialTokens, Tokenizer};
 
 /// Variables that hold control tokens on purpose.
 const CONTROL_VARIABLES: [&str; 5] = ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token"];
@@ -163,6 +163,18 @@ impl Guard {
             pieces.push(Piece::Text(text));
         }
         pieces
+    }
+
+    /// The ids of a prompt, whose control tokens are those without a sentinel inside.
+    pub(crate) fn encode(&self, tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<TokenId>, Error> {
+        let mut ids = Vec::with_capacity(prompt.len() / 3);
+        for piece in self.split(prompt) {
+            match piece {
+                Piece::Special(id) => ids.push(id),
+                Piece::Text(text) => ids.extend(tokenizer.encode(&self.unmark(text), SpecialTokens::AsText)?),
+            }
+        }
+        Ok(ids)
     }
 
     /// The text without its sentinels.

@@ -24,6 +24,7 @@ mod thinking;
 mod tokenizer;
 mod tokenizer_json;
 mod tools;
+mod turns;
 mod vetting;
 mod vocab;
 
@@ -37,4 +38,5 @@ pub use template::ChatTemplate;
 pub use thinking::{ThinkingPlan, ThinkingSupport, ThinkingWish};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use tools::{AnswerEvent, CallForm, CallSyntax, Tool, ToolReader, ToolSet, ToolWarning};
+pub use turns::{Turn, TurnEncoder};
 pub use vocab::Vocab;
