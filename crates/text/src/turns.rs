@@ -12,7 +12,7 @@
 //! Not here: several turns in one sequence, what becomes of turns that the template prints differently later.
 
 use qwenkit_tensor::TokenId;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::chat::Prepared;
 use crate::guard::{Guard, Piece};
@@ -47,10 +47,17 @@ impl<'a> TurnEncoder<'a> {
     pub fn new(template: &'a ChatTemplate, tokenizer: &'a Tokenizer) -> TurnEncoder<'a> {
         let support = ThinkingSupport::of_template(template);
         let wishes = [None, Some(false), Some(true)].map(|thinks| ThinkingWish { thinks, ..ThinkingWish::default() });
+        // Of ways that come to the same prompt one is enough.
         let mut plans: Vec<ThinkingPlan> = Vec::new();
+        let mut prompts: Vec<String> = Vec::new();
         for plan in wishes.iter().filter_map(|wish| support.plan(wish).ok()) {
-            if !plans.contains(&plan) {
+            let messages = json!([{ "role": "user", "content": "Hi" }]);
+            let kwargs = plan.kwargs.clone();
+            let input = ChatInput { messages, add_generation_prompt: true, kwargs, ..ChatInput::default() };
+            let prompt = template.render(&input).unwrap_or_default() + plan.suffix;
+            if plans.is_empty() || !prompts.contains(&prompt) {
                 plans.push(plan);
+                prompts.push(prompt);
             }
         }
         TurnEncoder { template, tokenizer, plans }
