@@ -6,7 +6,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize,
+    bench, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize, tune,
 };
 
 const EXAMPLES: &str = "\
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Work with chat templates
     Template(template::TemplateArgs),
+    /// Say what a model can learn from data, before it does
+    Tune(tune::TuneArgs),
     /// Measure prompt and generation speed
     Bench(bench::BenchArgs),
     /// Write the raw logits of a token sequence

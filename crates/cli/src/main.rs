@@ -58,6 +58,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Rerank(args) => commands::rerank::run(&args, offline),
         Command::Tokenize(args) => commands::tokenize::run(&args, offline),
         Command::Template(args) => commands::template::run(&args),
+        Command::Tune(args) => commands::tune::run(&args, offline),
         Command::Bench(args) => commands::bench::run(&args, offline),
         Command::Logits(args) => commands::logits::run(&args, offline),
         Command::Preprocess(args) => commands::preprocess::run(&args, offline),

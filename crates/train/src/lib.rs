@@ -4,4 +4,6 @@
 //! model files (`formats`), chat templates and tokens (`text`), the command line.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod data;
+pub mod report;

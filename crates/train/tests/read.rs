@@ -2,12 +2,11 @@
 
 use std::io::Write;
 
-use qwenkit_train::data::{Chat, Faults, Form, LabelKeys, Record, Remarks, read_jsonl};
+use qwenkit_train::data::{Chat, Faults, Form, LabelKeys, Record, Source, read_file};
 use serde_json::{Value, json};
 
 struct Found {
-    form: Option<Form>,
-    remarks: Remarks,
+    source: Source,
     records: Vec<(usize, Record)>,
 }
 
@@ -15,11 +14,11 @@ fn read_with(bytes: &[u8], labels: &LabelKeys) -> Result<Found, Faults> {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(bytes).expect("written");
     let mut records = Vec::new();
-    let (form, remarks) = read_jsonl(file.path(), labels, |line, record| {
+    let source = read_file(file.path(), labels, |line, record| {
         records.push((line, record));
         Ok(())
     })?;
-    Ok(Found { form, remarks, records })
+    Ok(Found { source, records })
 }
 
 fn read(bytes: &[u8]) -> Result<Found, Faults> {
@@ -115,9 +114,9 @@ fn labels_are_found_under_usual_and_named_keys() {
     assert_eq!(one(json!({"question": "a", "category": true})), label("true"));
     let keys = LabelKeys { text: Some("body".into()), label: Some("kind".into()) };
     let found = read_with(b"{\"body\": \"a\", \"kind\": \"x\", \"text\": \"no\"}", &keys).expect("readable");
-    assert_eq!(found.form, Some(Form::Label));
+    assert_eq!(found.source.form, Form::Label);
     assert_eq!(found.records, [(1, label("x"))]);
-    assert_eq!(found.remarks.unread.get("text"), Some(&1));
+    assert_eq!(found.source.remarks.unread.get("text"), Some(&1));
     assert!(faults(b"{\"text\": \"a\", \"label\": 0.5}").contains("`label`: found the number 0.5"));
     assert!(faults(b"{\"text\": \" \", \"label\": 1}").contains("`text` is missing"));
 }
@@ -127,9 +126,9 @@ fn what_nothing_reads_is_remarked() {
     let line = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"date\": 1}, {\"role\": \"assistant\", \
                 \"content\": \"b\", \"date\": 2}, {\"role\": \"user\", \"content\": \"c\"}], \"id\": 7}\r\n\r\n";
     let found = read(format!("\u{feff}{line}{line}").as_bytes()).expect("readable");
-    let unread: Vec<_> = found.remarks.unread.iter().map(|(key, count)| (key.as_str(), *count)).collect();
+    let unread: Vec<_> = found.source.remarks.unread.iter().map(|(key, count)| (key.as_str(), *count)).collect();
     assert_eq!(unread, [("id", 2), ("messages[].date", 4)]);
-    assert_eq!((found.remarks.blank_lines, found.remarks.unanswered), (2, 2));
+    assert_eq!((found.source.remarks.blank_lines, found.source.remarks.unanswered), (2, 2));
     assert_eq!(found.records.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [1, 3]);
 }
 
@@ -190,4 +189,41 @@ fn many_faults_are_shown_up_to_a_bound_and_counted() {
     let found = faults("{}\n".repeat(1000).as_bytes());
     assert!(found.starts_with("F: 1000 faults\nF, line 1: "), "{found}");
     assert!(found.ends_with("and 980 more"), "{found}");
+}
+
+/// Every byte of files of all forms, replaced by bytes that mean something: whatever stands there, the answer is records or faults.
+#[test]
+fn broken_files_of_any_form_are_read_to_their_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = [
+        (
+            "a.jsonl",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"\u{e9}\"}, {\"role\": \"assistant\", \"tool_calls\": \
+                     [{\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}], \"tools\": [{\"name\": \"f\"}]}\n",
+        ),
+        (
+            "b.jsonl",
+            "{\"chosen\": [{\"role\": \"assistant\", \"content\": \"a\"}], \"rejected\": \"b\", \"prompt\": \"c\"}\n",
+        ),
+        ("c.csv", "text,label\n\"a, \"\"b\"\"\nc\",x\n\u{e9},y\n"),
+    ];
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        for at in 0..text.len() {
+            for byte in [b'"', b'\n', b'\\', b'{', b']', b',', b'0', 0, 0xFF] {
+                let mut bytes = text.as_bytes().to_vec();
+                bytes[at] = byte;
+                std::fs::write(&path, &bytes).expect("written");
+                let mut count = 0;
+                let read = read_file(&path, &LabelKeys::default(), |_, _| {
+                    count += 1;
+                    Ok(())
+                });
+                match read {
+                    Ok(_) => assert!(count > 0),
+                    Err(faults) => assert!(faults.total() > 0 && !faults.to_string().is_empty()),
+                }
+            }
+        }
+    }
 }

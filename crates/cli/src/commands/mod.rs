@@ -16,3 +16,4 @@ pub(crate) mod serve;
 pub(crate) mod show;
 pub(crate) mod template;
 pub(crate) mod tokenize;
+pub(crate) mod tune;

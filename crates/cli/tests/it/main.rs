@@ -12,4 +12,5 @@ mod preprocess;
 mod program;
 mod recorded;
 mod store;
+mod tune_check;
 mod usage;

@@ -69,6 +69,38 @@ pub enum Problem {
         /// The keys of the line.
         keys: String,
     },
+    /// A table whose columns belong to no form of data.
+    #[error(
+        "found the columns {columns}, expected `text` and `label` or their like\n\
+         hint: name them, with --text-column and --label-column"
+    )]
+    UnknownColumns {
+        /// The header's names.
+        columns: String,
+    },
+    /// A header that names two columns alike.
+    #[error("two columns are named `{name}`; expected a name of its own for each")]
+    ColumnTwice {
+        /// The name.
+        name: String,
+    },
+    /// A row that does not go with the header.
+    #[error("found {found} cells, expected {expected}, as in the header\nhint: put cells with a separator in quotes")]
+    Cells {
+        /// Cells of the row.
+        found: usize,
+        /// Columns of the header.
+        expected: usize,
+    },
+    /// Text where a cell has ended.
+    #[error("text stands behind the closing quote of cell {cell}\nhint: double the quotes inside of a quoted cell")]
+    BehindQuote {
+        /// From 1.
+        cell: usize,
+    },
+    /// A quote without its other.
+    #[error("a quote is opened here and never closed\nhint: double the quotes inside of a quoted cell")]
+    OpenQuote,
     /// A form that differs from that of the lines before.
     #[error(
         "this line is {found}, and the file's first line is {expected}\nhint: put each form into a file of its own"
@@ -120,6 +152,87 @@ pub enum Problem {
         /// Where and what.
         problem: String,
     },
+    /// More tokens than the context has.
+    #[error(
+        "the sample has {found} tokens, and the context {limit_tokens}\n\
+         hint: shorten it, raise --context where the model allows it, or choose --too-long cut or leave-out"
+    )]
+    TooLong {
+        /// Its tokens.
+        found: usize,
+        /// The context.
+        limit_tokens: usize,
+    },
+    /// A sample of whose answer the cut leaves nothing.
+    #[error(
+        "cut to the {limit_tokens} tokens of the context, the sample keeps nothing of its answer\n\
+         hint: shorten what comes before the answer, or leave such samples out with --too-long leave-out"
+    )]
+    CutAway {
+        /// The context.
+        limit_tokens: usize,
+    },
+    /// No token to learn.
+    #[error("no token of the sample is learnt from")]
+    NothingTrained,
+    /// Nothing that is given.
+    #[error(
+        "all tokens of the sample are learnt from, none is given\n\
+         hint: a text to learn whole is written {{\"text\": ...}}"
+    )]
+    EverythingTrained,
+    /// An answer that ends with a token at which the model does not stop.
+    #[error(
+        "the template ends answers with `{found}`, at which this model does not stop\n\
+         hint: use the chat template that was published with the model"
+    )]
+    EndToken {
+        /// The token.
+        found: String,
+    },
+    /// A conversation for a model without a template.
+    #[error(
+        "the model has no chat template, so conversations cannot be learnt from\n\
+         hint: tune the instruct model, or give texts: {{\"text\": ...}}, or {{\"prompt\": ..., \"completion\": ...}} with --raw"
+    )]
+    NoTemplate,
+    /// What template or tokenizer say.
+    #[error("{0}")]
+    Text(qwenkit_text::Error),
+    /// A preference whose answers are more than one sequence.
+    #[error(
+        "an answer has several messages, which the model's template prints differently from how it asks for them\n\
+         hint: give pairs that differ in one message of the assistant"
+    )]
+    AnswerInPieces,
+    /// A label of which there is no second sample.
+    #[error(
+        "the label `{label}` occurs only here; expected at least two samples of each label\n\
+         hint: add samples, or mend its spelling{}", near.as_ref().map(|near| format!(" (there is `{near}`)")).unwrap_or_default()
+    )]
+    LabelOnce {
+        /// The label.
+        label: String,
+        /// Another label with nearly the same name.
+        near: Option<String>,
+    },
+    /// A label that the model does not have.
+    #[error(
+        "the label `{label}` is none of the model's{}",
+        near.as_ref().map(|near| format!("\nhint: is `{near}` meant?")).unwrap_or_default()
+    )]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// One of the model's with nearly the same name.
+        near: Option<String>,
+    },
+    /// Nothing to tell apart.
+    #[error("all samples have the label `{label}`; expected at least two labels")]
+    OneLabel {
+        /// The label.
+        label: String,
+    },
     /// A conversation with nothing to learn from.
     #[error("the conversation has no message of the assistant to learn from")]
     NoAnswer,
@@ -157,6 +270,11 @@ impl Faults {
         if self.shown.len() < Self::SHOWN_MAX {
             self.shown.push(Fault { line, problem });
         }
+    }
+
+    /// The file's name.
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// The number of all faults.

@@ -1,16 +1,18 @@
-//! From a file of JSON lines to records.
+//! From a file of JSON lines or a table to records.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::fields::{Fields, kind, wrong};
 use super::form::{Form, LabelKeys};
 use super::lines::{Line, Lines};
 use super::messages::{messages, tools};
+use super::table::Table;
 use super::{Chat, Faults, Problem, Record};
 
 /// What is not wrong with data, but worth saying.
@@ -45,43 +47,98 @@ impl Remarks {
     }
 }
 
-/// Reads a file of JSON lines and hands each record, with the number of its line, to `visit`. The form is that of the
-/// first line, and the same on all lines.
+/// A file that was read.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its name.
+    pub file: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Their SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// The form of its samples.
+    pub form: Form,
+    /// What is worth saying about it.
+    pub remarks: Remarks,
+}
+
+/// Reads a file and hands each record, with the number of its line, to `visit`: rows of a table for names that end in `.csv`
+/// or `.tsv`, else JSON lines. The form is that of the first line, and the same on all lines.
 ///
 /// # Errors
 /// All faults of the file, up to a bound.
-pub fn read_jsonl(
+pub fn read_file(
     path: &Path,
     labels: &LabelKeys,
     mut visit: impl FnMut(usize, Record) -> Result<(), Problem>,
-) -> Result<(Option<Form>, Remarks), Faults> {
+) -> Result<Source, Faults> {
     let mut faults = Faults::new(path.display().to_string());
     let mut reader = Reader { labels, form: None, remarks: Remarks::default() };
-    let read = File::open(path).map_err(Problem::Unreadable).and_then(|file| {
-        let mut lines = Lines::new(BufReader::new(file));
-        let mut has_any = false;
-        while let Some(line) = lines.next()? {
-            let number = line.number;
-            match reader.record(line) {
-                Ok(None) => continue,
-                Ok(Some(record)) => {
-                    if let Err(problem) = visit(number, record) {
-                        faults.add(number, problem);
-                    }
-                }
-                // One fault for the whole file, not one for each of its lines.
-                Err(problem @ Problem::OtherFile { .. }) => return Err(problem),
-                Err(problem) => faults.add(number, problem),
+    let mut take = |line: usize, record: Result<Option<Record>, Problem>| match record {
+        Ok(None) => Ok(false),
+        Ok(Some(record)) => {
+            if let Err(problem) = visit(line, record) {
+                faults.add(line, problem);
             }
-            has_any = true;
+            Ok(true)
         }
-        if has_any { Ok(()) } else { Err(Problem::Empty) }
+        // One fault for the whole file, not one for each of its lines.
+        Err(problem @ (Problem::OtherFile { .. } | Problem::UnknownColumns { .. })) => Err(problem),
+        Err(problem) => {
+            faults.add(line, problem);
+            Ok(true)
+        }
+    };
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
+    let read = Hashed::open(path).map_err(Problem::Unreadable).and_then(|mut file| {
+        match extension.as_str() {
+            "csv" => reader.rows(BufReader::new(&mut file), None, &mut take)?,
+            "tsv" => reader.rows(BufReader::new(&mut file), Some('\t'), &mut take)?,
+            _ => reader.lines(BufReader::new(&mut file), &mut take)?,
+        }
+        Ok(file.finish())
     });
-    if let Err(problem) = read {
-        faults.add(0, problem);
+    match read {
+        Err(problem) => faults.add(0, problem),
+        Ok((bytes, sha256)) => {
+            if let (true, Some(form)) = (faults.is_empty(), reader.form) {
+                let file = path.display().to_string();
+                return Ok(Source { file, bytes, sha256, form, remarks: reader.remarks });
+            }
+        }
     }
-    faults.into_result().map(|()| (reader.form, reader.remarks))
+    Err(faults)
 }
+
+/// A file whose bytes are hashed as they are read.
+struct Hashed {
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Hashed {
+    fn open(path: &Path) -> io::Result<Hashed> {
+        Ok(Hashed { file: File::open(path)?, hash: Sha256::new(), bytes: 0 })
+    }
+
+    fn finish(self) -> (u64, String) {
+        let hash = self.hash.finalize();
+        (self.bytes, hash.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl Read for Hashed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(bytes)?;
+        self.hash.update(bytes.get(..count).unwrap_or_default());
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// Takes a line's record, or what is wrong with the line, and says whether there was one.
+type Take<'a> = dyn FnMut(usize, Result<Option<Record>, Problem>) -> Result<bool, Problem> + 'a;
 
 struct Reader<'a> {
     labels: &'a LabelKeys,
@@ -90,16 +147,49 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn lines(&mut self, input: impl BufRead, take: &mut Take<'_>) -> Result<(), Problem> {
+        let mut lines = Lines::new(input);
+        let mut has_any = false;
+        while let Some(line) = lines.next()? {
+            has_any |= take(line.number, self.record_of_line(line))?;
+        }
+        if has_any { Ok(()) } else { Err(Problem::Empty) }
+    }
+
+    fn rows(&mut self, input: impl BufRead, separator: Option<char>, take: &mut Take<'_>) -> Result<(), Problem> {
+        let mut table = Table::open(input, separator)?;
+        let mut blank = 0;
+        let mut has_any = false;
+        let header = table.header().iter().map(|name| (name.clone(), Value::Null)).collect();
+        if Form::of(&header, self.labels).is_none() {
+            let columns = table.header().iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            return Err(Problem::UnknownColumns { columns });
+        }
+        self.form = Form::of(&header, self.labels);
+        while let Some(row) = table.next(&mut blank)? {
+            // Empty cells are missing, whatever form the row then seems to have.
+            let record = row.object.and_then(|object| self.record(object, self.form));
+            has_any |= take(row.line, record.map(Some))?;
+        }
+        self.remarks.blank_lines = blank;
+        if has_any { Ok(()) } else { Err(Problem::Empty) }
+    }
+
     /// The record of a line; `None` for a blank one.
-    fn record(&mut self, line: Line<'_>) -> Result<Option<Record>, Problem> {
+    fn record_of_line(&mut self, line: Line<'_>) -> Result<Option<Record>, Problem> {
         let text = line.text?;
         if text.trim().is_empty() {
             self.remarks.blank_lines += 1;
             return Ok(None);
         }
         let object = object(text, line.number, line.is_ended)?;
+        let form = Form::of(&object, self.labels);
+        self.record(object, form).map(Some)
+    }
+
+    fn record(&mut self, object: Map<String, Value>, form: Option<Form>) -> Result<Record, Problem> {
         let keys = || object.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-        let form = match (self.form, Form::of(&object, self.labels)) {
+        let form = match (self.form, form) {
             (None, None) => return Err(Problem::UnknownForm { keys: keys() }),
             (Some(form), found) if found != Some(form) => {
                 let found =
@@ -113,7 +203,7 @@ impl Reader<'_> {
         let mut fields = Fields::of_line(object);
         let record = self.read(form, &mut fields)?;
         fields.finish(&mut self.remarks);
-        Ok(Some(record))
+        Ok(record)
     }
 
     fn read(&mut self, form: Form, fields: &mut Fields) -> Result<Record, Problem> {
