@@ -1,17 +1,21 @@
 //! The gated delta rule: attention of linear cost, whose memory of a sequence is one matrix S: (K, V) per head.
 //!
-//! For each token `S *= decay; S += k (beta (v - S^T k))^T; out = S^T q`, in f32 throughout: half precision drifts. A
-//! column of S depends on no other, so a thread carries sixteen of them through some tokens while they lie in its
-//! first-level cache. Tokens come strictly one after the other, so any cut of the prompt gives the same bits; the chunked
-//! form, which suits machines with matrix units, rounds differently at each cut and is not here. Beside the Q4_K products
-//! of a 4B model's layer the rule takes 8 % of the time for 512 tokens and 3 % for one (AVX-512, one thread).
-//! Source: Yang et al. 2024.
+//! For each token `S *= decay; S += k (beta (v - S^T k))^T; out = S^T q`, in f32 throughout: half precision drifts. Positions
+//! are taken in chunks of eight that begin at multiples of eight. S stands still within a chunk; a token reads it as it was at
+//! the chunk's beginning and adds what the tokens of the chunk before it wrote, which the slot keeps. The chunk's last token
+//! joins the eight writes with S. So S is gone through twice for eight tokens and read once for one, and as chunks lie at fixed
+//! positions, any cut of the prompt gives the same bits. Sources: Yang et al. 2024; the sums within a chunk are the WY form of
+//! Bischof and Van Loan 1987.
+
+mod chunk;
 
 use std::ops::Range;
 
+use chunk::Chunk;
 use qwenkit_tensor::{AllocError, HugeBuf};
 
 use crate::{
+    Isa,
     conv::{RecurrentSeq, check_seqs},
     lanes::{self, LANES, Lanes, for_each_isa},
     matmul::Compute,
@@ -21,9 +25,16 @@ use crate::{
 /// Added to the sum of squares when a head of q or k is brought to length 1.
 const UNIT_EPS: f32 = 1e-6;
 
-/// Tokens that one block of columns goes through before the next block does: q and k of these and the block's memory, 8
-/// KiB each for heads of 128, fit the first-level cache together.
-const TILE_TOKENS: usize = 16;
+/// Tokens of a chunk; part of the result's bits. Eight tokens' k and q make sixteen sums, which hide the latency of the
+/// multiply-add and leave half of the 512-bit registers.
+const CHUNK: usize = 8;
+
+/// Values of a head of k or q that lie together in `Tile`: those of published models. A number known to the compiler, so that
+/// all sixteen rows of a tile are reached from one register.
+const PART: usize = 128;
+
+/// Some of the dimensions of a chunk's keys, then of its queries.
+type Tile = [[f32; PART]; 2 * CHUNK];
 
 /// The shape of a delta rule layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +64,11 @@ pub enum HeadOrder {
 pub struct DeltaState {
     shape: DeltaShape,
     slots: usize,
-    /// (slots, value heads, blocks of 16 columns, K, 16)
+    /// (slots, value heads, what a head remembers): S as (blocks of 16 columns, K, 16), what the tokens of the chunk under
+    /// way wrote as (blocks, 8, 16), and their decays as (16), of which 8 are used.
     data: HugeBuf,
+    /// Keys of the tokens of the chunk under way: (slots, key heads, 8, K)
+    keys: HugeBuf,
 }
 
 /// What a delta rule layer computes with.
@@ -93,6 +107,16 @@ impl DeltaShape {
     fn blocks(&self) -> usize {
         self.value_dim.div_ceil(LANES)
     }
+
+    /// Lanes of what a value head remembers; as many as can be counted where they are more.
+    fn head_lanes(&self) -> usize {
+        self.blocks().saturating_mul(self.key_dim.saturating_add(CHUNK)).saturating_add(1)
+    }
+
+    /// Values of a slot's keys.
+    fn key_values(&self) -> usize {
+        self.key_heads.saturating_mul(self.key_dim).saturating_mul(CHUNK)
+    }
 }
 
 impl DeltaState {
@@ -101,21 +125,43 @@ impl DeltaState {
     /// # Errors
     /// When the system refuses the address range.
     pub fn new(shape: DeltaShape, slots: usize) -> Result<DeltaState, AllocError> {
-        let too_large = AllocError { wanted_bytes: usize::MAX };
-        let bytes = DeltaState::slot_bytes(shape).checked_mul(slots).ok_or(too_large)?;
-        Ok(DeltaState { shape, slots, data: HugeBuf::zeroed(bytes)? })
+        let room = |values: usize| match values.checked_mul(size_of::<f32>()).and_then(|bytes| bytes.checked_mul(slots))
+        {
+            Some(bytes) => HugeBuf::zeroed(bytes),
+            None => Err(AllocError { wanted_bytes: usize::MAX }),
+        };
+        let heads = shape.value_heads.saturating_mul(shape.head_lanes());
+        let (data, keys) = (room(heads.saturating_mul(LANES))?, room(shape.key_values())?);
+        Ok(DeltaState { shape, slots, data, keys })
     }
 
     /// Bytes of one slot.
     pub fn slot_bytes(shape: DeltaShape) -> usize {
-        let lanes = shape.value_heads.saturating_mul(shape.blocks()).saturating_mul(shape.key_dim);
-        lanes.saturating_mul(size_of::<Lanes>())
+        let heads = shape.value_heads.saturating_mul(shape.head_lanes()).saturating_mul(size_of::<Lanes>());
+        heads.saturating_add(shape.key_values().saturating_mul(size_of::<f32>()))
     }
 
     /// Copies what a slot remembers over another's.
     pub fn copy_slot(&mut self, from: usize, to: usize) {
-        let bytes = DeltaState::slot_bytes(self.shape);
-        self.data.as_mut_slice::<u8>().copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+        let heads = self.shape.value_heads * self.shape.head_lanes();
+        self.data.as_mut_slice::<Lanes>().copy_within(from * heads..(from + 1) * heads, to * heads);
+        let keys = self.shape.key_values();
+        self.keys.as_mut_slice::<f32>().copy_within(from * keys..(from + 1) * keys, to * keys);
+    }
+
+    /// Keeps the keys of `seq`'s last chunk where the chunk is not through.
+    fn keep_keys(&mut self, seq: &RecurrentSeq, qkv: &[f32]) {
+        let DeltaShape { key_heads, key_dim, .. } = self.shape;
+        let open = (seq.first + seq.rows.len()) % CHUNK;
+        let new = open.min(seq.rows.len());
+        let slot =
+            &mut self.keys.as_mut_slice::<f32>()[seq.slot * self.shape.key_values()..][..self.shape.key_values()];
+        for (place, row) in (open - new..open).zip(seq.rows.end - new..seq.rows.end) {
+            let keys = &qkv[row * self.shape.channels() + key_heads * key_dim..][..key_heads * key_dim];
+            for (slot, key) in slot.chunks_exact_mut(CHUNK * key_dim).zip(keys.chunks_exact(key_dim)) {
+                slot[place * key_dim..][..key_dim].copy_from_slice(key);
+            }
+        }
     }
 }
 
@@ -150,62 +196,141 @@ impl Compute {
             && input.rate.len() == heads
             && out.len() == tokens * shape.value_width();
         assert!(fits, "delta rule of {heads} heads over {tokens} tokens");
-        let gates: Vec<Gates> = (0..tokens * heads).map(|i| input.gates(i, i % heads)).collect();
-        let (blocks, len) = (shape.blocks(), shape.key_dim);
         let memory = SharedOut::new(state.data.as_mut_slice::<Lanes>());
+        let keys = state.keys.as_slice::<f32>();
         let out = SharedOut::new(out);
         let jobs = seqs.len() * heads;
         let threads = self.pool.threads();
         self.pool.run(|i| {
+            let mut tiles = vec![[[0.0; PART]; 2 * CHUNK]; shape.key_dim.div_ceil(PART)];
             for job in (i..jobs).step_by(threads) {
                 let (seq, head) = (&seqs[job / heads], job % heads);
                 // SAFETY: each head of a slot is in exactly one job, as no two sequences have the same slot.
-                let memory = unsafe { memory.slice((seq.slot * heads + head) * blocks * len, blocks * len) };
-                if seq.first == 0 {
-                    memory.fill([0.0; LANES]);
-                }
-                for first in seq.rows.clone().step_by(TILE_TOKENS) {
-                    let rows = first..(first + TILE_TOKENS).min(seq.rows.end);
-                    for (block, memory) in memory.chunks_exact_mut(len).enumerate() {
-                        let rows = rows.clone();
-                        let steps = Steps { shape, qkv: input.qkv, gates: &gates, rows, head, block, out: &out };
-                        delta_block(self.isa, &steps, memory);
-                    }
-                }
+                let memory =
+                    unsafe { memory.slice((seq.slot * heads + head) * shape.head_lanes(), shape.head_lanes()) };
+                let keys = &keys[(seq.slot * shape.key_heads + shape.key_head(head)) * CHUNK * shape.key_dim..];
+                Head { shape, isa: self.isa, input, seq, head, keys, out: &out }.run(memory, &mut tiles);
             }
         });
+        for seq in seqs {
+            state.keep_keys(seq, input.qkv);
+        }
     }
 }
 
-/// One token's factors for one head.
-#[derive(Clone, Copy)]
-struct Gates {
-    /// In 0..=1
-    decay: f32,
-    /// In 0..=1
-    beta: f32,
+/// One value head of one sequence.
+struct Head<'a> {
+    shape: DeltaShape,
+    isa: Isa,
+    input: &'a DeltaInput<'a>,
+    seq: &'a RecurrentSeq,
+    head: usize,
+    /// Of the chunk that the sequence's first row belongs to: (8, K)
+    keys: &'a [f32],
+    /// (T, value heads, V)
+    out: &'a SharedOut<'a, f32>,
+}
+
+/// What the tokens of a chunk mean to each other, for one head. Row i is token i's.
+struct Between {
+    /// In 0..=1: how much of a value is written.
+    beta: [f32; CHUNK],
+    /// How much of S is left.
+    left: [f32; CHUNK],
+    /// How much of what an earlier token wrote the key meets: what is left of it, times the product of the keys.
+    held: [[f32; CHUNK]; CHUNK],
+    /// The same for the query, which meets the token's own write too.
+    read: [[f32; CHUNK]; CHUNK],
+    /// Of each token's write, what is left behind the chunk's last token.
+    kept: [f32; CHUNK],
+}
+
+impl Head<'_> {
+    /// Takes the head through the sequence's new tokens. `memory` is what it remembers.
+    fn run(&self, memory: &mut [Lanes], tiles: &mut [Tile]) {
+        let (seq, blocks, dim) = (self.seq, self.shape.blocks(), self.shape.key_dim);
+        let (state, rest) = memory.split_at_mut(blocks * dim);
+        let (writes, decays) = rest.split_at_mut(blocks * CHUNK);
+        if seq.first == 0 {
+            state.fill([0.0; LANES]);
+        }
+        for place in 0..seq.first % CHUNK {
+            spread(&self.keys[place * dim..][..dim], tiles, place);
+        }
+        let mut row = seq.rows.start;
+        while row < seq.rows.end {
+            let from = (seq.first + row - seq.rows.start) % CHUNK;
+            let places = from..CHUNK.min(from + seq.rows.end - row);
+            let between = self.between(row, places.clone(), &mut decays[0], tiles);
+            Chunk { head: self, tiles, between: &between, row, places: places.clone() }.run(state, writes);
+            row += places.len();
+        }
+    }
+
+    /// Lays out the keys and queries of the tokens at `places`, the first of which is `row`, and what they mean to each other
+    /// and to those before them in the chunk.
+    fn between(&self, row: usize, places: Range<usize>, decays: &mut Lanes, tiles: &mut [Tile]) -> Between {
+        let (shape, input, head) = (self.shape, self.input, self.head);
+        let (dim, zero) = (shape.key_dim, [0.0; CHUNK]);
+        let mut between =
+            Between { beta: zero, left: zero, held: [zero; CHUNK], read: [zero; CHUNK], kept: [1.0; CHUNK] };
+        for (row, place) in (row..).zip(places.clone()) {
+            let token = &input.qkv[row * shape.channels()..][..shape.channels()];
+            let q = shape.key_head(head) * dim;
+            spread(&token[q + shape.key_heads * dim..][..dim], tiles, place);
+            spread(&token[q..][..dim], tiles, CHUNK + place);
+            let i = row * shape.value_heads + head;
+            decays[place] = input.decay(i, head);
+            between.beta[place] = 1.0 / (1.0 + lanes::exp(-input.write[i]));
+        }
+        // What is left of S, and of each write, behind the token that the loop has come to.
+        let mut left = 1.0;
+        let mut kept = [1.0; CHUNK];
+        for i in 0..places.end {
+            left *= decays[i];
+            kept[..i].iter_mut().for_each(|kept| *kept *= decays[i]);
+            if places.contains(&i) {
+                between.left[i] = left;
+                products(self.isa, dim, tiles, i, &mut between.held[i], &mut between.read[i]);
+                for products in [&mut between.held[i], &mut between.read[i]] {
+                    products.iter_mut().zip(&kept).for_each(|(product, kept)| *product *= kept);
+                }
+            }
+        }
+        between.kept = kept;
+        between
+    }
+}
+
+/// Lays a head's values out as row `place` of the tiles.
+fn spread(x: &[f32], tiles: &mut [Tile], place: usize) {
+    for (x, tile) in x.chunks(PART).zip(tiles) {
+        tile[place][..x.len()].copy_from_slice(x);
+    }
+}
+
+for_each_isa! {
+    /// The products of token `i`'s key and query with the keys of the tokens before it and its own.
+    pub(crate) fn products(dim: usize, tiles: &[Tile], i: usize, held: &mut [f32; CHUNK], read: &mut [f32; CHUNK]) {
+        for j in 0..=i {
+            (held[j], read[j]) = (0.0, 0.0);
+            for (tile, first) in tiles.iter().zip((0..dim).step_by(PART)) {
+                let len = PART.min(dim - first);
+                held[j] += lanes::dot(&tile[j][..len], &tile[i][..len]);
+                read[j] += lanes::dot(&tile[j][..len], &tile[CHUNK + i][..len]);
+            }
+        }
+    }
 }
 
 impl DeltaInput<'_> {
-    fn gates(&self, i: usize, head: usize) -> Gates {
+    /// What is left of the memory after one token, in 0..=1.
+    fn decay(&self, i: usize, head: usize) -> f32 {
         let x = self.fade[i] + self.fade_bias[head];
         // Beyond 20 the logarithm equals x in f32, and the exponential would overflow further on.
         let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
-        Gates { decay: (self.rate[head] * softplus).exp(), beta: 1.0 / (1.0 + (-self.write[i]).exp()) }
+        (self.rate[head] * softplus).exp()
     }
-}
-
-/// Some new tokens of one sequence for sixteen columns of one head's memory.
-pub(crate) struct Steps<'a> {
-    shape: DeltaShape,
-    qkv: &'a [f32],
-    /// (T, value heads)
-    gates: &'a [Gates],
-    rows: Range<usize>,
-    head: usize,
-    block: usize,
-    /// (T, value heads, V)
-    out: &'a SharedOut<'a, f32>,
 }
 
 for_each_isa! {
@@ -217,84 +342,6 @@ for_each_isa! {
     }
 }
 
-for_each_isa! {
-    pub(crate) fn delta_block(steps: &Steps<'_>, memory: &mut [Lanes]) {
-        let Steps { shape, head, block, .. } = steps;
-        let (dim, channels) = (shape.key_dim, shape.channels());
-        let q_at = shape.key_head(*head) * dim;
-        let k_at = q_at + shape.key_heads * dim;
-        let column = head * shape.value_dim + block * LANES;
-        let v_at = 2 * shape.key_heads * dim + column;
-        let columns = LANES.min(shape.value_dim - block * LANES);
-        for t in steps.rows.clone() {
-            let row = &steps.qkv[t * channels..][..channels];
-            let (q, k) = (&row[q_at..][..dim], &row[k_at..][..dim]);
-            let mut v = [0.0; LANES];
-            v[..columns].copy_from_slice(&row[v_at..][..columns]);
-            let gates = steps.gates[t * shape.value_heads + head];
-            let out = step(memory, q, k, v, gates);
-            // SAFETY: each token's columns of a head are in exactly one job.
-            let to = unsafe { steps.out.slice(t * shape.value_width() + column, columns) };
-            to.copy_from_slice(&out[..columns]);
-        }
-    }
-}
-
-/// Sums that run side by side, so that additions do not wait for each other. Their number is part of the result's bits.
-const SUMS: usize = 4;
-
-/// One token: what the memory holds for k, the correction, the write, what q reads.
-#[inline(always)]
-fn step(memory: &mut [Lanes], q: &[f32], k: &[f32], v: Lanes, gates: Gates) -> Lanes {
-    let ((k_whole, k_rest), (q_whole, q_rest)) = (k.as_chunks::<SUMS>(), q.as_chunks::<SUMS>());
-    let mut sums = [[0.0; LANES]; SUMS];
-    let (whole, rest) = memory.as_chunks::<SUMS>();
-    for (s, k) in whole.iter().zip(k_whole) {
-        for i in 0..SUMS {
-            add(&mut sums[i], &s[i], k[i]);
-        }
-    }
-    for ((sum, s), k) in sums.iter_mut().zip(rest).zip(k_rest) {
-        add(sum, s, *k);
-    }
-    let held = fold(sums);
-    let write: Lanes = std::array::from_fn(|l| gates.beta * (v[l] - gates.decay * held[l]));
-    let mut sums = [[0.0; LANES]; SUMS];
-    let (whole, rest) = memory.as_chunks_mut::<SUMS>();
-    for ((s, k), q) in whole.iter_mut().zip(k_whole).zip(q_whole) {
-        for i in 0..SUMS {
-            update(&mut s[i], gates.decay, k[i], &write);
-            add(&mut sums[i], &s[i], q[i]);
-        }
-    }
-    for (((sum, s), k), q) in sums.iter_mut().zip(rest).zip(k_rest).zip(q_rest) {
-        update(s, gates.decay, *k, &write);
-        add(sum, s, *q);
-    }
-    fold(sums)
-}
-
-/// `sum += s * x`
-#[inline(always)]
-fn add(sum: &mut Lanes, s: &Lanes, x: f32) {
-    for (sum, s) in sum.iter_mut().zip(s) {
-        *sum = x.mul_add(*s, *sum);
-    }
-}
-
-/// `s = decay * s + k * write`
-#[inline(always)]
-fn update(s: &mut Lanes, decay: f32, k: f32, write: &Lanes) {
-    for (s, write) in s.iter_mut().zip(write) {
-        *s = k.mul_add(*write, decay * *s);
-    }
-}
-
-#[inline(always)]
-fn fold([a, b, c, d]: [Lanes; SUMS]) -> Lanes {
-    std::array::from_fn(|l| (a[l] + b[l]) + (c[l] + d[l]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,6 +350,10 @@ mod tests {
     /// Two value heads to a key head, and columns that fill no whole number of blocks.
     const SHAPE: DeltaShape =
         DeltaShape { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 20, order: HeadOrder::Grouped };
+
+    /// Keys of more than one part of a tile, and enough columns for several blocks at once.
+    const LARGE: DeltaShape =
+        DeltaShape { key_heads: 2, value_heads: 4, key_dim: 140, value_dim: 90, order: HeadOrder::Grouped };
 
     /// Inputs of `tokens` tokens: (qkv, write, fade).
     fn inputs(shape: DeltaShape, tokens: usize, seed: f32) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
@@ -318,6 +369,7 @@ mod tests {
         let compute = Compute::new(2, isa);
         let mut state = DeltaState::new(shape, 2).unwrap();
         state.data.as_mut_slice::<f32>().fill(f32::NAN);
+        state.keys.as_mut_slice::<f32>().fill(f32::NAN);
         let (mut qkv, write, fade) = inputs(shape, tokens, 0.2);
         compute.unit_heads(shape, &mut qkv);
         let mut out = vec![0.0; tokens * shape.value_width()];
@@ -373,13 +425,13 @@ mod tests {
 
     #[test]
     fn equals_the_formula_in_either_order_of_heads() {
-        for order in [HeadOrder::Grouped, HeadOrder::Tiled] {
-            let shape = DeltaShape { order, ..SHAPE };
+        let tiled = DeltaShape { order: HeadOrder::Tiled, ..SHAPE };
+        for shape in [SHAPE, tiled, LARGE] {
             let exact = exact(shape, 70);
-            for isa in Isa::available() {
-                let found = fed(isa, shape, 70, &[70]);
+            for (isa, pieces) in Isa::available().into_iter().flat_map(|isa| [(isa, vec![70]), (isa, vec![1; 70])]) {
+                let found = fed(isa, shape, 70, &pieces);
                 for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
-                    assert!((f64::from(*found) - exact).abs() < 2e-5, "{isa} {order:?} {i}: {found} and {exact}");
+                    assert!((f64::from(*found) - exact).abs() < 2e-5, "{isa} {shape:?} {i}: {found} and {exact}");
                 }
             }
         }
@@ -387,13 +439,37 @@ mod tests {
 
     #[test]
     fn any_cut_gives_the_same_bits() {
-        for isa in Isa::available() {
-            let whole = fed(isa, SHAPE, 7, &[7]);
-            for cut in 1..7 {
-                assert_eq!(fed(isa, SHAPE, 7, &[cut, 7 - cut]), whole, "{isa} cut at {cut}");
+        let tokens = 2 * CHUNK + 3;
+        for (isa, shape) in Isa::available().into_iter().flat_map(|isa| [(isa, SHAPE), (isa, LARGE)]) {
+            let whole = fed(isa, shape, tokens, &[tokens]);
+            for cut in 1..tokens {
+                assert_eq!(fed(isa, shape, tokens, &[cut, tokens - cut]), whole, "{isa} cut at {cut}");
             }
-            assert_eq!(fed(isa, SHAPE, 7, &[1; 7]), whole, "{isa} token by token");
+            assert_eq!(fed(isa, shape, tokens, &vec![1; tokens]), whole, "{isa} token by token");
         }
+    }
+
+    #[test]
+    fn a_copied_slot_goes_on_from_the_middle_of_a_chunk() {
+        let compute = Compute::new(2, Isa::detect().unwrap());
+        let (tokens, cut) = (12, 5);
+        let whole = fed(compute.isa(), SHAPE, tokens, &[tokens]);
+        let (mut qkv, write, fade) = inputs(SHAPE, tokens, 0.2);
+        compute.unit_heads(SHAPE, &mut qkv);
+        let mut state = DeltaState::new(SHAPE, 3).unwrap();
+        let feed = |state: &mut DeltaState, slot, from: usize, to: usize| {
+            let at = |width: usize| from * width..to * width;
+            let (qkv, write, fade) = (&qkv[at(SHAPE.channels())], &write[at(4)], &fade[at(4)]);
+            let input = DeltaInput { qkv, write, fade, fade_bias: &FADE_BIAS, rate: &RATE };
+            let mut out = vec![0.0; (to - from) * SHAPE.value_width()];
+            compute.delta_rule(state, &[RecurrentSeq { rows: 0..to - from, first: from, slot }], &input, &mut out);
+            out
+        };
+        feed(&mut state, 0, 0, cut);
+        state.copy_slot(0, 2);
+        // What the first does afterwards does not reach the copy.
+        feed(&mut state, 0, cut, cut + 1);
+        assert_eq!(feed(&mut state, 2, cut, tokens), whole[cut * SHAPE.value_width()..]);
     }
 
     #[test]

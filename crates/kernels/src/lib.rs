@@ -40,6 +40,7 @@ mod rows;
 mod selected;
 mod shared_out;
 mod streams;
+mod vector;
 mod weight;
 
 pub use attention::{AttentionSeq, HEAD_DIM_MAX};

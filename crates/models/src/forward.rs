@@ -167,17 +167,14 @@ impl Model {
             layer.before_mixer.read(cx, block, x, normed);
             visit(cx.tap, Site::MixerInput, i, normed);
             cx.wanted = Some(&wanted).filter(|_| skips && i + 1 == self.layers.len());
+            out.truncate(cx.wanted.map_or(tokens, |wanted| wanted.rows.len()) * width);
             match &layer.mixer {
                 MixerBlock::Attention(attention) => {
-                    out.truncate(cx.wanted.map_or(tokens, |wanted| wanted.rows.len()) * width);
                     attention.forward(cx, (state, selected.as_mut()), block, normed, out);
                 }
                 MixerBlock::DeltaNet(delta) => {
                     let state = state.recurrent.as_mut().expect("a recurrent layer's state has a summary");
                     delta.forward(cx, state, block, normed, out);
-                    if let Some(wanted) = cx.wanted {
-                        wanted.keep(out, width);
-                    }
                 }
             }
             if let Some(wanted) = cx.wanted {

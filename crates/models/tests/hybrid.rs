@@ -8,8 +8,8 @@ use moe_run::{
     Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,
     assert_same_bits, checkpoint, compute, expected, fixture, gguf, logits, tensors, try_load,
 };
-use qwenkit_formats::gguf::Value;
-use qwenkit_models::{Model, ModelState, StateNeed};
+use qwenkit_formats::gguf::{Metadata, Value};
+use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs, StateNeed};
 use qwenkit_tensor::{DType, TokenId};
 use serde_json::json;
 
@@ -76,10 +76,47 @@ fn the_plan_says_what_state_there_is() {
     assert!(plan.has_recurrent_state());
     let recurrent: Vec<_> = plan.layers.iter().map(|l| matches!(l.state()[..], [StateNeed::Recurrent(_)])).collect();
     assert_eq!(recurrent, [true, true, true, false]);
-    // 3 layers: 4 heads of (32, 32), and 3 columns of 2 (q and k) x 2 x 32 + 4 x 32 channels, f32.
-    assert_eq!(ModelState::slot_bytes(plan), 3 * 4 * (4 * 32 * 32 + 3 * 256));
+    // 3 layers: 4 heads of (32, 32), the writes of 8 tokens and 16 places for their decays; the keys of 8 tokens for 2 heads; 3
+    // columns of 2 (q and k) x 2 x 32 + 4 x 32 channels; f32.
+    let heads = 4 * (32 * 32 + 8 * 32 + 16);
+    assert_eq!(ModelState::slot_bytes(plan), 3 * 4 * (heads + 2 * 8 * 32 + 3 * 256));
     // 1 layer: 64 positions of 2 heads of 64, keys and values, f32.
     assert_eq!(ModelState::page_bytes(plan, model.kv_type()), 64 * 2 * 2 * 64 * 4);
+}
+
+/// Logits of the last row alone, of `ids` fed in two pieces.
+fn last_logits(model: &Model, ids: &[TokenId], cut: usize) -> Vec<f32> {
+    let (compute, mut buffers, mut logits) = (compute(), Buffers::default(), Vec::new());
+    let mut state = ModelState::new(model.plan(), model.kv_type(), 1, 1).unwrap();
+    for (rows, outputs) in [(0..cut, Outputs::None), (cut..ids.len(), Outputs::Last)] {
+        let seq = BatchSeq { rows: 0..rows.len(), first: rows.start, pages: &[0], slot: 0, outputs, seen: None };
+        let batch = Batch { tokens: &ids[rows], seqs: &[seq] };
+        model.forward(&compute, &mut state, &batch, &mut buffers, None, &mut logits);
+    }
+    logits
+}
+
+#[test]
+fn rows_that_nobody_wants_are_left_out_of_a_last_layer_of_either_kind() {
+    for (name, blocks) in [("qwen3.5", 3), ("qwen3.5", 4), ("qwen3.5-moe", 2)] {
+        let mut all = tensors(&fixture(name).join("model.gguf"));
+        let number = |name: &str| name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        all.retain(|tensor| number(&tensor.name).is_none_or(|i: usize| i < blocks));
+        let architecture = if name == "qwen3.5" { "qwen35" } else { "qwen35moe" };
+        let set = |meta: &mut Metadata| meta.set(&format!("{architecture}.block_count"), Value::U32(blocks as u32));
+        let (_folder, path) = gguf(name, set, &all);
+        let (compute, ids) = (compute(), expected(name).input_ids);
+        let model = try_load(&path, &compute).unwrap();
+        let whole = logits(&model, &compute, &ids, &[]);
+        let last = &whole[whole.len() - model.plan().vocab..];
+        for cut in [1, 7, 8, ids.len() - 1] {
+            assert_same_bits(
+                &last_logits(&model, &ids, cut),
+                last,
+                &format!("{blocks} blocks of {name}, cut at {cut}"),
+            );
+        }
+    }
 }
 
 fn named(name: &str, shape: &[usize]) -> Tensor {

@@ -110,7 +110,7 @@ fn the_plan_says_what_state_there_is() {
     assert!(matches!(plan.layers[1].state()[..], [StateNeed::Recurrent(_), StateNeed::Ngrams { tokens: 2, .. }]));
     assert!(matches!(plan.layers[3].state()[..], [StateNeed::Paged { .. }, StateNeed::Index(_)]));
     // As other hybrids of this size, and in one layer 2 tokens and 9 columns of 4 streams of 64, f32.
-    let recurrent = 3 * 4 * (4 * 32 * 32 + 3 * 256);
+    let recurrent = 3 * 4 * (4 * (32 * 32 + 8 * 32 + 16) + 2 * 8 * 32 + 3 * 256);
     assert_eq!(ModelState::slot_bytes(plan), recurrent + 2 * 4 + 9 * 4 * 64 * 4);
     // 64 positions of 2 heads of 64, keys and values, and an index key of 16, f32.
     assert_eq!(ModelState::page_bytes(plan, model.kv_type()), 64 * 4 * (2 * 2 * 64 + 16));

@@ -1,7 +1,6 @@
 //! Gated DeltaNet: a short convolution, the delta rule over a state of fixed size, a gated norm.
 //!
-//! Tokens go through the state one after the other, so prompts and single tokens take the same way and get the same
-//! bits. Source: Yang et al. 2024; order of operations as in transformers' Qwen3-Next and Qwen3.5.
+//! Prompts and single tokens take the same way through the state and get the same bits. Source: Yang et al. 2024; order of operations as in transformers' Qwen3-Next and Qwen3.5.
 
 use qwenkit_kernels::{DeltaInput, Product, Weight};
 
@@ -41,7 +40,7 @@ impl DeltaNet {
         weights.into_iter().map(Weight::size_bytes).sum::<usize>() + self.conv.len() * size_of::<f32>()
     }
 
-    /// out: (T, D) = DeltaNet of x: (T, D), whose tokens join the state.
+    /// out: (rows, D) = DeltaNet of the wanted rows of x: (T, D), all of whose tokens join the state.
     pub(crate) fn forward(
         &self,
         cx: &mut Context<'_, '_, '_>,
@@ -51,32 +50,50 @@ impl DeltaNet {
         out: &mut [f32],
     ) {
         let (shape, compute) = (self.plan.shape, cx.compute);
-        let tokens = x.len() / self.in_qkv.cols();
+        let (width, values) = (self.in_qkv.cols(), shape.value_width());
+        let tokens = x.len() / width;
+        let rows = cx.wanted.map_or(tokens, |wanted| wanted.rows.len());
         let heads = shape.value_heads;
         let raw = sized(&mut buffers.a, tokens * shape.channels());
-        let z = sized(&mut buffers.b, tokens * shape.value_width());
+        let z = sized(&mut buffers.b, rows * values);
         let (b, a) = sized(&mut buffers.c, 2 * tokens * heads).split_at_mut(tokens * heads);
-        let mut products = [
+        let mut products = vec![
             Product { weight: &self.in_qkv, out: &mut *raw },
-            Product { weight: &self.in_z, out: &mut *z },
             Product { weight: &self.in_b, out: &mut *b },
             Product { weight: &self.in_a, out: &mut *a },
         ];
-        compute.matmul(&mut buffers.matmul, x, &mut products);
+        let of_gate = Product { weight: &self.in_z, out: &mut *z };
+        match cx.wanted {
+            Some(wanted) => {
+                compute.matmul(&mut buffers.matmul, x, &mut products);
+                let own = sized(&mut buffers.d, rows * width);
+                wanted.copy(x, own);
+                compute.matmul(&mut buffers.matmul, own, &mut [of_gate]);
+            }
+            None => {
+                products.push(of_gate);
+                compute.matmul(&mut buffers.matmul, x, &mut products);
+            }
+        }
         let qkv = sized(&mut buffers.d, raw.len());
         compute.causal_conv_silu(&mut state.conv, cx.recurrent, &self.conv, raw, qkv);
         compute.unit_heads(shape, qkv);
-        let results = sized(&mut buffers.e, z.len());
+        let mut results = sized(&mut buffers.e, tokens * values);
         let input = DeltaInput { qkv, write: b, fade: a, fade_bias: &self.fade_bias, rate: &self.rate };
         compute.delta_rule(&mut state.delta, cx.recurrent, &input, results);
+        if let Some(wanted) = cx.wanted {
+            let own = sized(&mut buffers.d, rows * values);
+            wanted.copy(results, own);
+            results = own;
+        }
         compute.rms_norm_in_place(results, &self.norm, cx.eps);
         let gated = match self.plan.gate {
             GateKind::Silu => {
-                compute.silu_mul(z, results, shape.value_width());
+                compute.silu_mul(z, results, values);
                 z
             }
             GateKind::Sigmoid => {
-                compute.sigmoid_mul(results, z, shape.value_width());
+                compute.sigmoid_mul(results, z, values);
                 results
             }
         };
