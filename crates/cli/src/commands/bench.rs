@@ -155,13 +155,18 @@ impl Figures {
             0 => String::new(),
             depth => format!(" behind {depth}"),
         };
+        // Of experts a token reads those that it goes to.
+        let read = match info.weight_bytes {
+            all if all > 2 * info.bytes_per_token => format!(" of the model's {}", gigabytes(all as f64)),
+            _ => String::new(),
+        };
         let mut rows = vec![
             ("model", format!("{model} ({})", info.architecture)),
             ("computed by", format!("{} threads, {}", info.threads, info.isa)),
             ("load", format!("{:.2} s", self.load_s)),
             ("prompt", format!("{:.1} tokens/s ({} tokens{behind})", self.prompt_tokens_per_s, args.prompt)),
             ("generation", format!("{:.1} tokens/s ({} tokens{behind})", self.generate_tokens_per_s, args.generate)),
-            ("weights read", format!("{} a token", gigabytes(info.bytes_per_token as f64))),
+            ("weights read", format!("{} a token{read}", gigabytes(info.bytes_per_token as f64))),
             ("bandwidth", format!("{}/s{}", gigabytes(self.bytes_per_s(info)), share.unwrap_or_default())),
             ("peak memory", self.peak_rss_bytes.map_or("unknown".to_owned(), qwenkit_hub::bytes_in_words)),
         ];

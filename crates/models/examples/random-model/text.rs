@@ -1,32 +1,14 @@
-//! Writes a GGUF file of random weights in the layer shapes of a published model, to measure speed with: what a token reads
-//! and computes is the model's, what it says is noise.
-//!
-//! Values have about the spread of trained weights, so that nothing overflows and routers choose evenly. The tokenizer is
-//! that of the tiny checkpoints; vectors and routers are F32. Not for tests of answers.
+//! Text models: layers of attention or linear attention, with dense blocks or experts.
 
-use std::{env, error::Error, path::Path, process::ExitCode};
+use std::error::Error;
 
-use half::f16;
-use qwenkit_formats::{
-    Gguf,
-    gguf::{Array, Metadata, TensorSpec, Value, Writer},
-};
+use qwenkit_formats::gguf::{Array, Metadata, TensorSpec, Value};
 use qwenkit_tensor::DType;
 
-const USAGE: &str = "\
-usage: cargo run --release -p qwenkit-models --example random-model -- SHAPE TYPE LAYERS OUT [VOCAB]
-
-SHAPE  qwen3-30b-a3b     attention and 128 experts, 8 for each token
-       qwen3.5-4b        three layers of linear attention to one of attention
-       qwen3.5-4b-linear all layers linear attention
-       qwen3.5-4b-full   all layers attention
-TYPE   Q4_K, Q6_K, Q8_0, BF16 or F32";
-
-/// Spread of the weights.
-const SPREAD: f32 = 0.02;
+use super::{Contents, metadata_of};
 
 /// A published model's layers.
-struct Shape {
+pub(super) struct Shape {
     /// `general.architecture`; also the prefix of its keys.
     architecture: &'static str,
     /// A tiny checkpoint of this architecture, whose file the metadata come from.
@@ -41,12 +23,16 @@ struct Shape {
     /// Experts, and those of a token; none where layers are dense.
     experts: Option<(usize, usize)>,
     linear: Option<Linear>,
+    /// Rotary pairs of time, height and width, where images have places.
+    sections: Option<[i32; 3]>,
+    /// Whether q, k and v have biases, and heads no norms.
+    has_bias: bool,
 }
 
 /// Key heads, value heads and their size, and whether layer `i` is linear.
 type Linear = (usize, usize, usize, fn(usize) -> bool);
 
-fn shape(name: &str) -> Option<Shape> {
+pub(super) fn shape(name: &str) -> Option<Shape> {
     let moe = Shape {
         architecture: "qwen3moe",
         fixture: "qwen3-moe",
@@ -58,6 +44,22 @@ fn shape(name: &str) -> Option<Shape> {
         ffn: 768,
         experts: Some((128, 8)),
         linear: None,
+        sections: None,
+        has_bias: false,
+    };
+    let seeing = Shape {
+        architecture: "qwen2vl",
+        fixture: "qwen2.5-vl",
+        vocab: 151_936,
+        width: 2048,
+        heads: 16,
+        kv_heads: 2,
+        head_dim: 128,
+        ffn: 11_008,
+        experts: None,
+        linear: None,
+        sections: Some([16, 24, 24]),
+        has_bias: true,
     };
     let hybrid = |is_linear| Shape {
         architecture: "qwen35",
@@ -70,9 +72,12 @@ fn shape(name: &str) -> Option<Shape> {
         ffn: 9216,
         experts: None,
         linear: Some((16, 32, 128, is_linear)),
+        sections: Some([11, 11, 10]),
+        has_bias: false,
     };
     match name {
         "qwen3-30b-a3b" => Some(moe),
+        "qwen2.5-vl-3b" => Some(seeing),
         "qwen3.5-4b" => Some(hybrid(|i| !(i + 1).is_multiple_of(4))),
         "qwen3.5-4b-linear" => Some(hybrid(|_| true)),
         "qwen3.5-4b-full" => Some(hybrid(|_| false)),
@@ -80,59 +85,20 @@ fn shape(name: &str) -> Option<Shape> {
     }
 }
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let parsed = match arguments[..] {
-        [name, dtype, layers, out] => Some((name, dtype, layers, out, None)),
-        [name, dtype, layers, out, vocab] => Some((name, dtype, layers, out, vocab.parse().ok())),
-        _ => None,
-    };
-    let parsed = parsed.and_then(|(name, dtype, layers, out, vocab)| {
-        let dtype = DType::ALL.into_iter().find(|d| d.to_string() == dtype)?;
-        let shape = shape(name)?;
-        let vocab = if arguments.len() == 5 { vocab? } else { shape.vocab };
-        Some((Shape { vocab, ..shape }, dtype, layers.parse().ok()?, out))
-    });
-    let Some((shape, dtype, layers, out)) = parsed else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    match write(&shape, dtype, layers, Path::new(out)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{out}: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn write(shape: &Shape, dtype: DType, layers: usize, out: &Path) -> Result<(), Box<dyn Error>> {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity").join(shape.fixture);
-    let mut metadata = Gguf::open(&fixture.join("model.gguf"))?.metadata().clone();
-    shape.describe(layers, &mut metadata);
-    let specs = shape.tensors(dtype, layers);
-    let mut writer = Writer::create(out, &metadata, &specs)?;
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    for spec in &specs {
-        let values: usize = spec.shape.iter().product();
-        let (block, bytes) = (spec.dtype.block_len(), spec.dtype.block_bytes());
-        // A row's blocks, some rows at a time.
-        let mut left = values / block;
-        let mut buffer = Vec::new();
-        while left > 0 {
-            let count = left.min(1 << 14);
-            buffer.resize(count * bytes, 0);
-            buffer.chunks_exact_mut(bytes).try_for_each(|b| random.fill(spec, b))?;
-            writer.write(&spec.name, &buffer)?;
-            left -= count;
-        }
-    }
-    writer.finish()?;
-    Ok(())
-}
-
 impl Shape {
+    /// A file of so many layers, with another vocabulary if one is given.
+    pub(super) fn contents(
+        mut self,
+        dtype: DType,
+        layers: usize,
+        vocab: Option<usize>,
+    ) -> Result<Contents, Box<dyn Error>> {
+        self.vocab = vocab.unwrap_or(self.vocab);
+        let mut metadata = metadata_of(self.fixture, "model.gguf")?;
+        self.describe(layers, &mut metadata);
+        Ok(Contents { metadata, tensors: self.tensors(dtype, layers) })
+    }
+
     fn describe(&self, layers: usize, metadata: &mut Metadata) {
         metadata.set("general.name", "random weights");
         let mut set = |key: &str, n: usize| metadata.set(&format!("{}.{key}", self.architecture), Value::U32(n as u32));
@@ -144,6 +110,11 @@ impl Shape {
         set("attention.key_length", self.head_dim);
         set("attention.value_length", self.head_dim);
         set("feed_forward_length", self.ffn);
+        if let Some([time, height, width]) = self.sections {
+            let key = format!("{}.rope.dimension_sections", self.architecture);
+            metadata.set(&key, Value::Array(Array::I32(vec![time, height, width, 0])));
+        }
+        let mut set = |key: &str, n: usize| metadata.set(&format!("{}.{key}", self.architecture), Value::U32(n as u32));
         if let Some((all, each)) = self.experts {
             set("expert_count", all);
             set("expert_used_count", each);
@@ -191,8 +162,14 @@ impl Shape {
                     put("attn_k.weight", dtype, &[kv, width]);
                     put("attn_v.weight", dtype, &[kv, width]);
                     put("attn_output.weight", dtype, &[width, q]);
-                    put("attn_q_norm.weight", DType::F32, &[self.head_dim]);
-                    put("attn_k_norm.weight", DType::F32, &[self.head_dim]);
+                    if self.has_bias {
+                        put("attn_q.bias", DType::F32, &[q]);
+                        put("attn_k.bias", DType::F32, &[kv]);
+                        put("attn_v.bias", DType::F32, &[kv]);
+                    } else {
+                        put("attn_q_norm.weight", DType::F32, &[self.head_dim]);
+                        put("attn_k_norm.weight", DType::F32, &[self.head_dim]);
+                    }
                 }
             }
             let post_norm = if self.linear.is_some() { "post_attention_norm.weight" } else { "ffn_norm.weight" };
@@ -210,55 +187,5 @@ impl Shape {
             }
         }
         specs
-    }
-}
-
-/// A generator of bits (xorshift64*). Source: Vigna 2016.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// A value of mean 0 and deviation `SPREAD`; norms are around 1, rates of fading below 0.
-    fn value(&mut self, name: &str) -> f32 {
-        let even = (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
-        let value = even * SPREAD * 3f32.sqrt();
-        match name {
-            _ if name.contains("norm") => 1.0 + value,
-            _ if name.ends_with("ssm_a") => -0.05 + value,
-            // Wide enough that tokens differ in where they go.
-            _ if name.contains("gate_inp") => value * 10.0,
-            _ => value,
-        }
-    }
-
-    /// One block of the tensor's type: random quants under scales that give the spread.
-    fn fill(&mut self, spec: &TensorSpec, block: &mut [u8]) -> Result<(), String> {
-        match spec.dtype {
-            DType::F32 => block.copy_from_slice(&self.value(&spec.name).to_le_bytes()),
-            DType::BF16 => block.copy_from_slice(&half::bf16::from_f32(self.value(&spec.name)).to_le_bytes()),
-            dtype => {
-                for bytes in block.chunks_mut(8) {
-                    bytes.copy_from_slice(&self.next().to_le_bytes()[..bytes.len()]);
-                }
-                // Deviations of the quants times those of the scales within the block.
-                let (at, scales): (usize, &[f32]) = match dtype {
-                    DType::Q8_0 => (0, &[SPREAD / 74.0]),
-                    // Sub-scales and quants are even over 0..64 and 0..16; the minimum takes the mean away.
-                    DType::Q4_K => (0, &[SPREAD / 250.0, 7.5 * SPREAD / 250.0]),
-                    DType::Q6_K => (208, &[SPREAD / 1_370.0]),
-                    other => return Err(format!("random blocks of {other} are not made here")),
-                };
-                for (i, scale) in scales.iter().enumerate() {
-                    block[at + 2 * i..][..2].copy_from_slice(&f16::from_f32(*scale).to_le_bytes());
-                }
-            }
-        }
-        Ok(())
     }
 }
