@@ -67,8 +67,9 @@ impl Session {
     /// The reading whose values are the logits of yes and no: whether a document fits a query.
     ///
     /// # Errors
-    /// When it is longer than the context, or the model's vocabulary has not the words for it.
+    /// When it is longer than the context, or the model has no output head or not the words for it.
     pub fn relevance(&self, instruction: Option<&str>, query: &str, document: &str) -> Result<Reading, Error> {
+        self.check_head()?;
         let tokenizer = self.tokenizer();
         let (yes, no) = (special(tokenizer, "yes")?, special(tokenizer, "no")?);
         let instruction = instruction.unwrap_or(INSTRUCTION);

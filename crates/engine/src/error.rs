@@ -28,6 +28,16 @@ pub enum Error {
         expected: &'static str,
     },
 
+    /// An answer from an embedding model.
+    #[error(
+        "{origin} is an embedding model without an output head, expected one that answers; it turns texts into vectors \
+         (`embed`), for answers and ranks take another model"
+    )]
+    Headless {
+        /// The file or folder.
+        origin: String,
+    },
+
     /// A conversation for a model without a chat template.
     #[error("{origin} has no chat template, so it cannot hold a conversation; give it plain text (`--raw`)")]
     NoTemplate {

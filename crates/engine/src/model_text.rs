@@ -21,6 +21,11 @@ pub struct ModelText {
 /// Tokens that end an answer in every Qwen, whatever a file forgets to declare.
 const END_TOKENS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
+/// How Qwen's first chat models are spoken to (ChatML), whose files have no template.
+const FIRST_TEMPLATE: &str = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.\
+    <|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}\
+    <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// Reads the text side of a model; weights are not touched.
 ///
 /// # Errors
@@ -48,7 +53,13 @@ fn of_gguf(gguf: &Gguf) -> Result<ModelText, Error> {
         merges: meta.require_strings("tokenizer.ggml.merges")?.iter().map(str::to_owned).collect(),
     };
     let tokenizer = Tokenizer::from_vocab(vocab)?;
-    let template = meta.string("tokenizer.chat_template")?.map(|t| ChatTemplate::new(t, &origin)).transpose()?;
+    let family = meta.require_string("general.architecture")?;
+    let template = match meta.string("tokenizer.chat_template")? {
+        // Templates came with the second generation; the first one's chat models speak this way by definition.
+        None if family == "qwen" && tokenizer.token_id("<|im_start|>").is_some() => Some(FIRST_TEMPLATE),
+        found => found,
+    };
+    let template = template.map(|t| ChatTemplate::new(t, &origin)).transpose()?;
     let mut stop_tokens = Vec::new();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
         let id = meta.u64(&format!("tokenizer.ggml.{key}"))?.and_then(|id| u32::try_from(id).ok());
@@ -64,7 +75,6 @@ fn of_gguf(gguf: &Gguf) -> Result<ModelText, Error> {
         repetition_penalty: number("penalty_repeat")?.unwrap_or(plain.repetition_penalty),
         ..plain.clone()
     };
-    let family = meta.require_string("general.architecture")?;
     let defaults = if defaults == plain { family_defaults(family) } else { defaults };
     Ok(finish(tokenizer, template, stop_tokens, defaults))
 }

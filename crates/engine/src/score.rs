@@ -27,8 +27,11 @@ impl<'a> Scorer<'a> {
     /// A sequence that can grow to `tokens` tokens.
     ///
     /// # Errors
-    /// When memory is short.
+    /// When the model has no output head, or memory is short.
     pub fn new(model: &'a Model, compute: &'a Compute, tokens: usize) -> Result<Scorer<'a>, Error> {
+        if model.plan().headless {
+            return Err(Error::Headless { origin: "the model".to_owned() });
+        }
         let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
         Ok(Scorer {
             model,

@@ -83,6 +83,8 @@ pub struct Info {
     pub threads: usize,
     /// Whether the model has a chat template.
     pub has_template: bool,
+    /// Whether the model has an output head, so that it answers.
+    pub has_head: bool,
 }
 
 /// A prompt.
@@ -188,6 +190,7 @@ impl Session {
             isa: compute.isa(),
             threads: compute.pool().threads(),
             has_template: text.template.is_some(),
+            has_head: !plan.headless,
         };
         let blind = match plan.sight {
             Some(_) => |path, architecture| ModelError::NoTower { path, architecture },
@@ -258,6 +261,7 @@ impl Session {
     /// What a question is to the engine, and what its transcript is made of.
     fn request(&self, ask: Ask) -> Result<(Request, TranscriptPlan), Error> {
         let asked = Instant::now();
+        self.check_head()?;
         let ChatPrompt { ids, opening } = self.encode(&ask.prompt)?;
         let (prompt_ids, visuals) = self.place(&ask.prompt, ids, ask.visuals)?;
         self.check_length(prompt_ids.len())?;
@@ -298,6 +302,11 @@ impl Session {
             Prompt::Ids(_) => vision.place(&ids, visuals).map(|placed| (ids, placed)),
             Prompt::Chat(_) | Prompt::Text(_) => vision.expand(&ids, visuals),
         }
+    }
+
+    /// Refuses what only a model with an output head can say.
+    pub(crate) fn check_head(&self) -> Result<(), Error> {
+        if self.info.has_head { Ok(()) } else { Err(Error::Headless { origin: self.origin.clone() }) }
     }
 
     /// Refuses a prompt that leaves no room for an answer.

@@ -19,9 +19,10 @@ pub(crate) enum Naming {
 /// (Hugging Face, GGUF) of a tensor.
 pub(crate) type Pair = (&'static str, &'static str);
 
-/// Where checkpoints keep the text model: on its own, inside a multimodal one, inside one of MLX's.
-const BODIES: [(&str, &str); 3] =
-    [("model.", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")];
+/// Where checkpoints keep the text model: on its own, inside a multimodal one, inside one of MLX's, without its head as
+/// embedding models are saved.
+const BODIES: [(&str, &str); 4] =
+    [("model.", ""), ("model.language_model.", ""), ("language_model.model.", "language_model."), ("", "")];
 
 /// What multimodal and self-speculating checkpoints hold beside the text model. QwenKit runs their text model by itself;
 /// these parts are left on disk deliberately, here and nowhere else.
@@ -40,6 +41,9 @@ pub(crate) const POST_NORM_HYBRID: Pair = ("post_attention_layernorm.weight", "p
 pub(crate) const Q_PROJ: Pair = ("self_attn.q_proj.weight", "attn_q.weight");
 pub(crate) const K_PROJ: Pair = ("self_attn.k_proj.weight", "attn_k.weight");
 pub(crate) const V_PROJ: Pair = ("self_attn.v_proj.weight", "attn_v.weight");
+/// Queries, keys and values in one, with their biases: the first Qwen's.
+pub(crate) const QKV_PROJ: Pair = ("", "attn_qkv.weight");
+pub(crate) const QKV_BIAS: Pair = ("", "attn_qkv.bias");
 pub(crate) const O_PROJ: Pair = ("self_attn.o_proj.weight", "attn_output.weight");
 pub(crate) const Q_BIAS: Pair = ("self_attn.q_proj.bias", "attn_q.bias");
 pub(crate) const K_BIAS: Pair = ("self_attn.k_proj.bias", "attn_k.bias");
@@ -192,6 +196,7 @@ mod tests {
                 "language_model.model.layers.3.self_attn.q_proj.weight",
                 "language_model.lm_head.weight",
             ),
+            ("embed_tokens.weight", "layers.3.self_attn.q_proj.weight", "lm_head.weight"),
         ] {
             let naming = Naming::of_checkpoint(|name| name == embedding);
             assert_eq!(naming.outer(EMBEDDING), embedding);

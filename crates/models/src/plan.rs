@@ -21,6 +21,9 @@ pub struct Plan {
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// Whether the file has no output head at all, not even the embedding in its place: an embedding model, which turns texts
+    /// into vectors and has no logits.
+    pub headless: bool,
     /// How the file's norm weights are meant.
     pub norms: NormWeights,
     /// Rotary positions of the attention layers.
@@ -104,6 +107,8 @@ pub struct AttentionPlan {
     /// Whether the heads' results are multiplied with the sigmoid of a gate, whose rows stand behind each head's in
     /// `q_proj` (Qwen3-Next).
     pub output_gate: bool,
+    /// Whether files have q, k and v in one tensor (the first Qwen).
+    pub fused_qkv: bool,
     /// How many positions a token sees, itself included; all where absent.
     pub window: Option<usize>,
     /// What chooses the positions that a token sees; all of them are seen where absent.

@@ -63,7 +63,9 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
         EngineError::Text(error) => from_text(error, prompt),
         EngineError::NoTemplate { .. } | EngineError::PromptEmpty => ApiError::invalid(prompt, message),
         EngineError::TokenUnknown { .. } => ApiError::invalid(prompt, message),
-        EngineError::TokenMissing { .. } => ApiError::invalid("model", message).with_code("unsupported_model"),
+        EngineError::TokenMissing { .. } | EngineError::Headless { .. } => {
+            ApiError::invalid("model", message).with_code("unsupported_model")
+        }
         EngineError::Sampling { setting, .. } => ApiError::invalid(*setting, message),
         EngineError::QueueFull { .. } => {
             let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);

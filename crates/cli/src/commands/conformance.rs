@@ -72,7 +72,10 @@ pub(crate) fn run(dir: &Path, compute: &Compute, as_json: bool) -> anyhow::Resul
         let shown = folder.strip_prefix(dir).ok().filter(|rest| !rest.as_os_str().is_empty()).unwrap_or(folder);
         let gguf = Some(folder.join("model.gguf")).filter(|path| path.exists());
         let gguf = gguf.map(|path| (format!("{}/model.gguf", shown.display()), path));
-        for (name, path) in [(shown.display().to_string(), folder.clone())].into_iter().chain(gguf) {
+        // Some models exist as GGUF alone.
+        let is_checkpoint = gguf.is_none() || folder.join("config.json").exists();
+        let checkpoint = is_checkpoint.then(|| (shown.display().to_string(), folder.clone()));
+        for (name, path) in checkpoint.into_iter().chain(gguf) {
             let outcome = check(&path, folder, compute).unwrap_or_else(|e| Outcome::Failed { reason: e.to_string() });
             let finding = Finding { name, outcome };
             if !as_json {

@@ -114,6 +114,22 @@ fn a_model_without_template_takes_text_only() {
 }
 
 #[test]
+fn the_first_qwen_has_the_template_that_its_files_lack() {
+    let session = open(&checkpoint("qwen").join("model.gguf"), None);
+    let text = |messages: &[(&str, &str)]| {
+        let ids = session.prompt_ids(&chat(messages)).unwrap();
+        session.tokenizer().decode(&ids, true)
+    };
+    let (open, close) = ("<|im_start|>", "<|im_end|>\n");
+    let asked = format!("{open}user\nHi{close}{open}assistant\n");
+    let default = format!("{open}system\nYou are a helpful assistant.{close}");
+    assert_eq!(text(&[("user", "Hi")]), format!("{default}{asked}"));
+    assert_eq!(text(&[("system", "Be brief"), ("user", "Hi")]), format!("{open}system\nBe brief{close}{asked}"));
+    let stops: Vec<_> = session.stop_tokens().iter().map(|id| session.tokenizer().decode(&[*id], true)).collect();
+    assert_eq!(stops, ["<|im_end|>", "<|endoftext|>"]);
+}
+
+#[test]
 fn a_model_without_tokenizer_is_refused_before_its_weights_are_read() {
     let folder = copy("qwen2");
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();

@@ -37,7 +37,7 @@ pub(super) struct Hyper {
     mtp_layers: usize,
     hidden_size: usize,
     /// Absent where no layer is dense.
-    intermediate_size: Option<usize>,
+    pub(super) intermediate_size: Option<usize>,
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
@@ -69,6 +69,7 @@ pub(super) struct Switches {
     pub(super) qkv_bias: bool,
     pub(super) qk_norm: bool,
     pub(super) output_gate: bool,
+    pub(super) fused_qkv: bool,
 }
 
 impl Hyper {
@@ -226,7 +227,7 @@ impl Hyper {
     }
 
     fn attention(&self, switches: Switches, window: Option<usize>) -> Mixer {
-        let Switches { qkv_bias, qk_norm, output_gate } = switches;
+        let Switches { qkv_bias, qk_norm, output_gate, fused_qkv } = switches;
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         Mixer::Attention(AttentionPlan {
             heads,
@@ -235,6 +236,7 @@ impl Hyper {
             qkv_bias,
             qk_norm,
             output_gate,
+            fused_qkv,
             window,
             indexer: None,
         })
@@ -248,6 +250,7 @@ impl Hyper {
             context_tokens: self.max_position_embeddings,
             rms_norm_eps: self.rms_norm_eps,
             tied: self.tie_word_embeddings,
+            headless: false,
             norms,
             rope: self.rope.clone(),
             streams: None,

@@ -7,6 +7,7 @@ mod hyper;
 mod layer_kinds;
 mod mixture;
 mod ngrams;
+mod qwen;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -34,6 +35,8 @@ struct Architecture {
     aliases: &'static [&'static str],
     /// `general.architecture` in a GGUF file.
     gguf: &'static str,
+    /// Whether it is read from GGUF files alone.
+    gguf_only: bool,
     /// Whether some layers have linear attention.
     is_hybrid: bool,
     /// Whether height and width take turns with time in the rotary pairs, where a file has sections.
@@ -50,6 +53,7 @@ const fn of(model_type: &'static str, gguf: &'static str, plan: fn(&Hyper) -> Re
         model_type,
         aliases: &[],
         gguf,
+        gguf_only: false,
         is_hybrid: false,
         is_indexed: false,
         interleaved: true,
@@ -64,6 +68,7 @@ const QWEN3_TOWERS: &[&str] = &["qwen3_vl"];
 const QWEN2_TOWERS: &[&str] = &["qwen2_vl", "qwen2_5_vl"];
 
 const ARCHITECTURES: &[Architecture] = &[
+    Architecture { gguf_only: true, ..of("qwen", "qwen", qwen::plan) },
     of("qwen2", "qwen2", qwen2::plan),
     of("qwen2_moe", "qwen2moe", qwen2_moe::plan),
     of("qwen3", "qwen3", qwen3::plan),
@@ -120,13 +125,13 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
         ModelFiles::Gguf(gguf) => gguf.metadata().require_string("general.architecture")?,
         ModelFiles::Checkpoint(checkpoint) => checkpoint.config().require_string("model_type")?,
     };
-    let spelling = |a: &'static Architecture| match files {
-        ModelFiles::Gguf(_) => a.gguf,
-        ModelFiles::Checkpoint(_) => a.model_type,
-    };
-    let is_alias = |a: &&Architecture| matches!(files, ModelFiles::Checkpoint(_)) && a.aliases.contains(&name);
-    let Some(architecture) = ARCHITECTURES.iter().find(|a| spelling(a) == name || is_alias(a)) else {
-        let names: Vec<_> = ARCHITECTURES.iter().map(spelling).collect();
+    let is_gguf = matches!(files, ModelFiles::Gguf(_));
+    let spelling = |a: &'static Architecture| if is_gguf { a.gguf } else { a.model_type };
+    let is_alias = |a: &&Architecture| !is_gguf && a.aliases.contains(&name);
+    let readable = || ARCHITECTURES.iter().filter(|a| is_gguf || !a.gguf_only);
+    let Some(architecture) = readable().find(|a| spelling(a) == name || is_alias(a)) else {
+        let mut names: Vec<_> = readable().map(spelling).collect();
+        names.dedup();
         return Err(unknown(files.path(), name, &names));
     };
     let hyper = match files {
@@ -135,7 +140,23 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     };
     let mut plan = (architecture.plan)(&hyper)?;
     plan.sight = sight::read(architecture, files, &plan)?;
+    plan.headless = is_headless(architecture, files)?;
     Ok(plan)
+}
+
+/// Whether the files hold an embedding model: everything but an output head.
+fn is_headless(architecture: &Architecture, files: &ModelFiles) -> Result<bool, Error> {
+    match files {
+        ModelFiles::Gguf(gguf) => {
+            // How states become one vector: their mean, the first or the last. 4 is a reranker's.
+            let pooling = gguf.metadata().usize(&format!("{}.pooling_type", architecture.gguf))?;
+            Ok(gguf.tensor("output.weight").is_none() && matches!(pooling, Some(1..=3)))
+        }
+        // The body of a model saved by itself.
+        ModelFiles::Checkpoint(_) => {
+            Ok(files.tensor("embed_tokens.weight").is_some() && files.tensor("lm_head.weight").is_none())
+        }
+    }
 }
 
 /// The names of all architectures that this build computes, as `model_type` spells them.
@@ -160,6 +181,7 @@ fn refuse_companions(gguf: &Gguf) -> Result<(), Error> {
 }
 
 fn unknown(path: &Path, found: &str, names: &[&str]) -> Error {
+    let as_gguf = ARCHITECTURES.iter().any(|a| a.gguf_only && a.model_type == found);
     // The longest common beginning decides: `qwen3moe` is nearer to qwen3 than to qwen2.
     let common = |name: &str| name.bytes().zip(found.bytes()).take_while(|(a, b)| a == b).count();
     let nearest = names.iter().max_by_key(|name| common(name)).filter(|name| common(name) >= 4);
@@ -167,6 +189,10 @@ fn unknown(path: &Path, found: &str, names: &[&str]) -> Error {
         path: path.to_owned(),
         found: found.chars().take(64).collect(),
         supported: names.join(", "),
-        nearest: nearest.map(|name| format!("; the nearest is {name}")).unwrap_or_default(),
+        nearest: match nearest {
+            _ if as_gguf => format!("; {found} is read from GGUF files only, take one of those"),
+            Some(name) => format!("; the nearest is {name}"),
+            None => String::new(),
+        },
     }
 }

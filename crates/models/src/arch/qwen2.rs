@@ -8,4 +8,4 @@ pub(super) fn plan(hyper: &Hyper) -> Result<Plan, Error> {
 }
 
 /// Attention of this generation, with and without experts.
-pub(super) const SWITCHES: Switches = Switches { qkv_bias: true, qk_norm: false, output_gate: false };
+pub(super) const SWITCHES: Switches = Switches { qkv_bias: true, qk_norm: false, output_gate: false, fused_qkv: false };

@@ -10,7 +10,7 @@ pub(super) fn plan(hyper: &Hyper) -> Result<Plan, Error> {
 /// Attention of this generation, with and without experts.
 pub(super) fn switches(hyper: &Hyper) -> Result<Switches, Error> {
     match hyper.attention_bias {
-        None | Some(false) => Ok(Switches { qkv_bias: false, qk_norm: true, output_gate: false }),
+        None | Some(false) => Ok(Switches { qk_norm: true, ..Switches::default() }),
         Some(true) => Err(hyper.wrong("attention_bias", "true", "false, as in every published Qwen3")),
     }
 }

@@ -28,7 +28,8 @@ impl Loader<'_> {
     pub(super) fn moe(&mut self, i: usize, plan: &MoePlan) -> Result<Moe, Error> {
         let width = self.width;
         let router = self.matrix_f32(self.naming.inner(i, names::ROUTER), plan.router.experts, width)?;
-        let own_names = self.naming.expert(i, 0, "gate_proj").is_some_and(|name| self.has(&name));
+        let first = |matrix| self.naming.expert(i, 0, matrix).is_some_and(|name| self.has(&name));
+        let own_names = ["gate_proj", "up_proj", "down_proj"].into_iter().any(first);
         let experts = match self.naming {
             _ if own_names => self.experts_apart(i, plan)?,
             Naming::HuggingFace { .. } => self.experts_packed(i, plan)?,

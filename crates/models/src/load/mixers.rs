@@ -13,11 +13,51 @@ use crate::{
     plan::{AttentionPlan, DeltaNetPlan, IndexerPlan},
 };
 
+/// A matrix and its bias, if it has one.
+type Biased = (Weight, Option<Vec<f32>>);
+
+/// What attention makes of a token.
+struct QueriesKeysValues {
+    q: Biased,
+    /// The output gate.
+    gate: Option<Weight>,
+    k: Biased,
+    v: Biased,
+}
+
 impl Loader<'_> {
     pub(super) fn attention(&mut self, i: usize, plan: &AttentionPlan) -> Result<Attention, Error> {
         let width = self.width;
+        let norm = |loader: &mut Self, pair| match plan.qk_norm {
+            true => loader.norm(loader.naming.inner(i, pair), plan.head_dim).map(Some),
+            false => Ok(None),
+        };
+        let QueriesKeysValues { q: (q_proj, q_bias), gate: gate_proj, k: (k_proj, k_bias), v: (v_proj, v_bias) } =
+            match plan.fused_qkv {
+                true => self.fused_qkv(i, plan)?,
+                false => self.separate_qkv(i, plan)?,
+            };
+        Ok(Attention {
+            plan: plan.clone(),
+            q_proj,
+            gate_proj,
+            k_proj,
+            v_proj,
+            o_proj: self.inner(i, names::O_PROJ, width, plan.heads * plan.head_dim)?,
+            q_bias,
+            k_bias,
+            v_bias,
+            q_norm: norm(self, names::Q_NORM)?,
+            k_norm: norm(self, names::K_NORM)?,
+            indexer: plan.indexer.map(|indexer| self.indexer(i, indexer)).transpose()?,
+        })
+    }
+
+    /// A tensor each; queries have their output gates among them, if there are any.
+    fn separate_qkv(&mut self, i: usize, plan: &AttentionPlan) -> Result<QueriesKeysValues, Error> {
+        let width = self.width;
         let (q, kv) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
-        let (q_proj, gate_proj) = match plan.output_gate {
+        let (q_proj, gate) = match plan.output_gate {
             false => (self.inner(i, names::Q_PROJ, q, width)?, None),
             true => {
                 // Rows in turns: a head's queries, its gate, the next head's queries.
@@ -30,24 +70,29 @@ impl Loader<'_> {
             true => loader.vector(loader.naming.inner(i, pair), len).map(Some),
             false => Ok(None),
         };
-        let norm = |loader: &mut Self, pair| match plan.qk_norm {
-            true => loader.norm(loader.naming.inner(i, pair), plan.head_dim).map(Some),
-            false => Ok(None),
-        };
-        Ok(Attention {
-            plan: plan.clone(),
-            q_proj,
-            gate_proj,
-            k_proj: self.inner(i, names::K_PROJ, kv, width)?,
-            v_proj: self.inner(i, names::V_PROJ, kv, width)?,
-            o_proj: self.inner(i, names::O_PROJ, width, q)?,
-            q_bias: bias(self, names::Q_BIAS, q)?,
-            k_bias: bias(self, names::K_BIAS, kv)?,
-            v_bias: bias(self, names::V_BIAS, kv)?,
-            q_norm: norm(self, names::Q_NORM)?,
-            k_norm: norm(self, names::K_NORM)?,
-            indexer: plan.indexer.map(|indexer| self.indexer(i, indexer)).transpose()?,
+        Ok(QueriesKeysValues {
+            q: (q_proj, bias(self, names::Q_BIAS, q)?),
+            gate,
+            k: (self.inner(i, names::K_PROJ, kv, width)?, bias(self, names::K_BIAS, kv)?),
+            v: (self.inner(i, names::V_PROJ, kv, width)?, bias(self, names::V_BIAS, kv)?),
         })
+    }
+
+    /// One tensor, the rows of queries, keys and values one after the other.
+    fn fused_qkv(&mut self, i: usize, plan: &AttentionPlan) -> Result<QueriesKeysValues, Error> {
+        let width = self.width;
+        let (q, kv) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
+        let parts = [0..q, q..q + kv, q + kv..q + 2 * kv];
+        let info = self.find(self.naming.inner(i, names::QKV_PROJ), &[&[q + 2 * kv, width]])?;
+        let bias = match plan.qkv_bias {
+            true => Some(self.inner_vector(i, names::QKV_BIAS, q + 2 * kv)?),
+            false => None,
+        };
+        let [q, k, v] = parts.map(|rows| -> Result<_, Error> {
+            let weight = self.matrix_of(info, width, std::slice::from_ref(&rows))?;
+            Ok((weight, bias.as_ref().map(|bias| bias[rows].to_vec())))
+        });
+        Ok(QueriesKeysValues { q: q?, gate: None, k: k?, v: v? })
     }
 
     fn indexer(&mut self, i: usize, plan: IndexerPlan) -> Result<Indexer, Error> {

@@ -59,6 +59,7 @@ impl Model {
             Some(streams) => loader.streams(streams, |naming, pair| naming.outer(pair), names::STREAMS_OUT)?,
         };
         let head = match plan.tied {
+            _ if plan.headless => None,
             false => Some(loader.outer(names::HEAD, plan.vocab, plan.width)?),
             true => {
                 // Some exports of tied models hold a copy of the embedding as head; `tie_word_embeddings` decides.

@@ -55,7 +55,7 @@ fn what_is_spoiled_below_is_whole() {
 #[test]
 fn unknown_architectures_are_told_the_nearest() {
     for (found, nearest) in
-        [("qwen2xl", "the nearest is qwen"), ("qwen9", "the nearest is qwen"), ("llama", "it runs qwen2")]
+        [("qwen2xl", "the nearest is qwen"), ("qwen9", "the nearest is qwen"), ("llama", "it runs qwen")]
     {
         let mut tiny = with_config("model_type", json!(found));
         set_metadata(&mut tiny, "general.architecture", found.into());
@@ -67,6 +67,9 @@ fn unknown_architectures_are_told_the_nearest() {
     set_metadata(&mut tiny, "general.architecture", "llama".into());
     let message = outcome(&tiny, Form::Gguf).unwrap_err();
     assert!(!message.contains("nearest"), "{message}");
+    // The first generation is read from one of the two forms.
+    let first = with_config("model_type", json!("qwen"));
+    assert_refused(&first, Form::Checkpoint, &["`qwen`", "it runs qwen2, qwen2_moe", "from GGUF files only"], "qwen");
     // A name of a megabyte is not repeated whole.
     set_metadata(&mut tiny, "general.architecture", Value::String("x".repeat(1 << 20)));
     assert!(outcome(&tiny, Form::Gguf).unwrap_err().len() < 1_000);

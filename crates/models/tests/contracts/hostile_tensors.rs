@@ -1,10 +1,11 @@
 //! Tensors that do not make the model which the configuration promises: missing, foreign, of another shape or type.
 
+use qwenkit_formats::gguf::Value;
 use qwenkit_tensor::DType;
 use serde_json::json;
 
 use crate::{
-    refusal::{FORMS, Form, assert_refused, outcome},
+    refusal::{FORMS, Form, assert_refused, outcome, planned},
     tiny::{SMALL, Shape, Tensor, Tiny},
 };
 
@@ -180,7 +181,7 @@ fn numbers_that_contradict_the_tensors_are_refused() {
     assert_refused(&tiny, Form::Checkpoint, &["q_proj.bias", "missing", "qwen2"], "qwen3's tensors as qwen2");
 }
 
-/// Adapters and embedding models in checkpoint form lack what a model has, and are told so.
+/// Adapters in checkpoint form lack what a model has, and are told so.
 #[test]
 fn checkpoints_of_other_kinds_are_refused() {
     let mut adapter = Tiny::new(&SMALL);
@@ -188,9 +189,27 @@ fn checkpoints_of_other_kinds_are_refused() {
         tensor.hugging_face = format!("base_model.model.{}.lora_A.weight", tensor.hugging_face);
     }
     assert_refused(&adapter, Form::Checkpoint, &["model.embed_tokens.weight", "missing"], "an adapter");
+}
+
+/// Embedding models are saved as a body alone; they load, and say that they have no head.
+#[test]
+fn a_body_alone_is_an_embedding_model() {
     let mut embedding = Tiny::new(&SMALL);
     for tensor in &mut embedding.tensors {
         tensor.hugging_face = tensor.hugging_face.trim_start_matches("model.").to_owned();
     }
-    assert_refused(&embedding, Form::Checkpoint, &["model.embed_tokens.weight", "missing"], "an embedding model");
+    assert!(!planned(&embedding, Form::Checkpoint).headless, "a head is there");
+    embedding.tensors.retain(|tensor| tensor.gguf != "output.weight");
+    assert_eq!(outcome(&embedding, Form::Checkpoint), Ok(()));
+    assert!(planned(&embedding, Form::Checkpoint).headless);
+    // With the whole model's names a head that is missing is missed.
+    let mut whole = Tiny::new(&SMALL);
+    whole.tensors.retain(|tensor| tensor.gguf != "output.weight");
+    assert_refused(&whole, Form::Checkpoint, &["`lm_head.weight`", "missing"], "a model without its head");
+    // In GGUF files it is the way of pooling that tells them from models whose head is the embedding.
+    for (pooling, headless) in [(0, false), (1, true), (3, true), (4, false)] {
+        let mut tiny = whole.clone();
+        tiny.metadata.push(("qwen3.pooling_type".to_owned(), Value::U32(pooling)));
+        assert_eq!(planned(&tiny, Form::Gguf).headless, headless, "pooling {pooling}");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, Isa};
-use qwenkit_models::Model;
+use qwenkit_models::{Model, Plan, arch};
 
 use crate::tiny::Tiny;
 
@@ -42,6 +42,20 @@ pub(crate) fn outcome(tiny: &Tiny, form: Form) -> Result<(), String> {
         assert!(message.contains(&named), "the message does not name `{named}`: {message}");
         message.replace(&named, "MODEL")
     })
+}
+
+/// The plan of `tiny` written in `form`.
+pub(crate) fn planned(tiny: &Tiny, form: Form) -> Plan {
+    let folder = tempfile::tempdir().unwrap();
+    let path = match form {
+        Form::Gguf => folder.path().join("model.gguf"),
+        Form::Checkpoint => folder.path().to_owned(),
+    };
+    match form {
+        Form::Gguf => tiny.write_gguf(&path),
+        Form::Checkpoint => tiny.write_checkpoint(&path),
+    }
+    arch::plan(&ModelFiles::open(&path).unwrap()).unwrap()
 }
 
 /// Demands that `tiny` is refused with a message that has all of `parts`.
