@@ -56,7 +56,7 @@ pub(crate) struct Tile<'a, F> {
     pub(crate) head_dim: usize,
     /// K' of the cache, the length of a result.
     pub(crate) value_dim: usize,
-    /// Queries, (`ranges.len()`, K), already scaled.
+    /// Queries, (`ranges.len()`, K), already scaled, so that a weight is 2^score.
     pub(crate) queries: &'a [f32],
     /// Positions that each query sees; none is empty.
     pub(crate) ranges: &'a [Range<usize>],
@@ -70,7 +70,7 @@ pub(crate) struct Tile<'a, F> {
 pub(crate) struct Partial<'a> {
     /// The largest score; minus infinity where no key was seen.
     pub(crate) largest: [f32; TILE_QUERIES],
-    /// Sum of e^(score - largest).
+    /// Sum of 2^(score - largest).
     pub(crate) total: [f32; TILE_QUERIES],
     /// Values weighted in the same way, (queries, K').
     pub(crate) values: &'a mut [f32],
@@ -120,7 +120,7 @@ impl Partial<'_> {
         let dim = self.values.len() / queries;
         for i in (0..queries).filter(|&i| next.largest[i] > f32::NEG_INFINITY) {
             let largest = f32::max(self.largest[i], next.largest[i]);
-            let (old, new) = (lanes::exp(self.largest[i] - largest), lanes::exp(next.largest[i] - largest));
+            let (old, new) = (lanes::exp_2(self.largest[i] - largest), lanes::exp_2(next.largest[i] - largest));
             let (to, from) = (&mut self.values[i * dim..][..dim], &next.values[i * dim..][..dim]);
             to.iter_mut().zip(from).for_each(|(to, from)| *to = *to * old + from * new);
             self.total[i] = self.total[i] * old + next.total[i] * new;
@@ -269,6 +269,7 @@ impl Job<'_> {
     fn with_tile<F: KvForm, R>(&self, place: &Place<'_>, queries: &mut Room, f: impl FnOnce(&Tile<'_, F>) -> R) -> R {
         let (dim, per_kv) = (self.cache.head_dim, self.heads / self.cache.kv_heads);
         let mut ranges = [const { 0..0 }; TILE_QUERIES];
+        let scale = self.scale * std::f32::consts::LOG2_E;
         for n in 0..place.count {
             let last = place.seq.first + (place.first + n) / per_kv + 1;
             ranges[n] = match self.sight {
@@ -276,7 +277,7 @@ impl Job<'_> {
                 Sight::All => 0..place.seq.rows.len(),
             };
             for (to, from) in queries[n * dim..][..dim].iter_mut().zip(&self.q[self.at(place, n)..]) {
-                *to = from * self.scale;
+                *to = from * scale;
             }
         }
         f(&Tile {

@@ -4,6 +4,7 @@
 //! rows are divided among the threads.
 
 use crate::{
+    Isa,
     lanes::{self, for_each_isa},
     matmul::Compute,
 };
@@ -40,7 +41,13 @@ impl Compute {
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32], width: usize) {
         assert_eq!(gate.len(), up.len(), "silu_mul");
         self.each_row(gate, width, |isa, row, gate| {
-            silu_mul_row(isa, &up[row * width..][..width], gate);
+            let up = &up[row * width..][..width];
+            match isa {
+                // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { crate::avx512::elementwise::silu_mul_row(up, gate) },
+                _ => silu_mul_row(isa, up, gate),
+            }
         });
     }
 

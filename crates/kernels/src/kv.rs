@@ -67,12 +67,12 @@ pub(crate) trait KvForm: Sized {
     #[cfg(target_arch = "x86_64")]
     unsafe fn keys_512(from: *const Self::Key) -> __m512;
 
-    /// `weight` of sixteen weights, stored from position `at` of the words.
+    /// Stores `weight` of 64 weights as words, and returns partial sums of what was stored.
     ///
     /// # Safety
-    /// AVX-512 F and BW; `words` has room for 64 positions, of which `at` is one of the first 48.
+    /// AVX-512 F and BW, and BF16 if `NATIVE`; `words` has room for 64 positions.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn weights_512(weights: __m512, words: *mut u32, at: usize) -> __m512;
+    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512;
 
     /// acc + one step's values by `word`, in every lane. `NATIVE`: with the machine's own product of bf16 pairs.
     ///
@@ -126,10 +126,13 @@ impl KvForm for Full {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn weights_512(weights: __m512, words: *mut u32, at: usize) -> __m512 {
+    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512 {
         // SAFETY: the caller's promise; a position takes a word.
-        unsafe { _mm512_storeu_ps(words.add(at).cast(), weights) };
-        weights
+        unsafe {
+            (0..4).for_each(|b| _mm512_storeu_ps(words.add(b * LANES).cast(), weights[b]));
+            let pairs = (_mm512_add_ps(weights[0], weights[1]), _mm512_add_ps(weights[2], weights[3]));
+            _mm512_add_ps(pairs.0, pairs.1)
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -187,15 +190,29 @@ impl KvForm for Half {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn weights_512(weights: __m512, words: *mut u32, at: usize) -> __m512 {
-        // SAFETY: the caller's promise; two positions share a word. The arithmetic is that of `weight`.
+    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512 {
+        // SAFETY: the caller's promise; two positions share a word. Both ways round as `weight` does.
         unsafe {
-            let bits = _mm512_castps_si512(weights);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let high = _mm512_srli_epi32::<16>(up);
-            _mm256_storeu_si256(words.cast::<u16>().add(at).cast(), _mm512_cvtepi32_epi16(high));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(high))
+            if NATIVE {
+                let ones = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f80_3f80));
+                let mut sums = _mm512_setzero_ps();
+                for b in 0..2 {
+                    let pairs = _mm512_cvtne2ps_pbh(weights[2 * b + 1], weights[2 * b]);
+                    _mm512_storeu_si512(words.add(b * LANES).cast(), std::mem::transmute::<__m512bh, __m512i>(pairs));
+                    sums = _mm512_dpbf16_ps(sums, pairs, ones);
+                }
+                return sums;
+            }
+            let mut sums = _mm512_setzero_ps();
+            for (b, weights) in weights.into_iter().enumerate() {
+                let bits = _mm512_castps_si512(weights);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let high = _mm512_srli_epi32::<16>(up);
+                _mm256_storeu_si256(words.add(b * LANES / 2).cast(), _mm512_cvtepi32_epi16(high));
+                sums = _mm512_add_ps(sums, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(high)));
+            }
+            sums
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
+use super::elementwise::exp_2;
 use crate::{
     attention::{HEAD_DIM_MAX, Partial, TILE_QUERIES, Tile},
     kv::{KEY_BLOCK, KvForm, PAGE_TOKENS},
@@ -96,9 +97,7 @@ unsafe fn queries<F: KvForm, const NATIVE: bool, const Q: usize>(
         // SAFETY: `keys` and `values` are a page's, of 64 keys of K and 64 values of K'.
         unsafe {
             scores::<F, Q>(tile, keys, next.map(|n| n.0.as_ptr()), end, &mut state);
-            for i in 0..Q {
-                weigh::<F>(tile.seen(i, c), i, &mut state);
-            }
+            weigh::<F, NATIVE, Q>(tile, c, &mut state);
             merge_values::<F, NATIVE, Q>(values, next.map(|n| n.1.as_ptr()), end, dim, &state, out.values);
         }
     }
@@ -147,38 +146,51 @@ unsafe fn ask_for(from: *const i8, len: usize) {
     }
 }
 
-/// Turns query `i`'s scores of the keys `seen` into weights, all others into zeros, and prepares its merge.
+/// Which of the 64 keys are `seen`, in four vectors.
 #[inline(always)]
-unsafe fn weigh<F: KvForm>(seen: Range<usize>, i: usize, state: &mut State) {
-    if seen.is_empty() {
-        state.words[i] = [0; PAGE_TOKENS];
-        (state.old[i], state.new[i]) = (1.0, 0.0);
-        return;
-    }
-    // SAFETY: AVX-512 F is there; loads and stores are of the 64 scores and weights.
+fn masks(seen: &Range<usize>) -> [u16; 4] {
+    let upto = |n: usize| if n < PAGE_TOKENS { (1u64 << n) - 1 } else { u64::MAX };
+    let bits = upto(seen.end) & !upto(seen.start);
+    std::array::from_fn(|b| (bits >> (b * LANES)) as u16)
+}
+
+/// Turns every query's scores of the keys that it sees into weights, all others into zeros, and prepares the merges: those of
+/// all queries share their exponentials.
+#[inline(always)]
+unsafe fn weigh<F: KvForm, const NATIVE: bool, const Q: usize>(tile: &Tile<'_, F>, chunk: usize, state: &mut State) {
+    // SAFETY: AVX-512 F is there, BF16 if NATIVE; loads and stores are of 64 scores and weights, and of 8 queries' values.
     unsafe {
-        let masks: [u16; 4] = std::array::from_fn(|b| {
-            let bits = |n: usize| ((1u32 << n.saturating_sub(b * LANES).min(LANES)) - 1) as u16;
-            bits(seen.end) & !bits(seen.start)
-        });
         let none = _mm512_set1_ps(f32::NEG_INFINITY);
-        let from = state.scores[i].as_ptr();
-        let scores: [__m512; 4] = std::array::from_fn(|b| _mm512_mask_loadu_ps(none, masks[b], from.add(b * LANES)));
-        let pairs = (_mm512_max_ps(scores[0], scores[1]), _mm512_max_ps(scores[2], scores[3]));
-        let largest = _mm512_reduce_max_ps(_mm512_max_ps(pairs.0, pairs.1));
-        let mut total = _mm512_setzero_ps();
-        for b in 0..4 {
-            let e = _mm512_maskz_mov_ps(masks[b], exp(_mm512_sub_ps(scores[b], _mm512_set1_ps(largest))));
-            total = _mm512_add_ps(total, F::weights_512(e, state.words[i].as_mut_ptr(), b * LANES));
+        let (mut largest, mut total) = ([f32::NEG_INFINITY; TILE_QUERIES], [0.0; TILE_QUERIES]);
+        for i in 0..Q {
+            let seen = tile.seen(i, chunk);
+            if seen.is_empty() {
+                state.words[i] = [0; PAGE_TOKENS];
+                continue;
+            }
+            let (masks, from) = (masks(&seen), state.scores[i].as_ptr());
+            let scores: [__m512; 4] =
+                std::array::from_fn(|b| _mm512_mask_loadu_ps(none, masks[b], from.add(b * LANES)));
+            let pairs = (_mm512_max_ps(scores[0], scores[1]), _mm512_max_ps(scores[2], scores[3]));
+            largest[i] = _mm512_reduce_max_ps(_mm512_max_ps(pairs.0, pairs.1));
+            let own = _mm512_set1_ps(largest[i]);
+            let weights = std::array::from_fn(|b| _mm512_maskz_mov_ps(masks[b], exp_2(_mm512_sub_ps(scores[b], own))));
+            total[i] = _mm512_reduce_add_ps(F::weights_512::<NATIVE>(weights, state.words[i].as_mut_ptr()));
         }
-        let mut lanes = [0.0; LANES];
-        _mm512_storeu_ps(lanes.as_mut_ptr(), total);
-        let total = crate::lanes::sum(lanes);
-        let new_largest = f32::max(state.largest[i], largest);
-        state.old[i] = crate::lanes::exp(state.largest[i] - new_largest);
-        state.new[i] = crate::lanes::exp(largest - new_largest);
-        state.total[i] = state.total[i] * state.old[i] + total * state.new[i];
-        state.largest[i] = new_largest;
+        let (before, own) = (_mm256_loadu_ps(state.largest.as_ptr()), _mm256_loadu_ps(largest.as_ptr()));
+        let new_largest = _mm256_max_ps(before, own);
+        let minus = |x| _mm256_sub_ps(x, new_largest);
+        let both = exp_2(_mm512_insertf32x8::<1>(_mm512_castps256_ps512(minus(before)), minus(own)));
+        // A query that sees nothing of this chunk keeps what it has.
+        let some = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(own, _mm256_set1_ps(f32::NEG_INFINITY));
+        let old = _mm256_mask_mov_ps(_mm256_set1_ps(1.0), some, _mm512_castps512_ps256(both));
+        let new = _mm256_maskz_mov_ps(some, _mm512_extractf32x8_ps::<1>(both));
+        let own = _mm256_mul_ps(_mm256_loadu_ps(total.as_ptr()), new);
+        let total = _mm256_fmadd_ps(_mm256_loadu_ps(state.total.as_ptr()), old, own);
+        _mm256_storeu_ps(state.old.as_mut_ptr(), old);
+        _mm256_storeu_ps(state.new.as_mut_ptr(), new);
+        _mm256_storeu_ps(state.total.as_mut_ptr(), total);
+        _mm256_storeu_ps(state.largest.as_mut_ptr(), new_largest);
     }
 }
 
@@ -215,22 +227,5 @@ unsafe fn merge_values<F: KvForm, const NATIVE: bool, const Q: usize>(
                 }
             }
         }
-    }
-}
-
-/// `lanes::exp` for sixteen values.
-#[inline(always)]
-unsafe fn exp(x: __m512) -> __m512 {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe {
-        let x = _mm512_max_ps(x, _mm512_set1_ps(-87.0));
-        let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
-        let mut p = _mm512_set1_ps(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-        }
-        _mm512_scalef_ps(p, n)
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub(crate) mod attention;
+pub(crate) mod elementwise;
 pub(crate) mod matmul;
 pub(crate) mod product;
 pub(crate) mod quantize;

@@ -30,7 +30,7 @@ pub(crate) fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mu
             let mut sum = [0.0; HEAD_DIM_MAX];
             weighted_values::<F>(&weights[..seen.end.next_multiple_of(F::SIDE)], values, &mut sum[..value_dim]);
             let new_largest = f32::max(largest, chunk_largest);
-            let (old, new) = (lanes::exp(largest - new_largest), lanes::exp(chunk_largest - new_largest));
+            let (old, new) = (lanes::exp_2(largest - new_largest), lanes::exp_2(chunk_largest - new_largest));
             for (out, sum) in out_values.iter_mut().zip(&sum) {
                 *out = *out * old + sum * new;
             }
@@ -54,7 +54,7 @@ fn scores<F: KvForm>(query: &[f32], keys: &[F::Key]) -> [f32; PAGE_TOKENS] {
     scores
 }
 
-/// Turns scores into weights e^(score - largest), and returns the largest score and the sum of the weights.
+/// Turns scores into weights 2^(score - largest), and returns the largest score and the sum of the weights.
 #[inline(always)]
 fn exponentials<F: KvForm>(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
     let mut largest = [f32::NEG_INFINITY; LANES];
@@ -63,8 +63,8 @@ fn exponentials<F: KvForm>(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
     }
     let largest = lanes::max(largest);
     for s in scores.iter_mut() {
-        // A masked key weighs exactly nothing; e^-87, the smallest value of `exp`, would let it speak.
-        *s = if *s == f32::NEG_INFINITY { 0.0 } else { F::weight(lanes::exp(*s - largest)) };
+        // A masked key weighs exactly nothing; 2^-126, the smallest value of `exp_2`, would let it speak.
+        *s = if *s == f32::NEG_INFINITY { 0.0 } else { F::weight(lanes::exp_2(*s - largest)) };
     }
     (largest, lanes::sum_by(&scores[..], |x| x))
 }
