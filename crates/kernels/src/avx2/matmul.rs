@@ -11,6 +11,7 @@ use std::{arch::x86_64::*, ops::Range};
 
 use qwenkit_tensor::DType;
 
+use super::panel;
 use crate::{
     activations::tile_of,
     blocks::{Encoding, IQ4_VALUES},
@@ -24,7 +25,7 @@ const TILE_TOKENS: usize = 4;
 /// Bytes of activations gone through before the next group of rows: half of a laptop core's second-level cache.
 const PANEL_BYTES: usize = 256 << 10;
 /// Rows in one register.
-const HALF_ROWS: usize = 8;
+pub(super) const HALF_ROWS: usize = 8;
 
 /// Computes the task's groups for all its rows.
 ///
@@ -47,6 +48,10 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
 /// One group of a quantised weight by `tokens`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+    if tokens.len() >= panel::TOKENS_MIN {
+        // SAFETY: the caller's promise.
+        return unsafe { panel::quantized::<D>(task, g, tokens) };
+    }
     let mut t = tokens.start;
     // SAFETY: each tile stays inside `tokens`.
     unsafe {
@@ -123,10 +128,15 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     C
 }
 
+/// Whether `step` gives a type's quants as signed values: those that reach 128.
+pub(super) const fn is_signed(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::Codebook | Encoding::Offset { log2: 7 })
+}
+
 /// Sums of four products for each of 8 rows. Types whose values reach 128 come signed, all others unsigned.
 #[inline(always)]
 unsafe fn dot<const D: usize>(q: __m256i, x: __m256i) -> __m256i {
-    let signed = matches!(const { Layout::at::<D>().encoding }, Encoding::Codebook | Encoding::Offset { log2: 7 });
+    let signed = const { is_signed(Layout::at::<D>().encoding) };
     // SAFETY: the caller has AVX2.
     unsafe {
         let pairs = match signed {
@@ -139,7 +149,7 @@ unsafe fn dot<const D: usize>(q: __m256i, x: __m256i) -> __m256i {
 
 /// Step `s` of rows `8 half..8 half + 8`: unsigned quants, or signed values for the types that `dot` wants so.
 #[inline(always)]
-unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256i {
+pub(super) unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256i {
     let layout = const { Layout::at::<D>() };
     // SAFETY: the loads stay within the unit: `low_bits` vectors and then `high_bits` vectors of 64 bytes.
     unsafe {
@@ -170,7 +180,7 @@ unsafe fn step<const D: usize>(unit: *const u8, s: usize, half: usize) -> __m256
 
 /// Scale and addend of rows `8 half..8 half + 8` for part `part` of unit `u`.
 #[inline(always)]
-unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
+pub(super) unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
     let layout = const { Layout::at::<D>() };
     // SAFETY: offsets are those of the layout; every load is 16 or 8 bytes of a field's half.
     unsafe {
@@ -202,7 +212,7 @@ unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half:
 
 /// Writes sums of rows `8 half..` of group `g` for token `t`.
 #[inline(always)]
-unsafe fn store(task: &Task<'_>, g: usize, half: usize, t: usize, acc: __m256) {
+pub(super) unsafe fn store(task: &Task<'_>, g: usize, half: usize, t: usize, acc: __m256) {
     let rows = task.weight.group_rows(g).saturating_sub(HALF_ROWS * half).min(HALF_ROWS);
     let mut values = [0.0; HALF_ROWS];
     // SAFETY: `values` holds eight; this thread alone computes group `g`, so its elements are written once.

@@ -5,5 +5,6 @@
 
 pub(crate) mod attention;
 pub(crate) mod matmul;
+mod panel;
 pub(crate) mod product;
 pub(crate) mod quantize;
