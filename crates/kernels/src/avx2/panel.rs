@@ -50,8 +50,7 @@ pub(super) unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens
 #[inline(always)]
 unsafe fn panel<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
     let units = task.x.cols / UNIT;
-    let mut apart =
-        Apart { quants: [[[[0; 32]; STEPS]; 2]; UNITS], factors: [[[[[0.0; HALF_ROWS]; 2]; 2]; 2]; UNITS] };
+    let mut apart = Apart { quants: [[[[0; 32]; STEPS]; 2]; UNITS], factors: [[[[[0.0; HALF_ROWS]; 2]; 2]; 2]; UNITS] };
     let mut sums = [[[0.0; HALF_ROWS]; 2]; PANEL_TOKENS];
     for first in (0..units).step_by(UNITS) {
         let own = first..(first + UNITS).min(units);
