@@ -48,7 +48,7 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
 /// One group of a quantised weight by `tokens`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
-    if tokens.len() >= panel::TOKENS_MIN {
+    if tokens.len() >= panel::TOKENS_MIN && !const { is_signed(Layout::at::<D>().encoding) } {
         // SAFETY: the caller's promise.
         return unsafe { panel::quantized::<D>(task, g, tokens) };
     }
@@ -129,7 +129,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
 }
 
 /// Whether `step` gives a type's quants as signed values: those that reach 128.
-pub(super) const fn is_signed(encoding: Encoding) -> bool {
+const fn is_signed(encoding: Encoding) -> bool {
     matches!(encoding, Encoding::Codebook | Encoding::Offset { log2: 7 })
 }
 

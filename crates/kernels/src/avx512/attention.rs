@@ -169,18 +169,24 @@ unsafe fn weigh<F: KvForm, const NATIVE: bool, const Q: usize>(tile: &Tile<'_, F
                 continue;
             }
             let (masks, from) = (masks(&seen), state.scores[i].as_ptr());
-            let scores: [__m512; 4] =
-                std::array::from_fn(|b| _mm512_mask_loadu_ps(none, masks[b], from.add(b * LANES)));
+            let mut scores = [none; 4];
+            for b in 0..4 {
+                scores[b] = _mm512_mask_loadu_ps(none, masks[b], from.add(b * LANES));
+            }
             let pairs = (_mm512_max_ps(scores[0], scores[1]), _mm512_max_ps(scores[2], scores[3]));
             largest[i] = _mm512_reduce_max_ps(_mm512_max_ps(pairs.0, pairs.1));
             let own = _mm512_set1_ps(largest[i]);
-            let weights = std::array::from_fn(|b| _mm512_maskz_mov_ps(masks[b], exp_2(_mm512_sub_ps(scores[b], own))));
+            let mut weights = [_mm512_setzero_ps(); 4];
+            for b in 0..4 {
+                weights[b] = _mm512_maskz_mov_ps(masks[b], exp_2(_mm512_sub_ps(scores[b], own)));
+            }
             total[i] = _mm512_reduce_add_ps(F::weights_512::<NATIVE>(weights, state.words[i].as_mut_ptr()));
         }
         let (before, own) = (_mm256_loadu_ps(state.largest.as_ptr()), _mm256_loadu_ps(largest.as_ptr()));
         let new_largest = _mm256_max_ps(before, own);
-        let minus = |x| _mm256_sub_ps(x, new_largest);
-        let both = exp_2(_mm512_insertf32x8::<1>(_mm512_castps256_ps512(minus(before)), minus(own)));
+        let both = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(before), own);
+        let from = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(new_largest), new_largest);
+        let both = exp_2(_mm512_sub_ps(both, from));
         // A query that sees nothing of this chunk keeps what it has.
         let some = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(own, _mm256_set1_ps(f32::NEG_INFINITY));
         let old = _mm256_mask_mov_ps(_mm256_set1_ps(1.0), some, _mm512_castps512_ps256(both));

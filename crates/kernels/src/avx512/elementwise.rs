@@ -26,31 +26,24 @@ pub(crate) unsafe fn silu_mul_row(up: &[f32], gate: &mut [f32]) {
 }
 
 /// `lanes::exp_2` of sixteen values, with 125 in place of what is larger.
-///
-/// # Safety
-/// AVX-512 F.
-#[inline(always)]
-pub(super) unsafe fn exp_2(x: __m512) -> __m512 {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe {
-        let x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-126.0)), _mm512_set1_ps(125.0));
-        let n = _mm512_roundscale_ps::<0>(x);
-        let r = _mm512_sub_ps(x, n);
-        let mut p = _mm512_set1_ps(EXP_2[0]);
-        for c in &EXP_2[1..] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
-        }
-        _mm512_scalef_ps(p, n)
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn exp_2(x: __m512) -> __m512 {
+    let x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-126.0)), _mm512_set1_ps(125.0));
+    let n = _mm512_roundscale_ps::<0>(x);
+    let r = _mm512_sub_ps(x, n);
+    let mut p = _mm512_set1_ps(EXP_2[0]);
+    for c in &EXP_2[1..] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
     }
+    _mm512_scalef_ps(p, n)
 }
 
 /// 1 / x to within 2e-7 of itself, for normal numbers below 2^126: an estimate of 14 bits and one of Newton's steps, which the
 /// divider would be slower than.
-#[inline(always)]
-unsafe fn inverse(x: __m512) -> __m512 {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe {
-        let y = _mm512_rcp14_ps(x);
-        _mm512_mul_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(2.0)))
-    }
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn inverse(x: __m512) -> __m512 {
+    let y = _mm512_rcp14_ps(x);
+    _mm512_mul_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(2.0)))
 }
