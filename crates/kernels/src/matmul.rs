@@ -12,7 +12,7 @@ use crate::{
     Isa,
     activations::{Activations, UnitFacts, tile_of},
     layout::UNIT,
-    pool::{Pool, part},
+    pool::{Deal, Pool},
     shared_out::SharedOut,
     weight::{Operand, Weight},
 };
@@ -95,19 +95,20 @@ impl Compute {
             Rows { rows, cols, values: x, quants: &scratch.0.quants, facts: &scratch.0.facts, bf16: &scratch.0.bf16 };
         let jobs: Vec<_> = products.iter_mut().map(|p| (p.weight, SharedOut::new(&mut *p.out))).collect();
         let groups: usize = jobs.iter().map(|(weight, _)| weight.groups()).sum();
-        let threads = self.pool.threads();
+        let deal = Deal::new(groups, self.pool.threads());
         self.pool.run(|i| {
-            // This thread's groups, counted through all weights in turn.
-            let mine = part(groups, 1, i, threads);
-            let mut start = 0;
-            for (weight, out) in &jobs {
-                let end = start + weight.groups();
-                let own = mine.start.clamp(start, end) - start..mine.end.clamp(start, end) - start;
-                if !own.is_empty() {
-                    self.kernel(&Task { weight, groups: own, x, out });
+            // Groups are counted through all weights in turn.
+            deal.each(i, |mine| {
+                let mut start = 0;
+                for (weight, out) in &jobs {
+                    let end = start + weight.groups();
+                    let own = mine.start.clamp(start, end) - start..mine.end.clamp(start, end) - start;
+                    if !own.is_empty() {
+                        self.kernel(&Task { weight, groups: own, x, out });
+                    }
+                    start = end;
                 }
-                start = end;
-            }
+            });
         });
     }
 

@@ -3,21 +3,38 @@
 //! A token takes a few hundred forks of some tens of microseconds each; waking threads through the operating system at
 //! each would cost as much as the work. Work is divided statically by thread index, so that a thread meets the same
 //! weights each time, and no result depends on which thread computed it. Not for coarse jobs, nor for two forks at once.
+//!
+//! Built with `--cfg loom` the pool runs on loom's threads and atomics, and `tests/pool_loom.rs` goes through every order in
+//! which its threads can meet.
 
 use std::{
-    cell::UnsafeCell,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::PoisonError,
+};
+
+#[cfg(loom)]
+use loom::{
+    hint,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+    },
+    thread::{self, JoinHandle, Thread},
+};
+#[cfg(not(loom))]
+use std::{
+    hint,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     thread::{self, JoinHandle, Thread},
 };
 
 /// Rounds of spinning before a waiting worker sleeps: some 50 microseconds, longer than the gaps between a token's ops
 /// and shorter than anybody notices on the electricity bill.
-const SPIN_ROUNDS: usize = 4_000;
+const SPIN_ROUNDS: usize = if cfg!(loom) { 1 } else { 4_000 };
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -35,10 +52,43 @@ struct Shared {
     /// Workers that have not finished the fork of this epoch.
     pending: AtomicUsize,
     /// The closure of this epoch, valid while `pending > 0`.
-    task: UnsafeCell<Option<*const Task<'static>>>,
+    task: TaskCell,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleeping: Vec<AtomicBool>,
+}
+
+/// The place of the closure, whose accesses loom watches.
+#[cfg(loom)]
+struct TaskCell(loom::cell::UnsafeCell<Option<*const Task<'static>>>);
+/// The place of the closure.
+#[cfg(not(loom))]
+struct TaskCell(std::cell::UnsafeCell<Option<*const Task<'static>>>);
+
+impl TaskCell {
+    /// # Safety
+    /// Nobody writes meanwhile.
+    unsafe fn get(&self) -> Option<*const Task<'static>> {
+        #[cfg(loom)]
+        // SAFETY: the caller's promise.
+        return self.0.with(|task| unsafe { *task });
+        #[cfg(not(loom))]
+        // SAFETY: the caller's promise.
+        return unsafe { *self.0.get() };
+    }
+
+    /// # Safety
+    /// Nobody reads or writes meanwhile.
+    unsafe fn set(&self, new: *const Task<'static>) {
+        #[cfg(loom)]
+        // SAFETY: the caller's promise.
+        self.0.with_mut(|task| unsafe { *task = Some(new) });
+        #[cfg(not(loom))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            *self.0.get() = Some(new)
+        };
+    }
 }
 
 // SAFETY: `task` is written only by the forking thread while no worker reads it (`pending == 0`, under the fork lock), and
@@ -54,7 +104,10 @@ impl Pool {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
-            task: UnsafeCell::new(None),
+            #[cfg(loom)]
+            task: TaskCell(loom::cell::UnsafeCell::new(None)),
+            #[cfg(not(loom))]
+            task: TaskCell(std::cell::UnsafeCell::new(None)),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleeping: (0..extra).map(|_| AtomicBool::new(false)).collect(),
@@ -89,11 +142,12 @@ impl Pool {
         // function does not return, nor unwind, before that count is back at zero.
         let pointer = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(pointer) };
         // SAFETY: `pending` is zero, so no worker reads the cell.
-        unsafe { *self.shared.task.get() = Some(pointer) };
+        unsafe { self.shared.task.set(pointer) };
         self.shared.pending.store(self.workers.len(), Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
         for (sleeping, worker) in self.shared.sleeping.iter().zip(&self.workers) {
-            if sleeping.load(Ordering::SeqCst) {
+            if sleeping.load(Ordering::Relaxed) {
                 Thread::unpark(worker.thread());
             }
         }
@@ -121,6 +175,45 @@ impl Pool {
     }
 }
 
+/// Items dealt to threads: most of its part each thread has for itself, and meets the same ones each time; the rest, in pieces,
+/// goes to whoever is ready first, so that nobody waits long for a thread that the machine holds up.
+pub(crate) struct Deal {
+    items: usize,
+    /// For each thread, how many items of its rest are taken.
+    taken: Vec<AtomicUsize>,
+}
+
+/// One in so many of a thread's items is in its rest.
+const REST: usize = 8;
+/// Pieces of a rest.
+const PIECES: usize = 6;
+
+impl Deal {
+    pub(crate) fn new(items: usize, threads: usize) -> Deal {
+        Deal { items, taken: (0..threads).map(|_| AtomicUsize::new(0)).collect() }
+    }
+
+    /// Calls `f` with what thread `i` gets; all threads together get each item once.
+    pub(crate) fn each(&self, i: usize, mut f: impl FnMut(Range<usize>)) {
+        let threads = self.taken.len();
+        let rest = |own: &Range<usize>| if threads > 1 { own.len() / REST } else { 0 };
+        let own = part(self.items, 1, i, threads);
+        f(own.start..own.end - rest(&own));
+        for other in (i..threads).chain(0..i) {
+            let own = part(self.items, 1, other, threads);
+            let rest = own.end - rest(&own)..own.end;
+            let piece = rest.len().div_ceil(PIECES);
+            while !rest.is_empty() {
+                let start = rest.start + self.taken[other].fetch_add(piece, Ordering::Relaxed);
+                if start >= rest.end {
+                    break;
+                }
+                f(start..(start + piece).min(rest.end));
+            }
+        }
+    }
+}
+
 /// The `i`-th of `parts` contiguous parts of `0..items`, cut at multiples of `granule`.
 pub(crate) fn part(items: usize, granule: usize, i: usize, parts: usize) -> Range<usize> {
     let granules = items.div_ceil(granule);
@@ -132,7 +225,7 @@ pub(crate) fn part(items: usize, granule: usize, i: usize, parts: usize) -> Rang
 fn wait_a_little(rounds: &mut usize) {
     *rounds += 1;
     if *rounds < SPIN_ROUNDS {
-        std::hint::spin_loop();
+        hint::spin_loop();
     } else {
         thread::yield_now();
     }
@@ -149,7 +242,7 @@ impl Shared {
             }
             // SAFETY: the cell was written before the epoch that was just seen, and is not written again before this
             // worker has lowered `pending`.
-            let task = unsafe { *self.task.get() };
+            let task = unsafe { self.task.get() };
             if let Some(task) = task {
                 // SAFETY: `run` keeps the closure alive until `pending` is zero.
                 let task = unsafe { &*task };
@@ -168,15 +261,16 @@ impl Shared {
             if epoch != seen {
                 return epoch;
             }
-            std::hint::spin_loop();
+            hint::spin_loop();
         }
-        // The flag goes up before the last look at the epoch, and `run` raises the epoch before it looks at the flag:
-        // one of the two sees the other.
-        self.sleeping[worker].store(true, Ordering::SeqCst);
+        // The flag goes up before the last look at the epoch, and `run` raises the epoch before it looks at the flag: with a
+        // fence between the two on both sides, one of them sees the other.
+        self.sleeping[worker].store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         loop {
-            let epoch = self.epoch.load(Ordering::SeqCst);
+            let epoch = self.epoch.load(Ordering::Acquire);
             if epoch != seen {
-                self.sleeping[worker].store(false, Ordering::SeqCst);
+                self.sleeping[worker].store(false, Ordering::Relaxed);
                 return epoch;
             }
             thread::park();
@@ -187,7 +281,7 @@ impl Shared {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::Release);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker that panicked outside a task has nothing left to clean up.
@@ -196,7 +290,7 @@ impl Drop for Pool {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -213,6 +307,21 @@ mod tests {
                     });
                 });
                 assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1), "{threads} threads, {items} items");
+            }
+        }
+    }
+
+    #[test]
+    fn dealt_items_come_once_however_late_a_thread_is() {
+        for threads in 1..5 {
+            for items in [0, 1, 7, 16, 100, 999] {
+                let deal = Deal::new(items, threads);
+                let mut hits = vec![0; items];
+                // One after the other: the first takes everybody's rest.
+                for i in 0..threads {
+                    deal.each(i, |range| range.for_each(|n| hits[n] += 1));
+                }
+                assert!(hits.iter().all(|hit| *hit == 1), "{threads} threads, {items} items");
             }
         }
     }
