@@ -10,7 +10,8 @@ use std::{marker::PhantomData, ops::Range};
 
 use crate::{
     Isa,
-    kv::{Full, Half, KvCache, KvForm, KvType, PAGE_TOKENS},
+    kv::{KvCache, KvType, PAGE_TOKENS},
+    kv_form::{Full, Half, Head, KvForm},
     lanes,
     matmul::Compute,
     shared_out::SharedOut,
@@ -90,7 +91,7 @@ impl<F: KvForm> Tile<'_, F> {
         self.ranges[i].start.clamp(start, end) - start..self.ranges[i].end.clamp(start, end) - start
     }
 
-    pub(crate) fn head(&self, c: usize) -> (&[F::Key], &[F::Value]) {
+    pub(crate) fn head(&self, c: usize) -> Head<'_, F> {
         self.cache.head::<F>(self.pages[c], self.kv_head)
     }
 

@@ -1,19 +1,18 @@
 //! The key/value cache of one layer, in pages of 64 positions.
 //!
-//! A page holds, for each kv head, keys as `[4 blocks][K][16 positions]` - so that one vector holds the same component
-//! of 16 keys - and values as `[64 / S][K'][S positions]`, K' being K rounded up to whole vectors and S the positions whose
-//! values one step of the weighted sum takes. Models with f32 or f16 weights have f32 keys and values (S = 1); all others f16
-//! keys and bf16 values (S = 2). Which page is whose is the engine's business; here a sequence is a list of page numbers.
+//! A page holds, for each kv head, keys as `[4 blocks][K / C][16 positions][C]` - so that one vector holds the same C components
+//! of 16 keys -, the keys' scales (64), and values as `[64 / S][K'][S positions]`, K' being K rounded up to whole vectors and S
+//! the positions whose values one step of the weighted sum takes. Models with f32 or f16 weights have f32 keys and values (C = S
+//! = 1, no scales); all others keys of 14 bits and a scale each (C = 2) and bf16 values (S = 2). Which page is whose is the
+//! engine's business; here a sequence is a list of page numbers.
 
 use std::ops::Range;
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
 use qwenkit_tensor::{AllocError, HugeBuf};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
 
 use crate::{
-    lanes::{LANES, Lanes},
+    kv_form::{Full, Half, Head, KvForm},
+    lanes::LANES,
     matmul::Compute,
     shared_out::SharedOut,
 };
@@ -28,8 +27,7 @@ pub(crate) const KEY_BLOCK: usize = 16;
 pub enum KvType {
     /// Full precision, for models whose activations stay in f32: those with f32 or f16 weights.
     F32,
-    /// Half precision, for all others: keys in f16, whose larger mantissa the scores need; values in bf16, which processors
-    /// multiply in pairs.
+    /// 16 bits a number, for all others: keys as integers under a scale each, values in bf16; processors multiply both in pairs.
     F16,
 }
 
@@ -42,205 +40,25 @@ pub struct KvCache {
     data: HugeBuf,
 }
 
-/// How a cache holds keys and values, and what the weighted sum of values takes in one step: sixteen components of `SIDE`
-/// positions, 64 bytes, times one 32-bit word that holds the weights of these positions.
-pub(crate) trait KvForm: Sized {
-    type Key: bytemuck::Pod + Send + Sync;
-    type Value: bytemuck::Pod + Send + Sync;
-    /// S
-    const SIDE: usize;
-
-    fn key(x: f32) -> Self::Key;
-    fn value(x: f32) -> Self::Value;
-    /// A weight as the sum over values takes it.
-    fn weight(x: f32) -> f32;
-
-    /// Sixteen consecutive key elements.
-    fn keys(from: &[Self::Key; LANES]) -> Lanes;
-    /// sum += weights: (S) by values: (16, S)
-    fn add_values(sum: &mut Lanes, weights: &[f32], values: &[Self::Value]);
-
-    /// Sixteen consecutive key elements.
-    ///
-    /// # Safety
-    /// AVX-512 F; `from` points at sixteen elements.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn keys_512(from: *const Self::Key) -> __m512;
-
-    /// Stores `weight` of 64 weights as words, and returns partial sums of what was stored.
-    ///
-    /// # Safety
-    /// AVX-512 F and BW, and BF16 if `NATIVE`; `words` has room for 64 positions.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512;
-
-    /// acc + one step's values by `word`, in every lane. `NATIVE`: with the machine's own product of bf16 pairs.
-    ///
-    /// # Safety
-    /// AVX-512 F, and BF16 if `NATIVE`; 64 bytes can be read at `values` and four at `word`.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn step_512<const NATIVE: bool>(acc: __m512, values: __m512i, word: *const u32) -> __m512;
-}
-
-/// f32 throughout.
-pub(crate) struct Full;
-/// f16 keys, bf16 values.
-pub(crate) struct Half;
-
-impl KvForm for Full {
-    type Key = f32;
-    type Value = f32;
-    const SIDE: usize = 1;
-
-    #[inline(always)]
-    fn key(x: f32) -> f32 {
-        x
-    }
-
-    #[inline(always)]
-    fn value(x: f32) -> f32 {
-        x
-    }
-
-    #[inline(always)]
-    fn weight(x: f32) -> f32 {
-        x
-    }
-
-    #[inline(always)]
-    fn keys(from: &[f32; LANES]) -> Lanes {
-        *from
-    }
-
-    #[inline(always)]
-    fn add_values(sum: &mut Lanes, weights: &[f32], values: &[f32]) {
-        sum.iter_mut().zip(values).for_each(|(s, v)| *s += weights[0] * v);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn keys_512(from: *const f32) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512 {
-        // SAFETY: the caller's promise; a position takes a word.
-        unsafe {
-            (0..4).for_each(|b| _mm512_storeu_ps(words.add(b * LANES).cast(), weights[b]));
-            let pairs = (_mm512_add_ps(weights[0], weights[1]), _mm512_add_ps(weights[2], weights[3]));
-            _mm512_add_ps(pairs.0, pairs.1)
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn step_512<const NATIVE: bool>(acc: __m512, values: __m512i, word: *const u32) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(values), _mm512_set1_ps(*word.cast()), acc) }
-    }
-}
-
-impl KvForm for Half {
-    type Key = f16;
-    type Value = bf16;
-    const SIDE: usize = 2;
-
-    #[inline(always)]
-    fn key(x: f32) -> f16 {
-        f16::from_f32(x)
-    }
-
-    #[inline(always)]
-    fn value(x: f32) -> bf16 {
-        bf16::from_f32(x)
-    }
-
-    /// Weights are numbers from 0 to 1, so rounding needs no case for what is no number.
-    #[inline(always)]
-    fn weight(x: f32) -> f32 {
-        let bits = x.to_bits();
-        f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-    }
-
-    #[inline(always)]
-    fn keys(from: &[f16; LANES]) -> Lanes {
-        let mut to = [0.0; LANES];
-        from.convert_to_f32_slice(&mut to);
-        to
-    }
-
-    #[inline(always)]
-    fn add_values(sum: &mut Lanes, weights: &[f32], values: &[bf16]) {
-        let wide = |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
-        for (s, pair) in sum.iter_mut().zip(values.as_chunks::<2>().0) {
-            *s += weights[0] * wide(pair[0]);
-            *s += weights[1] * wide(pair[1]);
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn keys_512(from: *const f16) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn weights_512<const NATIVE: bool>(weights: [__m512; 4], words: *mut u32) -> __m512 {
-        // SAFETY: the caller's promise; two positions share a word. Both ways round as `weight` does.
-        unsafe {
-            if NATIVE {
-                let ones = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f80_3f80));
-                let mut sums = _mm512_setzero_ps();
-                for b in 0..2 {
-                    let pairs = _mm512_cvtne2ps_pbh(weights[2 * b + 1], weights[2 * b]);
-                    _mm512_storeu_si512(words.add(b * LANES).cast(), std::mem::transmute::<__m512bh, __m512i>(pairs));
-                    sums = _mm512_dpbf16_ps(sums, pairs, ones);
-                }
-                return sums;
-            }
-            let mut sums = _mm512_setzero_ps();
-            for (b, weights) in weights.into_iter().enumerate() {
-                let bits = _mm512_castps_si512(weights);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-                let high = _mm512_srli_epi32::<16>(up);
-                _mm256_storeu_si256(words.add(b * LANES / 2).cast(), _mm512_cvtepi32_epi16(high));
-                sums = _mm512_add_ps(sums, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(high)));
-            }
-            sums
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn step_512<const NATIVE: bool>(acc: __m512, values: __m512i, word: *const u32) -> __m512 {
-        // SAFETY: the caller's promise; vectors of 32 bf16 values have the same size. A bf16 is the upper half of the f32 of
-        // the same value.
-        unsafe {
-            let word = _mm512_set1_epi32(word.cast::<i32>().read());
-            if NATIVE {
-                let pairs = |v| std::mem::transmute::<__m512i, __m512bh>(v);
-                return _mm512_dpbf16_ps(acc, pairs(values), pairs(word));
-            }
-            let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
-            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
-            let acc = _mm512_fmadd_ps(low(values), low(word), acc);
-            _mm512_fmadd_ps(high(values), high(word), acc)
-        }
-    }
-}
-
 impl KvType {
     fn size_bytes(self) -> usize {
         match self {
             KvType::F32 => 4,
             KvType::F16 => 2,
         }
+    }
+
+    /// Bytes of a head's key scales in a page.
+    fn scale_bytes(self) -> usize {
+        match self {
+            KvType::F32 => 0,
+            KvType::F16 => PAGE_TOKENS * size_of::<f32>(),
+        }
+    }
+
+    /// Bytes of a head's keys, their scales and its values in a page.
+    fn head_bytes(self, head_dim: usize) -> usize {
+        PAGE_TOKENS * (head_dim + head_dim.next_multiple_of(LANES)) * self.size_bytes() + self.scale_bytes()
     }
 }
 
@@ -257,7 +75,7 @@ impl KvCache {
 
     /// Bytes of one page of one layer.
     pub fn page_bytes(kv_type: KvType, kv_heads: usize, head_dim: usize) -> usize {
-        PAGE_TOKENS * kv_heads * (head_dim + head_dim.next_multiple_of(LANES)) * kv_type.size_bytes()
+        kv_heads * kv_type.head_bytes(head_dim)
     }
 
     /// Pages in all.
@@ -277,18 +95,15 @@ impl KvCache {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Bytes of a head's keys and values in a page.
     fn head_bytes(&self) -> usize {
-        PAGE_TOKENS * (self.head_dim + self.value_dim()) * self.kv_type.size_bytes()
+        self.kv_type.head_bytes(self.head_dim)
     }
 
-    /// Keys `[4][K][16]` and values `[64 / S][K'][S]` of `head` in `page`.
-    pub(crate) fn head<F: KvForm>(&self, page: u32, head: usize) -> (&[F::Key], &[F::Value]) {
+    /// Keys, scales and values of `head` in `page`.
+    pub(crate) fn head<F: KvForm>(&self, page: u32, head: usize) -> Head<'_, F> {
         let n = self.head_bytes();
         let start = (page as usize * self.kv_heads + head) * n;
-        let bytes = &self.data.as_slice::<u8>()[start..start + n];
-        let (keys, values) = bytes.split_at(PAGE_TOKENS * self.head_dim * size_of::<F::Key>());
-        (bytemuck::cast_slice(keys), bytemuck::cast_slice(values))
+        F::pieces(&self.data.as_slice::<u8>()[start..start + n], self.head_dim)
     }
 
     /// Copies keys and values of one head at `positions` of the sequence whose pages are `pages` to positions 0, 1, ... of
@@ -307,17 +122,17 @@ impl KvCache {
         for (page, positions) in own.zip(positions.chunks(PAGE_TOKENS)) {
             // SAFETY: the caller's promise.
             let bytes = unsafe { data.slice((page * self.kv_heads + head) * n, n) };
-            let (keys, values) = bytes.split_at_mut(PAGE_TOKENS * dim * size_of::<F::Key>());
-            let (keys, values): (&mut [F::Key], &mut [F::Value]) =
-                (bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values));
+            let (keys, scales, values) = F::pieces_mut(bytes, dim);
             for (slot, position) in positions.iter().enumerate() {
                 let (there, at) = (*position as usize / PAGE_TOKENS, *position as usize % PAGE_TOKENS);
-                let (from_keys, from_values) = self.head::<F>(pages[there], head);
-                let to = keys[slot / KEY_BLOCK * KEY_BLOCK * dim..].iter_mut().skip(slot % KEY_BLOCK);
-                let of = from_keys[at / KEY_BLOCK * KEY_BLOCK * dim..].iter().skip(at % KEY_BLOCK);
-                for (to, of) in to.step_by(KEY_BLOCK).zip(of.step_by(KEY_BLOCK)).take(dim) {
-                    *to = *of;
+                let (from_keys, from_scales, from_values) = self.head::<F>(pages[there], head);
+                let to = keys[slot / KEY_BLOCK * KEY_BLOCK * dim..].chunks_exact_mut(F::COMPONENTS);
+                let of = from_keys[at / KEY_BLOCK * KEY_BLOCK * dim..].chunks_exact(F::COMPONENTS);
+                let (to, of) = (to.skip(slot % KEY_BLOCK), of.skip(at % KEY_BLOCK));
+                for (to, of) in to.step_by(KEY_BLOCK).zip(of.step_by(KEY_BLOCK)).take(dim / F::COMPONENTS) {
+                    to.copy_from_slice(of);
                 }
+                scales.iter_mut().skip(slot).zip(from_scales.iter().skip(at)).take(1).for_each(|(to, of)| *to = *of);
                 let to = values[slot / F::SIDE * F::SIDE * value_dim..].chunks_exact_mut(F::SIDE);
                 let of = from_values[at / F::SIDE * F::SIDE * value_dim..].chunks_exact(F::SIDE);
                 for (to, of) in to.zip(of).take(dim) {
@@ -351,20 +166,17 @@ impl KvCache {
         let tokens = k.len() / (heads * dim);
         assert!(k.len() == v.len() && k.len() == tokens * heads * dim, "keys and values of (T, {heads}, {dim})");
         assert!((first + tokens).div_ceil(PAGE_TOKENS) <= pages.len(), "positions past the sequence's pages");
+        assert!(dim.is_multiple_of(F::COMPONENTS), "heads of {dim}");
         let data = SharedOut::new(self.data.as_mut_slice::<u8>());
         let write_head = |head: usize| {
             for t in 0..tokens {
                 let (page, slot) = (pages[(first + t) / PAGE_TOKENS] as usize, (first + t) % PAGE_TOKENS);
                 // SAFETY: each head of a page is written by the one thread that has this head.
                 let bytes = unsafe { data.slice((page * heads + head) * n, n) };
-                let (keys, values) = bytes.split_at_mut(PAGE_TOKENS * dim * size_of::<F::Key>());
-                let (keys, values): (&mut [F::Key], &mut [F::Value]) =
-                    (bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values));
+                let (keys, scales, values) = F::pieces_mut(bytes, dim);
                 let from = (t * heads + head) * dim;
-                let block = &mut keys[slot / KEY_BLOCK * KEY_BLOCK * dim..];
-                for (d, &x) in k[from..from + dim].iter().enumerate() {
-                    block[d * KEY_BLOCK + slot % KEY_BLOCK] = F::key(x);
-                }
+                let block = &mut keys[slot / KEY_BLOCK * KEY_BLOCK * dim..][..KEY_BLOCK * dim];
+                F::write_key(&k[from..from + dim], slot % KEY_BLOCK, block, scales.get_mut(slot));
                 let side_by_side = &mut values[slot / F::SIDE * F::SIDE * value_dim..];
                 for (group, &x) in side_by_side.chunks_exact_mut(F::SIDE).zip(&v[from..from + dim]) {
                     group[slot % F::SIDE] = F::value(x);

@@ -41,6 +41,23 @@ pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum(partial)
 }
 
+/// The largest |x| of a row; no number if any is none or infinite.
+#[inline(always)]
+pub(crate) fn largest(x: &[f32]) -> f32 {
+    let (mut most, mut odd) = ([0.0; LANES], [0.0; LANES]);
+    let mut take = |block: &[f32]| {
+        for ((most, odd), x) in most.iter_mut().zip(&mut odd).zip(block) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
+            // What is finite times 0 is 0.
+            *odd += x * 0.0;
+        }
+    };
+    let (whole, rest) = x.as_chunks::<LANES>();
+    whole.iter().for_each(|block| take(block));
+    take(rest);
+    max(most) + sum(odd)
+}
+
 /// Sum of products of two rows of one length, in sixteen partial sums.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {

@@ -24,6 +24,7 @@ mod grouped;
 mod index;
 mod isa;
 mod kv;
+mod kv_form;
 mod lanes;
 mod layer_norm;
 mod layout;

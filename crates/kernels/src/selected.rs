@@ -10,7 +10,8 @@ use qwenkit_tensor::AllocError;
 use crate::{
     attention::AttentionSeq,
     index::Selection,
-    kv::{Full, Half, KvCache, KvForm, KvType, PAGE_TOKENS},
+    kv::{KvCache, KvType, PAGE_TOKENS},
+    kv_form::{Full, Half, KvForm},
     matmul::Compute,
     shared_out::SharedOut,
 };

@@ -9,7 +9,8 @@ use std::{arch::x86_64::*, ops::Range};
 use super::elementwise::exp_2;
 use crate::{
     attention::{HEAD_DIM_MAX, Partial, TILE_QUERIES, Tile},
-    kv::{KEY_BLOCK, KvForm, PAGE_TOKENS},
+    kv::{KEY_BLOCK, PAGE_TOKENS},
+    kv_form::KvForm,
     lanes::LANES,
 };
 
@@ -42,14 +43,14 @@ pub(crate) unsafe fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, o
 }
 
 /// With the machine's product of bf16 pairs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,f16c,fma,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,f16c,fma,avx2")]
 unsafe fn native<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
     // SAFETY: the caller's promise.
     unsafe { any_count::<F, true>(tile, chunks, out) }
 }
 
 /// Without it.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,fma,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2")]
 unsafe fn spread<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
     // SAFETY: the caller's promise.
     unsafe { any_count::<F, false>(tile, chunks, out) }
@@ -79,6 +80,7 @@ unsafe fn queries<F: KvForm, const NATIVE: bool, const Q: usize>(
     out: &mut Partial<'_>,
 ) {
     let dim = tile.value_dim;
+    let prepared = F::queries(tile.queries, tile.head_dim);
     let mut state = State {
         largest: [f32::NEG_INFINITY; TILE_QUERIES],
         total: [0.0; TILE_QUERIES],
@@ -90,15 +92,15 @@ unsafe fn queries<F: KvForm, const NATIVE: bool, const Q: usize>(
     debug_assert!(tile.ranges.len() == Q && dim <= HEAD_DIM_MAX && out.values.len() == Q * dim);
     out.values.fill(0.0);
     for c in chunks.clone() {
-        let (keys, values) = tile.head(c);
+        let (keys, scales, values) = tile.head(c);
         let end = (0..Q).map(|i| tile.seen(i, c).end).max().unwrap_or(0);
         // A head's keys and values are one piece of memory, and the next chunk's are of the same length.
         let next = if tile.ahead && c + 1 < chunks.end { Some(tile.head(c + 1)) } else { None };
         // SAFETY: `keys` and `values` are a page's, of 64 keys of K and 64 values of K'.
         unsafe {
-            scores::<F, Q>(tile, keys, next.map(|n| n.0.as_ptr()), end, &mut state);
+            scores::<F, Q>(&prepared, tile.head_dim, (keys, scales), next.map(|n| n.0.as_ptr()), end, &mut state);
             weigh::<F, NATIVE, Q>(tile, c, &mut state);
-            merge_values::<F, NATIVE, Q>(values, next.map(|n| n.1.as_ptr()), end, dim, &state, out.values);
+            merge_values::<F, NATIVE, Q>(values, next.map(|n| n.2.as_ptr()), end, dim, &state, out.values);
         }
     }
     (out.largest, out.total) = (state.largest, state.total);
@@ -107,13 +109,13 @@ unsafe fn queries<F: KvForm, const NATIVE: bool, const Q: usize>(
 /// Scores of the chunk's keys up to `end`.
 #[inline(always)]
 unsafe fn scores<F: KvForm, const Q: usize>(
-    tile: &Tile<'_, F>,
-    keys: &[F::Key],
+    queries: &F::Queries,
+    dim: usize,
+    (keys, scales): (&[F::Key], &[f32]),
     next: Option<*const F::Key>,
     end: usize,
     state: &mut State,
 ) {
-    let dim = tile.head_dim;
     for block in 0..end.div_ceil(KEY_BLOCK) {
         // SAFETY: block < 4, so the loads stay in the page's keys; queries hold `dim` values each. Prefetches read nothing.
         unsafe {
@@ -121,15 +123,9 @@ unsafe fn scores<F: KvForm, const Q: usize>(
             if let Some(next) = next {
                 ask_for(next.add(start).cast(), KEY_BLOCK * dim * size_of::<F::Key>());
             }
-            let keys = keys.as_ptr().add(start);
-            let queries: [*const f32; Q] = std::array::from_fn(|i| tile.queries.as_ptr().add(i * dim));
-            let mut acc = [_mm512_setzero_ps(); Q];
-            for d in 0..dim {
-                let key = F::keys_512(keys.add(d * KEY_BLOCK));
-                for i in 0..Q {
-                    acc[i] = _mm512_fmadd_ps(key, _mm512_set1_ps(*queries[i].add(d)), acc[i]);
-                }
-            }
+            // Where there are no scales, nothing is read from behind their end.
+            let scales = scales.as_ptr().wrapping_add(block * KEY_BLOCK);
+            let acc = F::scores_512::<Q>(queries, dim, keys.as_ptr().add(start), scales);
             for i in 0..Q {
                 _mm512_storeu_ps(state.scores[i].as_mut_ptr().add(block * KEY_BLOCK), acc[i]);
             }

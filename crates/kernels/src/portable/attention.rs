@@ -1,10 +1,11 @@
-//! One tile of attention in plain Rust; inlined into AVX2's as well, whose registers the compiler fills from it.
+//! One tile of attention in plain Rust.
 
 use std::ops::Range;
 
 use crate::{
     attention::{HEAD_DIM_MAX, Partial, Tile},
-    kv::{KEY_BLOCK, KvForm, PAGE_TOKENS},
+    kv::{KEY_BLOCK, PAGE_TOKENS},
+    kv_form::KvForm,
     lanes::{self, LANES},
 };
 
@@ -12,8 +13,8 @@ use crate::{
 #[inline(always)]
 pub(crate) fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
     let (dim, value_dim) = (tile.head_dim, tile.value_dim);
+    let queries = F::queries(tile.queries, dim);
     for i in 0..tile.ranges.len() {
-        let query = &tile.queries[i * dim..][..dim];
         let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0);
         let out_values = &mut out.values[i * value_dim..][..value_dim];
         out_values.fill(0.0);
@@ -22,8 +23,12 @@ pub(crate) fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mu
             if seen.is_empty() {
                 continue;
             }
-            let (keys, values) = tile.head(c);
-            let mut weights = scores::<F>(query, keys);
+            let (keys, scales, values) = tile.head(c);
+            let mut weights = [0.0; PAGE_TOKENS];
+            for (b, weights) in weights.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let scales = scales.get(b * KEY_BLOCK..).unwrap_or_default();
+                *weights = F::scores(&queries, i, &keys[b * KEY_BLOCK * dim..][..KEY_BLOCK * dim], scales);
+            }
             weights[..seen.start].fill(f32::NEG_INFINITY);
             weights[seen.end..].fill(f32::NEG_INFINITY);
             let (chunk_largest, chunk_total) = exponentials::<F>(&mut weights);
@@ -39,19 +44,6 @@ pub(crate) fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mu
         }
         (out.largest[i], out.total[i]) = (largest, total);
     }
-}
-
-/// query: (K), keys: [4][K][16] to scores of 64 keys.
-#[inline(always)]
-fn scores<F: KvForm>(query: &[f32], keys: &[F::Key]) -> [f32; PAGE_TOKENS] {
-    let mut scores = [0.0; PAGE_TOKENS];
-    for (block, scores) in keys.chunks_exact(query.len() * KEY_BLOCK).zip(scores.as_chunks_mut::<LANES>().0) {
-        for (key, q) in block.as_chunks::<LANES>().0.iter().zip(query) {
-            let key = F::keys(key);
-            scores.iter_mut().zip(key).for_each(|(s, k)| *s += k * q);
-        }
-    }
-    scores
 }
 
 /// Turns scores into weights 2^(score - largest), and returns the largest score and the sum of the weights.
