@@ -19,7 +19,8 @@ use qwenkit_tensor::DType;
 const USAGE: &str = "\
 usage: cargo run --release -p qwenkit-models --example random-model -- SHAPE TYPE LAYERS OUT [VOCAB]
 
-SHAPE  qwen3-30b-a3b     attention and 128 experts, 8 for each token
+SHAPE  qwen3-0.6b, qwen3-1.7b (28 layers each) and qwen3-4b (36)
+       qwen3-30b-a3b     attention and 128 experts, 8 for each token
        qwen3.5-4b        three layers of linear attention to one of attention
        qwen3.5-4b-linear all layers linear attention
        qwen3.5-4b-full   all layers attention

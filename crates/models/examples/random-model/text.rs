@@ -27,6 +27,8 @@ pub(super) struct Shape {
     sections: Option<[i32; 3]>,
     /// Whether q, k and v have biases, and heads no norms.
     has_bias: bool,
+    /// Whether the output head is the embedding.
+    tied: bool,
 }
 
 /// Key heads, value heads and their size, and whether layer `i` is linear.
@@ -46,6 +48,7 @@ pub(super) fn shape(name: &str) -> Option<Shape> {
         linear: None,
         sections: None,
         has_bias: false,
+        tied: false,
     };
     let seeing = Shape {
         architecture: "qwen2vl",
@@ -60,6 +63,7 @@ pub(super) fn shape(name: &str) -> Option<Shape> {
         linear: None,
         sections: Some([16, 24, 24]),
         has_bias: true,
+        tied: false,
     };
     let hybrid = |is_linear| Shape {
         architecture: "qwen35",
@@ -74,8 +78,27 @@ pub(super) fn shape(name: &str) -> Option<Shape> {
         linear: Some((16, 32, 128, is_linear)),
         sections: Some([11, 11, 10]),
         has_bias: false,
+        tied: false,
+    };
+    let dense = |width, heads, ffn| Shape {
+        architecture: "qwen3",
+        fixture: "qwen3",
+        vocab: 151_936,
+        width,
+        heads,
+        kv_heads: 8,
+        head_dim: 128,
+        ffn,
+        experts: None,
+        linear: None,
+        sections: None,
+        has_bias: false,
+        tied: true,
     };
     match name {
+        "qwen3-0.6b" => Some(dense(1024, 16, 3072)),
+        "qwen3-1.7b" => Some(dense(2048, 16, 6144)),
+        "qwen3-4b" => Some(dense(2560, 32, 9728)),
         "qwen3-30b-a3b" => Some(moe),
         "qwen2.5-vl-3b" => Some(seeing),
         "qwen3.5-4b" => Some(hybrid(|i| !(i + 1).is_multiple_of(4))),
@@ -138,7 +161,9 @@ impl Shape {
             |name: String, dtype, shape: &[usize]| specs.push(TensorSpec { name, dtype, shape: shape.to_vec() });
         let (width, q, kv) = (self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         put("token_embd.weight".into(), dtype, &[self.vocab, width]);
-        put("output.weight".into(), dtype, &[self.vocab, width]);
+        if !self.tied {
+            put("output.weight".into(), dtype, &[self.vocab, width]);
+        }
         put("output_norm.weight".into(), DType::F32, &[width]);
         for i in 0..layers {
             let mut put = |name: &str, dtype, shape: &[usize]| put(format!("blk.{i}.{name}"), dtype, shape);
