@@ -1,21 +1,23 @@
 // The field where people write, with its images: pasted, dropped or picked.
 import { make } from "./dom.js";
 import { number, t } from "./i18n.js";
+import { bytes, picture, Refusal } from "./pictures.js";
 
-const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-/// Bytes of an image file; the server has its own limit.
-const MOST_BYTES = 20 * 1024 * 1024;
+/// Bytes of all images of a conversation: a request carries them all, and servers take 32 MB unless told otherwise.
+const CONVERSATION_BYTES = 24 * 2 ** 20;
 
 let attached = [];
 
-/// Wires the composer; `send(text, images)` is called with what was written, `complain(text)` with what is wrong.
-export function wireComposer(send, complain) {
+/// Wires the composer; `send(text, images)` is called with what was written, `complain(text)` with what is wrong. `sight` says of
+/// the model chosen: blind(), why it takes no images or ""; and of the conversation: kept(), the bytes of its images.
+export function wireComposer(send, complain, sight) {
   const form = document.getElementById("composer");
   const prompt = document.getElementById("prompt");
   const picker = document.getElementById("images");
   const submit = () => {
     const text = prompt.value.trim();
     if (!text && !attached.length) return;
+    if (attached.length && sight.blind()) return complain(sight.blind());
     if (!send(text, attached)) return;
     prompt.value = "";
     attached = [];
@@ -37,17 +39,40 @@ export function wireComposer(send, complain) {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
-    attach(files, complain);
+    attach(files, complain, sight);
+  });
+  // The button stays in reach where the model sees nothing, and says why.
+  picker.addEventListener("click", (event) => {
+    if (!sight.blind()) return;
+    event.preventDefault();
+    complain(sight.blind());
   });
   picker.addEventListener("change", async () => {
-    await attach([...picker.files], complain);
+    await attach([...picker.files], complain, sight);
     picker.value = "";
+    prompt.focus();
   });
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  const hold = (on) => form.classList.toggle("dragging", on);
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    hold([...(event.dataTransfer?.types ?? [])].includes("Files"));
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget ?? hold(false));
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    attach([...(event.dataTransfer?.files ?? [])], complain);
+    hold(false);
+    attach([...(event.dataTransfer?.files ?? [])], complain, sight);
   });
+}
+
+/// Shows whether images can be added: `why` not, or "".
+export function drawSight(why) {
+  const label = document.getElementById("attach");
+  label.classList.toggle("off", Boolean(why));
+  label.title = why || t("addImages");
+  const picker = document.getElementById("images");
+  picker.setAttribute("aria-disabled", String(Boolean(why)));
+  document.getElementById("attach-why").textContent = why;
 }
 
 /// The field is as high as what stands in it, up to a third of the window.
@@ -56,22 +81,26 @@ function fit(prompt) {
   prompt.style.height = `${Math.min(prompt.scrollHeight, window.innerHeight / 3)}px`;
 }
 
-async function attach(files, complain) {
+async function attach(files, complain, sight) {
+  if (!files.length) return;
+  if (sight.blind()) return complain(sight.blind());
   for (const file of files) {
-    if (!TYPES.includes(file.type)) complain(t("notAnImage", { name: file.name }));
-    else if (file.size > MOST_BYTES) complain(t("imageTooLarge", { name: file.name, size: number(file.size / 2 ** 20, 1), limit: MOST_BYTES / 2 ** 20 }));
-    else attached.push({ name: file.name, url: await dataUrl(file) });
+    try {
+      const image = await picture(file);
+      const size = sight.kept() + bytes(attached) + bytes([image]);
+      if (size > CONVERSATION_BYTES) throw new Refusal("imagesTooLarge", { size, limit: CONVERSATION_BYTES });
+      attached.push(image);
+    } catch (error) {
+      complain(words(error));
+    }
   }
   drawAttached();
 }
 
-function dataUrl(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
-  });
+function words(error) {
+  if (!(error instanceof Refusal)) return String(error?.message ?? error);
+  const { name, size = 0, limit = 0 } = error.values;
+  return t(error.key, { name, size: number(size / 2 ** 20, 1), limit: limit / 2 ** 20 });
 }
 
 function drawAttached() {
@@ -82,7 +111,10 @@ function drawAttached() {
       document.getElementById("prompt").focus();
     };
     const label = t("removeImage", { name: image.name });
-    return make("li", {}, make("img", { src: image.url, alt: image.name }), make("button", { type: "button", class: "icon", title: label, "aria-label": label, click: drop }, "✕"));
+    const sides = ({ width, height }) => `${number(width)} × ${number(height)}`;
+    const scaled = image.from ? t("imageScaled", { from: sides(image.from), to: sides(image) }) : null;
+    const note = scaled ? make("small", { class: "hint", title: scaled }, sides(image)) : null;
+    return make("li", {}, make("img", { src: image.url, alt: image.name, title: scaled ?? image.name }), note, make("button", { type: "button", class: "icon", title: label, "aria-label": label, click: drop }, "✕"));
   };
   document.getElementById("attachments").replaceChildren(...attached.map(entry));
 }

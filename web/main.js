@@ -1,9 +1,10 @@
 // The page: which conversation is open, what runs, and how the parts hear of each other.
 import { models } from "./api.js";
 import { answer, words } from "./chat.js";
-import { wireComposer } from "./composer.js";
+import { drawSight, wireComposer } from "./composer.js";
 import { make } from "./dom.js";
 import { t } from "./i18n.js";
+import { bytes } from "./pictures.js";
 import { applyAppearance, openSettings } from "./settings.js";
 import * as store from "./store.js";
 import { add, newConversation, path, titleOf, turn } from "./tree.js";
@@ -14,6 +15,15 @@ let all = [];
 let open = newConversation(Date.now());
 /// The answer that is being written: { controller, conversation, node }.
 let running = null;
+/// What each model can do, by its name.
+const capabilities = new Map();
+
+/// What the composer asks of images.
+const sight = {
+  // A model that says nothing of images is given the benefit of the doubt; the server has the last word.
+  blind: () => (capabilities.get($("model").value)?.images === false ? t("noVision", { model: $("model").value }) : ""),
+  kept: () => path(open).reduce((sum, { images }) => sum + bytes(images ?? []), 0),
+};
 
 const actions = {
   edit: (node, text) => ask(node.parent, text, node.images ?? []),
@@ -155,7 +165,9 @@ async function keep(conversation) {
 }
 
 function complain(text) {
-  const note = make("p", { class: "error", role: "alert" }, text, make("button", { type: "button", class: "icon", "aria-label": t("close"), click: () => note.remove() }, "✕"));
+  // Said again, it is said once.
+  for (const old of $("composer").querySelectorAll(".error")) if (old.dataset.text === text) old.remove();
+  const note = make("p", { class: "error", role: "alert", "data-text": text }, text, make("button", { type: "button", class: "icon", "aria-label": t("close"), click: () => note.remove() }, "✕"));
   $("composer").prepend(note);
 }
 
@@ -168,8 +180,10 @@ async function loadModels() {
   try {
     const list = await models();
     const before = select.value || localStorage.getItem("model");
+    for (const { id, capabilities: own } of list) capabilities.set(id, own);
     select.replaceChildren(...list.map(({ id }) => make("option", { value: id }, id)));
     if (list.some(({ id }) => id === before)) select.value = before;
+    drawSight(sight.blind());
     if (!list.length) complain(t("noModels"));
   } catch (error) {
     complain(words(error));
@@ -203,14 +217,17 @@ function wireKeys() {
 
 async function start() {
   applyAppearance();
-  wireComposer((text, images) => ask(path(open).at(-1)?.id ?? "", text, images), complain);
+  wireComposer((text, images) => ask(path(open).at(-1)?.id ?? "", text, images), complain, sight);
   wireKeys();
   $("stop").addEventListener("click", stop);
   $("new-chat").addEventListener("click", startNew);
   $("search").addEventListener("input", drawConversations);
   $("open-sidebar").addEventListener("click", openSidebar);
   $("close-sidebar").addEventListener("click", closeSidebar);
-  $("model").addEventListener("change", () => localStorage.setItem("model", $("model").value));
+  $("model").addEventListener("change", () => {
+    localStorage.setItem("model", $("model").value);
+    drawSight(sight.blind());
+  });
   $("open-settings").addEventListener("click", () => openSettings(() => {
     drawConversations();
     drawLog();

@@ -1,13 +1,17 @@
 // The page in a real browser against a running server.
-//   QWENKIT_BASE   where the server is, with a chat model
+//   QWENKIT_BASE   where the server is, with a chat model that reads text only
+//   QWENKIT_VISION its model that sees images
 //   CHROMIUM       the browser (default /usr/bin/chromium)
 //   SCREENSHOTS    a folder for pictures of the page; none are made without it
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { chromium } from "playwright-core";
 
 const base = process.env.QWENKIT_BASE;
 assert.ok(base, "QWENKIT_BASE says where the server is");
+const vision = process.env.QWENKIT_VISION;
+assert.ok(vision, "QWENKIT_VISION names the model that sees");
 let browser;
 
 before(async () => {
@@ -100,21 +104,121 @@ test("an answer is stopped, asked for again, and its question edited", async () 
   assert.deepEqual(faults, []);
 });
 
-test("an image goes into the request as a data URL", async () => {
-  const { page, faults } = await visit();
+/// Puts files into a paste or a drop, as the browser would.
+async function give(page, how, files) {
+  await page.evaluate(async ([how, files]) => {
+    const data = new DataTransfer();
+    for (const { name, type, base64 } of files) data.items.add(new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], name, { type }));
+    if (how === "paste") document.querySelector("#prompt").dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+    else document.querySelector("#log").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+  }, [how, files]);
+}
+
+const photo = readFileSync(new URL("../../fixtures/images/photo.png", import.meta.url));
+const asFile = (name, buffer = photo, type = "image/png") => ({ name, type, base64: buffer.toString("base64") });
+const thumbnails = (page, count) => page.waitForFunction((n) => document.querySelectorAll("#attachments img").length === n, count);
+
+/// A visitor who talks with the model that sees.
+async function visitWithVision(options) {
+  const visitor = await visit(options);
+  await visitor.page.selectOption("#model", vision);
+  return visitor;
+}
+
+test("an image is shown to a model that sees, and stays with its conversation", async () => {
+  const { page, faults } = await visitWithVision();
+  const sent = [];
+  page.on("request", (request) => request.url().endsWith("/v1/chat/completions") && sent.push(request.postDataJSON()));
+  await page.evaluate(() => localStorage.setItem("settings", JSON.stringify({ temperature: 0, max_tokens: 8 })));
+  await page.setInputFiles("#images", { name: "photo.png", mimeType: "image/png", buffer: photo });
+  await thumbnails(page, 1);
+  await picture(page, "page-image");
+  await say(page, "What is this?");
+  await answered(page);
+  const part = sent[0].messages.at(-1).content.find(({ type }) => type === "image_url");
+  assert.equal(part.image_url.url, `data:image/png;base64,${photo.toString("base64")}`);
+  assert.equal(await page.locator(".message.assistant [role=alert]").count(), 0, await page.locator(".message.assistant").innerText());
+  assert.equal(await page.locator("#attachments img").count(), 0, "what was sent is not sent again");
+  await page.reload();
+  await page.waitForSelector(".message.user img");
+  assert.ok(await page.locator(".message.user img").evaluate((image) => image.complete && image.naturalWidth === 252));
+  // The next question carries the image along.
+  await page.waitForFunction((name) => document.querySelector("#model").value === name, vision);
+  await say(page, "And now?");
+  await answered(page, 2);
+  assert.equal(sent.at(-1).messages[0].content[0].type, "image_url");
+  assert.deepEqual(faults, []);
+});
+
+test("images are pasted and dropped, taken away by key, and scaled down where they are large", async () => {
+  const { page, faults } = await visitWithVision({ viewport: { width: 390, height: 800 } });
+  await give(page, "paste", [asFile("pasted.png")]);
+  await thumbnails(page, 1);
+  await give(page, "drop", [asFile("a.png"), asFile("b.png")]);
+  await thumbnails(page, 3);
+  await page.locator('#attachments button[aria-label="Remove image pasted.png"]').focus();
+  await page.keyboard.press("Enter");
+  await thumbnails(page, 2);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "prompt");
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= document.documentElement.clientWidth), "a phone's width is enough");
+  for (const [file, told] of [
+    [asFile("notes.txt", Buffer.from("hello"), "text/plain"), "notes.txt is not a PNG"],
+    [asFile("broken.png", photo.subarray(0, 60)), "broken.png cannot be read"],
+  ]) {
+    await give(page, "drop", [file]);
+    await page.waitForFunction((told) => document.querySelector("#composer [role=alert]")?.textContent.includes(told), told);
+    await page.locator("#composer [role=alert] button").first().click();
+  }
+  const large = await page.evaluate(async () => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 4096, height: 1024 });
+    canvas.getContext("2d").fillRect(10, 10, 100, 100);
+    return canvas.toDataURL("image/png").split(",")[1];
+  });
+  await give(page, "drop", [asFile("large.png", Buffer.from(large, "base64"))]);
+  await thumbnails(page, 3);
+  assert.match(await page.locator("#attachments small").innerText(), /2,048 × 512/);
   let sent;
   await page.route("**/v1/chat/completions", (route) => {
     sent = route.request().postDataJSON();
-    return route.fulfill({ status: 200, contentType: "text/event-stream", body: 'data: {"choices":[{"index":0,"delta":{"content":"a dot"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n' });
+    return route.fulfill({ status: 200, contentType: "text/event-stream", body: 'data: {"choices":[{"index":0,"delta":{"content":"seen"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n' });
   });
-  const png = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "base64");
-  await page.setInputFiles("#images", { name: "dot.png", mimeType: "image/png", buffer: png });
-  await page.waitForSelector("#attachments img");
-  await say(page, "What is this?");
+  // An image needs no words.
+  await page.focus("#prompt");
+  await page.keyboard.press("Enter");
   await answered(page);
-  const part = sent.messages.at(-1).content.find(({ type }) => type === "image_url");
-  assert.ok(part.image_url.url.startsWith("data:image/png;base64,iVBOR"), JSON.stringify(sent));
-  assert.ok(await page.locator(".message.user img").count());
+  const urls = sent.messages[0].content.filter(({ type }) => type === "image_url").map(({ image_url }) => image_url.url);
+  assert.deepEqual(urls.map((url) => url.slice(0, 15)), ["data:image/png;", "data:image/png;", "data:image/jpeg"]);
+  assert.deepEqual(faults, []);
+});
+
+test("a model that reads text only says so, to pointer, key and drop", async () => {
+  const { page, faults } = await visit();
+  const told = async () => {
+    await page.waitForFunction(() => /does not see images/.test(document.querySelector("#composer [role=alert]")?.textContent));
+    assert.equal(await page.locator("#composer [role=alert]").count(), 1);
+    await page.locator("#composer [role=alert] button").click();
+  };
+  assert.equal(await page.locator("#images").getAttribute("aria-disabled"), "true");
+  assert.match(await page.locator("#attach").getAttribute("title"), /does not see images/);
+  await page.click("#attach", { force: true });
+  await page.click("#attach", { force: true });
+  await told();
+  await page.focus("#images");
+  await page.keyboard.press("Space");
+  await told();
+  await give(page, "drop", [asFile("photo.png")]);
+  await told();
+  assert.equal(await page.locator("#attachments img").count(), 0);
+  // An image that was chosen for another model is not sent to this one.
+  await page.selectOption("#model", vision);
+  assert.equal(await page.locator("#images").getAttribute("aria-disabled"), "false");
+  await give(page, "paste", [asFile("photo.png")]);
+  await thumbnails(page, 1);
+  await page.selectOption("#model", { index: 0 });
+  await say(page, "What is this?");
+  await told();
+  assert.equal(await page.locator(".message").count(), 0);
+  assert.equal(await page.inputValue("#prompt"), "What is this?");
   assert.deepEqual(faults, []);
 });
 

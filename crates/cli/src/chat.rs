@@ -8,25 +8,27 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use qwenkit_engine::{Ask, Session};
+use qwenkit_engine::{Ask, Session, Visual};
 use qwenkit_hub::Store;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
 use crate::answer::{self, Show};
+use crate::images::{self, Shown};
 use crate::terminal::{self, StdoutClosed, note};
 
 const HELP: &str = "\
 /system TEXT   what the model is told first; without TEXT, shows it
+/image FILE    show an image, or a folder of frames, with the next message
 /clear         forget the conversation
 /save FILE     write the conversation as JSON
 /help          this list
 /exit          leave, as Ctrl-D does
 Ctrl-C ends an answer. A line that begins with // is sent with one slash.";
 
-/// Makes the question for a conversation.
-type MakeAsk<'a> = dyn Fn(Vec<Value>) -> Ask + 'a;
+/// Makes the question for a conversation and the images in it.
+type MakeAsk<'a> = dyn Fn(Vec<Value>, Vec<Visual>) -> Ask + 'a;
 
 /// What a typed line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +36,7 @@ enum Line<'a> {
     Nothing,
     Say(&'a str),
     System(&'a str),
+    Image(&'a str),
     Clear,
     Save(&'a str),
     Help,
@@ -45,13 +48,26 @@ struct Conversation {
     system: Option<String>,
     /// Without the system message.
     messages: Vec<Value>,
+    /// Of all messages, in order.
+    visuals: Vec<Visual>,
+    /// What goes with the next message.
+    shown: Vec<Shown>,
+    /// Of films.
+    frames_per_second: f32,
 }
 
 /// Talks until the person leaves.
 ///
 /// # Errors
 /// When the terminal or stdout fails.
-pub(crate) fn chat(session: &Session, model: &str, system: Option<String>, ask: &MakeAsk) -> anyhow::Result<()> {
+pub(crate) fn chat(
+    session: &Session,
+    model: &str,
+    system: Option<String>,
+    shown: Vec<Shown>,
+    frames_per_second: f32,
+    ask: &MakeAsk,
+) -> anyhow::Result<()> {
     let mut editor = DefaultEditor::new().map_err(editor_error)?;
     let history = history_path();
     if let Some(path) = &history {
@@ -60,7 +76,8 @@ pub(crate) fn chat(session: &Session, model: &str, system: Option<String>, ask: 
     }
     let info = session.info();
     note(&format!("{model}: {}, {} tokens of context. /help lists commands.", info.architecture, info.context_tokens));
-    let mut conversation = Conversation { system, messages: Vec::new() };
+    let (messages, visuals) = (Vec::new(), Vec::new());
+    let mut conversation = Conversation { system, messages, visuals, shown, frames_per_second };
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
@@ -103,8 +120,19 @@ impl Conversation {
                 None => note("no system message; /system TEXT sets one"),
             },
             Line::System(text) => self.system = Some(text.to_owned()),
+            Line::Image("") => match self.shown.len() {
+                0 => note("no image goes with the next message; /image FILE adds one"),
+                count => note(&format!("{count} to go with the next message")),
+            },
+            Line::Image(file) => {
+                let shown = images::open(Path::new(file)).and_then(|named| named.show(session, self.frames_per_second));
+                match shown {
+                    Ok(shown) => self.shown.push(shown),
+                    Err(error) => terminal::print_error(&error.to_string()),
+                }
+            }
             Line::Clear => {
-                self.messages.clear();
+                (self.messages, self.visuals, self.shown) = (Vec::new(), Vec::new(), Vec::new());
                 note("the conversation is forgotten");
             }
             Line::Save(file) => match self.save(Path::new(file)) {
@@ -118,10 +146,12 @@ impl Conversation {
         Ok(Next::GoOn)
     }
 
-    /// Asks. A failed question is taken back, so that the next one does not fail for the same reason.
+    /// Asks. A failed question is taken back with its images, so that the next one does not fail for the same reason.
     fn say(&mut self, text: &str, session: &Session, ask: &MakeAsk) -> anyhow::Result<()> {
-        self.messages.push(json!({ "role": "user", "content": text }));
-        match answer::answer(session, ask(self.all_messages()), Show::Stream) {
+        let (shown, visuals_before) = (std::mem::take(&mut self.shown), self.visuals.len());
+        self.messages.push(json!({ "role": "user", "content": images::content(&shown, text) }));
+        self.visuals.extend(images::visuals(&shown));
+        match answer::answer(session, ask(self.all_messages(), self.visuals.clone()), Show::Stream) {
             Ok(reply) => {
                 answer::remark(session, &reply.summary);
                 self.messages.push(json!({ "role": "assistant", "content": reply.summary.text }));
@@ -130,6 +160,7 @@ impl Conversation {
             Err(error) if error.is::<StdoutClosed>() => Err(error),
             Err(error) => {
                 self.messages.pop();
+                self.visuals.truncate(visuals_before);
                 terminal::print_error(&error.to_string());
                 if matches!(error.downcast_ref(), Some(qwenkit_engine::Error::PromptTooLong { .. })) {
                     note("  hint: /clear starts a new conversation");
@@ -172,6 +203,7 @@ fn parse(line: &str) -> Line<'_> {
     let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match (command, rest.trim()) {
         ("/system", text) => Line::System(text),
+        ("/image", file) => Line::Image(file),
         ("/clear", "") => Line::Clear,
         ("/save", file) if !file.is_empty() => Line::Save(file),
         ("/help" | "/?", "") => Line::Help,
@@ -209,6 +241,7 @@ mod tests {
         assert_eq!(parse("/system be brief"), Line::System("be brief"));
         assert_eq!(parse("/system"), Line::System(""));
         assert_eq!(parse("/save a b.json"), Line::Save("a b.json"));
+        assert_eq!(parse("/image my cat.png"), Line::Image("my cat.png"));
         assert_eq!(parse("/exit"), Line::Exit);
         for slip in ["/save", "/cleer", "/clear all"] {
             assert_eq!(parse(slip), Line::Unknown(slip));
@@ -219,8 +252,13 @@ mod tests {
     fn a_conversation_is_saved_once_and_nothing_is_overwritten() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("talk.json");
-        let conversation =
-            Conversation { system: Some("s".into()), messages: vec![json!({ "role": "user", "content": "u" })] };
+        let conversation = Conversation {
+            system: Some("s".into()),
+            messages: vec![json!({ "role": "user", "content": "u" })],
+            visuals: Vec::new(),
+            shown: Vec::new(),
+            frames_per_second: 2.0,
+        };
         conversation.save(&path).expect("a new file");
         let text = fs::read_to_string(&path).expect("written");
         assert_eq!(text.trim(), r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}]}"#);

@@ -117,7 +117,7 @@ pub(crate) fn together(session: &Session, load: &Load, run: usize) -> anyhow::Re
     // Of each sequence, when the engine told of its tokens: how late they are heard here changes nothing.
     let mut moments = vec![Vec::with_capacity(load.generate); load.batch];
     for (n, time, event) in events {
-        for piece in transcripts[n].push(time, event) {
+        for piece in transcripts[n].push(time, event)? {
             match piece {
                 Piece::Prefill { .. } | Piece::Prompt(_) => {}
                 Piece::Text(piece) => moments[n].extend(piece.ids.iter().map(|_| time)),

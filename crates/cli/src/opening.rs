@@ -8,8 +8,10 @@ use clap::Args;
 use qwenkit_engine::{Options, Session};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
+use qwenkit_models::LoadEvent;
 
 use crate::args::ComputeArgs;
+use crate::seeing::Sight;
 use crate::terminal::{Bar, Unit, note};
 
 /// How to run a model.
@@ -40,22 +42,28 @@ impl SessionArgs {
 /// # Errors
 /// When the files are no whole model, an argument does not fit it, or memory is short.
 pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
-    open_for_many(files, threads, context_tokens, usize::MAX)
+    open_for_many(files, &Sight::Text, threads, context_tokens, usize::MAX)
 }
 
-/// Loads the model for many users, of whose requests at most `max_waiting` wait for their turn.
+/// Loads the model, with its vision tower if `sight` says so, for many users, of whose requests at most `max_waiting` wait for
+/// their turn.
 ///
 /// # Errors
-/// As `open`.
+/// As `open`, and when the tower is missing or another model's.
 pub(crate) fn open_for_many(
     files: &ModelFiles,
+    sight: &Sight,
     threads: usize,
     context_tokens: Option<usize>,
     max_waiting: usize,
 ) -> anyhow::Result<Session> {
     let mut bar = loading_bar();
     let options = Options { threads, isa: isa()?, context_tokens, max_waiting };
-    let session = Session::open(files, &options, &mut |event| bar.update(event.done_bytes, event.total_bytes))?;
+    let progress = &mut |event: LoadEvent| bar.update(event.done_bytes, event.total_bytes);
+    let session = match sight {
+        Sight::Text => Session::open(files, &options, progress)?,
+        Sight::Images(mmproj) => Session::open_seeing(files, mmproj.as_deref(), &options, progress)?,
+    };
     bar.clear();
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
     if in_force > made_for {

@@ -5,10 +5,10 @@
 use std::path::Path;
 
 use anyhow::{bail, ensure};
-use qwenkit_engine::{View, VisionInfo, Visual, VisualKind};
+use qwenkit_engine::{View, VisionInfo, Visual, VisualKind, image_processor};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Grid, LoadEvent, Model, Pixels, Tower, mmproj_beside};
+use qwenkit_models::{Grid, LoadEvent, Model, Pixels, Tower, arch, mmproj_beside};
 use qwenkit_tensor::TokenId;
 
 use crate::tensors::Recorded;
@@ -27,6 +27,40 @@ pub(crate) fn mmproj(files: &ModelFiles, named: Option<&Path>) -> anyhow::Result
     let Some(path) = mmproj_beside(gguf.path()) else { return Ok(None) };
     terminal::note(&format!("vision: {}", path.display()));
     Ok(Some(ModelFiles::open(&path)?))
+}
+
+/// What a session is opened for.
+pub(crate) enum Sight {
+    /// Text only.
+    Text,
+    /// Images too, by the tower in this file, or in the model's own where it is absent.
+    Images(Option<Box<ModelFiles>>),
+}
+
+impl Sight {
+    /// To see, as somebody asks for it.
+    ///
+    /// # Errors
+    /// When the tower's file cannot be opened.
+    pub(crate) fn wanted(files: &ModelFiles, named: Option<&Path>) -> anyhow::Result<Sight> {
+        Ok(Sight::Images(mmproj(files, named)?.map(Box::new)))
+    }
+
+    /// To see if the model can: nobody has asked for it, so what is missing is noted at most.
+    pub(crate) fn where_possible(files: &ModelFiles) -> Sight {
+        // A model that cannot be opened at all says so when it is.
+        if !arch::plan(files).is_ok_and(|plan| plan.sight.is_some()) {
+            return Sight::Text;
+        }
+        let found = mmproj(files, None).and_then(|mmproj| {
+            image_processor(files, mmproj.as_ref())?;
+            Ok(Sight::Images(mmproj.map(Box::new)))
+        });
+        found.unwrap_or_else(|error| {
+            terminal::note(&format!("note: images cannot be shown to this model: {error}"));
+            Sight::Text
+        })
+    }
 }
 
 /// A text model's tower, loaded to look at patches.

@@ -130,8 +130,11 @@ impl Transcript {
 
     /// Takes in an event that happened at `time`; returns what has become certain with it, in order. The last piece is
     /// `Done`.
-    pub fn push(&mut self, time: Instant, event: Event) -> Vec<Piece> {
-        match event {
+    ///
+    /// # Errors
+    /// When the answer cannot be finished; nothing more comes then.
+    pub fn push(&mut self, time: Instant, event: Event) -> Result<Vec<Piece>, Error> {
+        Ok(match event {
             Event::Prefill { done_tokens, total_tokens, cached_tokens } => {
                 self.summary.cached_tokens = cached_tokens;
                 vec![Piece::Prefill { done_tokens, total_tokens }]
@@ -143,7 +146,11 @@ impl Transcript {
             // Only other goals than an answer have values.
             Event::Values(_) => Vec::new(),
             Event::Finished(finish) => self.finished(finish),
-        }
+            Event::GivenUp(reason) => {
+                self.ended = true;
+                return Err(Error::GivenUp { reason });
+            }
+        })
     }
 
     fn token(&mut self, time: Instant, id: TokenId, logprobs: Option<TokenLogprobs>) -> Piece {
@@ -251,10 +258,10 @@ impl Iterator for Answer {
                 return None;
             }
             match self.events.recv() {
-                Ok((time, event)) => {
-                    self.ready = self.transcript.push(time, event);
-                    self.ready.reverse();
-                }
+                Ok((time, event)) => match self.transcript.push(time, event) {
+                    Ok(pieces) => self.ready = pieces.into_iter().rev().collect(),
+                    Err(error) => return Some(Err(error)),
+                },
                 Err(_) => {
                     self.failed = true;
                     return Some(Err(Error::Stopped));

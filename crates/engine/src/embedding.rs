@@ -111,6 +111,7 @@ impl Session {
             match events.recv().map_err(|_| Error::Stopped)? {
                 (i, Event::Values(values)) => found[i] = values,
                 (_, Event::Finished(_)) => left -= 1,
+                (_, Event::GivenUp(reason)) => return Err(Error::GivenUp { reason }),
                 _ => {}
             }
         }

@@ -116,6 +116,17 @@ pub enum Error {
         source: qwenkit_media::Error,
     },
 
+    /// An image or film that does not become patches.
+    #[error(transparent)]
+    Image(#[from] qwenkit_media::Error),
+
+    /// A request that began and could not be finished, by no fault of its own.
+    #[error("the answer was given up: {reason}")]
+    GivenUp {
+        /// What happened.
+        reason: String,
+    },
+
     /// Placeholders of images that do not fit the images.
     #[error("the prompt has {found} placeholder tokens of images, expected {expected}")]
     Placeholders {

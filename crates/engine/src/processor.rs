@@ -2,7 +2,7 @@
 
 use qwenkit_formats::{Checkpoint, Config, Gguf, ModelFiles};
 use qwenkit_media::Processor;
-use qwenkit_models::{Error as ModelError, arch};
+use qwenkit_models::{Error as ModelError, arch, vision_plan};
 
 use crate::error::Error;
 
@@ -12,19 +12,18 @@ const FRAMES: usize = 2;
 /// The processor of the model in `files`, whose tower is in `mmproj` or in itself. Weights are not touched.
 ///
 /// # Errors
-/// When the model takes no images, or the file with the numbers is missing or wrong.
+/// When the model takes no images, its tower is missing or another model's, or the file with the numbers is missing or wrong.
 pub fn image_processor(files: &ModelFiles, mmproj: Option<&ModelFiles>) -> Result<Processor, Error> {
-    let (plan, path) = (arch::plan(files)?, files.path().to_owned());
-    let architecture = plan.architecture;
-    if plan.sight.is_none() {
-        return Err(ModelError::Blind { path, architecture }.into());
-    }
+    let plan = arch::plan(files)?;
+    vision_plan(files, mmproj, &plan)?;
     match (mmproj, files) {
         (Some(ModelFiles::Gguf(gguf)), _) => of_mmproj(gguf),
         (Some(ModelFiles::Checkpoint(checkpoint)), _) | (None, ModelFiles::Checkpoint(checkpoint)) => {
             of_folder(checkpoint)
         }
-        (None, ModelFiles::Gguf(_)) => Err(ModelError::NoTower { path, architecture }.into()),
+        (None, ModelFiles::Gguf(gguf)) => {
+            Err(ModelError::NoTower { path: gguf.path().to_owned(), architecture: plan.architecture }.into())
+        }
     }
 }
 

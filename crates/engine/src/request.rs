@@ -95,7 +95,7 @@ impl Request {
     }
 }
 
-/// What the engine says of a request. The last event is `Finished`.
+/// What the engine says of a request. The last event is `Finished` or `GivenUp`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Progress through the prompt.
@@ -120,6 +120,8 @@ pub enum Event {
     Values(Vec<f32>),
     /// Nothing more will come.
     Finished(Finish),
+    /// The request could not be finished, for this reason; nothing more will come.
+    GivenUp(String),
 }
 
 /// Log-probabilities of one token, natural logarithms of the model's own distribution before sampling settings.

@@ -140,8 +140,8 @@ impl<R: Runner> Scheduler<R> {
             if let Some(item) = sequence.view.as_mut().and_then(|view| view.missed(computed)) {
                 match self.runner.look(&item.visual) {
                     Ok(vectors) => item.vectors = vectors,
-                    // Only an address range can be refused here; everything else was checked before.
-                    Err(_) => drop(sequence.finish.get_or_insert(Finish::Cancelled)),
+                    // Memory is all that can be refused here; everything else was checked before.
+                    Err(error) => sequence.give_up(format!("an image could not be looked at: {error}")),
                 }
             }
             return;
@@ -293,8 +293,10 @@ fn pages_ahead(s: &Sequence) -> usize {
 }
 
 fn tell_end(sequence: &mut Sequence) {
-    if let Some(finish) = sequence.finish {
-        sequence.tell(Event::Finished(finish));
+    match (sequence.failure.take(), sequence.finish) {
+        (Some(reason), _) => sequence.tell(Event::GivenUp(reason)),
+        (None, Some(finish)) => sequence.tell(Event::Finished(finish)),
+        (None, None) => {}
     }
 }
 

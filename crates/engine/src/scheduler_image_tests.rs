@@ -151,6 +151,22 @@ fn an_image_survives_giving_way() {
 }
 
 #[test]
+fn an_image_that_cannot_be_looked_at_ends_its_request_alone_and_says_why() {
+    let expected = alone(seeing(5, image(1, 2, 3), 4));
+    let mut bench = bench(16, None);
+    let unseeable = bench.submit(seeing(70, image(UNSEEABLE as u32, 2, 3), 4)).unwrap();
+    let other = bench.submit(seeing(5, image(1, 2, 3), 4)).unwrap();
+    bench.run();
+    assert_eq!(bench.answer(other).0, expected);
+    let events = bench.events[unseeable].lock().unwrap();
+    let told = matches!(events.last(), Some(Event::GivenUp(reason)) if reason.contains("could not be looked at"));
+    assert!(
+        told && !events.iter().any(|event| matches!(event, Event::Token { .. } | Event::Finished(_))),
+        "{events:?}"
+    );
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let refused = |request: Request| bench(4, None).submit(request).map(|_| ()).unwrap_err().to_string();
     let good = || seeing(2, image(1, 2, 2), 2);

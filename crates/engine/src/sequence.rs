@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     pub(crate) answer_checkpoint: Option<u32>,
     pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) finish: Option<Finish>,
+    /// Why it could not be finished, if it could not.
+    pub(crate) failure: Option<String>,
     max_tokens: usize,
     cached_tokens: usize,
     /// Tokens of the prompt that were told of; a sequence that starts again after giving way says nothing twice.
@@ -96,6 +98,7 @@ impl Sequence {
             answer_checkpoint: None,
             prompt_logprobs: request.prompt_logprobs,
             finish: None,
+            failure: None,
             max_tokens,
             cached_tokens: 0,
             told_tokens: 0,
@@ -166,6 +169,14 @@ impl Sequence {
             _ if !last => Outputs::None,
             Goal::Hidden => Outputs::Hidden,
             Goal::Answer | Goal::Logits(_) => Outputs::Last,
+        }
+    }
+
+    /// Ends it before its time, for a reason that is nobody's wish.
+    pub(crate) fn give_up(&mut self, reason: String) {
+        if self.finish.is_none() {
+            self.finish = Some(Finish::Cancelled);
+            self.failure = Some(reason);
         }
     }
 

@@ -4,6 +4,7 @@ use std::{sync::OnceLock, time::Instant};
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
+use qwenkit_media::Processor;
 use qwenkit_models::{Buffers, Error as ModelError, LoadEvent, Model, ModelState, Tower};
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{
@@ -20,6 +21,8 @@ use crate::{
     load::Load,
     memory,
     model_text::{ModelText, text_of},
+    pictures::Pictures,
+    processor::image_processor,
     random::Random,
     request::{Goal, Priority, Request},
     runner::{ModelRunner, Slots},
@@ -50,6 +53,8 @@ pub struct Session {
     origin: String,
     /// What is said of an image where there is no tower.
     blind: fn(std::path::PathBuf, &'static str) -> ModelError,
+    /// By what numbers images are cut, where the model sees.
+    processor: Option<Processor>,
     /// Made when the first answer is held to a form.
     grammars: OnceLock<GrammarFactory>,
 }
@@ -144,7 +149,7 @@ impl Session {
     /// As `open`, with the model's vision tower: that of `mmproj` where it is given, else the checkpoint's own.
     ///
     /// # Errors
-    /// As `open`, and when there is no tower, or another model's.
+    /// As `open`, and when there is no tower, another model's, or nothing that says how images become patches.
     pub fn open_seeing(
         files: &ModelFiles,
         mmproj: Option<&ModelFiles>,
@@ -164,6 +169,7 @@ impl Session {
         let tower_bytes = tower.flatten().map_or(0, ModelFiles::size_bytes);
         memory::check_weights(files.size_bytes() + tower_bytes, memory::available_memory_bytes())?;
         let text = text_of(files)?;
+        let processor = tower.map(|mmproj| image_processor(files, mmproj)).transpose()?;
         let compute = Compute::new(options.threads, options.isa);
         let model = Model::load(files, &compute, progress)?;
         let eyes = match tower {
@@ -199,12 +205,32 @@ impl Session {
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
         let origin = files.path().display().to_string();
-        Ok(Session { engine, text, info, origin, blind, grammars: OnceLock::new() })
+        Ok(Session { engine, text, info, origin, blind, processor, grammars: OnceLock::new() })
     }
 
     /// What visuals prompts may have; none where absent.
     pub fn vision(&self) -> Option<&VisionInfo> {
         self.engine.vision()
+    }
+
+    /// Makes visuals of images; none where the session reads text only.
+    ///
+    /// # Errors
+    /// When it does: says what is missing.
+    pub fn pictures(&self) -> Result<Pictures<'_>, Error> {
+        match (&self.processor, self.vision()) {
+            (Some(processor), Some(vision)) => Ok(Pictures { processor, vision }),
+            _ => Err(self.blindness()),
+        }
+    }
+
+    /// Whether the model would see if it had been opened with its tower.
+    pub fn vision_is_missing(&self) -> bool {
+        self.vision().is_none() && matches!(self.blindness(), Error::Model(ModelError::NoTower { .. }))
+    }
+
+    fn blindness(&self) -> Error {
+        (self.blind)((&self.origin).into(), self.info.architecture).into()
     }
 
     /// What this session runs.
@@ -296,7 +322,7 @@ impl Session {
             return Ok((ids, Vec::new()));
         }
         let Some(vision) = self.vision() else {
-            return Err((self.blind)((&self.origin).into(), self.info.architecture).into());
+            return Err(self.blindness());
         };
         match prompt {
             Prompt::Ids(_) => vision.place(&ids, visuals).map(|placed| (ids, placed)),
@@ -331,12 +357,21 @@ impl Session {
         self.engine.load()
     }
 
-    /// The tokens of a prompt.
+    /// The tokens of a prompt without visuals.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Error> {
-        Ok(self.encode(prompt)?.ids)
+        self.prompt_ids_with(prompt, Vec::new())
+    }
+
+    /// The tokens of a prompt with these visuals in it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn prompt_ids_with(&self, prompt: &Prompt, visuals: Vec<Visual>) -> Result<Vec<TokenId>, Error> {
+        let ids = self.encode(prompt)?.ids;
+        Ok(self.place(prompt, ids, visuals)?.0)
     }
 
     fn encode(&self, prompt: &Prompt) -> Result<ChatPrompt, Error> {

@@ -29,5 +29,5 @@ pub use state::{LayerState, ModelState, NgramState, RecurrentState};
 pub use tap::{Site, Tap};
 pub use vision::{
     Encoding, Grid, PatchPlan, Pixels, Positions, Span, Tower, TowerBuffers, VisionFfn, VisionNorm, VisionPlan,
-    Windows, mmproj_beside,
+    Windows, mmproj_beside, plan as vision_plan,
 };

@@ -60,7 +60,7 @@ fn recorded_answers_about_films() {
 
 #[test]
 fn any_cut_of_the_prompt_gives_the_same_bits() {
-    for name in ["qwen2.5-vl", "qwen3-vl", "qwen3.5-vision"] {
+    for name in NAMES {
         let (seeing, record) = (Sighted::open(&fixture(name), None), record(name, "expected"));
         let whole = seeing.logits(&record, &[]);
         for cut in 1..record.input_ids.len() {

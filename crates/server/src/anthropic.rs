@@ -10,13 +10,13 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use qwenkit_engine::{Finish, Piece, Prompt};
+use qwenkit_engine::{Finish, Piece};
 use serde_json::{Value, json};
 
 use crate::{
     app::App,
     blocks::{Block, Blocks, Change},
-    error::{ApiError, from_engine},
+    error::ApiError,
     fields::Fields,
     sse::{self, Events, Narrator},
     text::blocking,
@@ -48,11 +48,8 @@ pub(crate) async fn count_tokens(State(app): State<Arc<App>>, body: Bytes) -> Re
     let name = fields.string("model")?;
     let model = app.model(Some(&fields.required("model", name)?)).await?;
     let request = request::read_to_count(fields, &model)?;
-    let count = blocking(move || {
-        let prompt = Prompt::Chat(Box::new(request.prompt(&model)?));
-        model.session.prompt_ids(&prompt).map(|ids| ids.len()).map_err(|error| from_engine(&error, "messages"))
-    });
-    Ok(Json(json!({ "input_tokens": count.await? })))
+    let count = blocking(move || request.count(&model)).await?;
+    Ok(Json(json!({ "input_tokens": count })))
 }
 
 /// The error object of this interface.

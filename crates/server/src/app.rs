@@ -49,7 +49,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(models: Vec<ModelSource>, config: &Config, audit: Option<AuditLog>, store: Store) -> App {
         App {
-            models: Models::new(models),
+            models: Models::new(models, config.limits.images),
             limits: config.limits,
             keys: config.keys.clone(),
             responses: Responses::default(),

@@ -17,7 +17,9 @@ use crate::{
     conversation::{Conversation, Names, ToolChoice},
     error::ApiError,
     fields::Fields,
-    forms, logprobs, messages,
+    forms,
+    images::Gathering,
+    logprobs, messages,
     models::ServedModel,
     run::Run,
     settings::Settings,
@@ -32,7 +34,9 @@ const NAMES: Names = Names { messages: "messages", choice: "tool_choice", form: 
 
 /// Reads a request to `model`.
 pub(crate) fn read(mut fields: Fields, model: &ServedModel) -> Result<Conversation, ApiError> {
-    let list = messages::messages(&mut fields)?;
+    let mut images = Gathering::new(model);
+    let list = messages::messages(&mut fields, &mut images)?;
+    let images = images.done();
     let tools = messages::tools(&mut fields)?;
     let choice = ToolChoice::take(&mut fields, &tools)?;
     let many_calls = fields.bool("parallel_tool_calls")?.unwrap_or(true);
@@ -50,7 +54,7 @@ pub(crate) fn read(mut fields: Fields, model: &ServedModel) -> Result<Conversati
     let form = form.map(|(form, _)| form);
     let logprobs = wanted.then(|| top.unwrap_or(0) as usize);
     let rest = Conversation::new(list, settings, names);
-    Ok(Conversation { tools, choice, many_calls, form, wish, variables, logprobs, ..rest })
+    Ok(Conversation { images, tools, choice, many_calls, form, wish, variables, logprobs, ..rest })
 }
 
 /// Parameters of OpenAI's interface for what this server does not do.

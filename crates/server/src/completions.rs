@@ -19,7 +19,7 @@ use crate::{
     fields::{Fields, wrong},
     logprobs::{TextLogprobs, token_text},
     models::ServedModel,
-    run::Run,
+    run::{Asked, Run},
     settings::{Settings, ids},
     sse::{self, Events, Narrator},
     told::Usage,
@@ -127,7 +127,8 @@ pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> 
     let request = Arc::new(TextRequest::read(fields, &model)?);
     let answers = request.prompts.len() * request.settings.answers;
     let asked = Arc::clone(&request);
-    let asks = move |_: &ServedModel| Ok((0..answers).map(|i| asked.ask(i, priority)).collect());
+    let asks =
+        move |_: &ServedModel| Ok(Asked { asks: (0..answers).map(|i| asked.ask(i, priority)).collect(), memory: None });
     let run = Run::start(&model, asks, "prompt").await?;
     let choices: Vec<Choice> =
         run.transcripts().iter().map(|t| Choice::new(&model, &request, t.prompt_ids())).collect();

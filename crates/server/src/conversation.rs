@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use qwenkit_engine::{Ask, Hold, Priority, Prompt};
+use qwenkit_engine::{Ask, Hold, Priority, Prompt, Visual};
 use qwenkit_text::{
     AnswerReader, CallForm, CallSyntax, ChatInput, Error as TextError, Form, Grammar, ThinkingPlan, ThinkingWish,
     ToolSet,
@@ -13,8 +13,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{ApiError, from_engine, from_text},
+    images::{Held, Images},
     models::ServedModel,
-    run::Run,
+    run::{Asked, Run},
     settings::Settings,
 };
 
@@ -37,6 +38,8 @@ pub(crate) enum ToolChoice {
 pub(crate) struct Conversation {
     /// In the form that templates take.
     pub(crate) messages: Vec<Value>,
+    /// In the messages, in order.
+    pub(crate) images: Images,
     pub(crate) tools: ToolSet,
     pub(crate) choice: ToolChoice,
     /// Whether one answer may call several tools.
@@ -69,6 +72,7 @@ impl Conversation {
     pub(crate) fn new(messages: Vec<Value>, settings: Settings, names: Names) -> Conversation {
         Conversation {
             messages,
+            images: Images::default(),
             tools: ToolSet::default(),
             choice: ToolChoice::Auto,
             many_calls: true,
@@ -99,7 +103,9 @@ impl Conversation {
         let input = self.prompt(model)?;
         let asks = move |model: &ServedModel| {
             let hold = self.hold(model, &shown)?;
-            Ok((0..self.settings.answers).map(|i| self.ask(i, input.clone(), hold.clone())).collect())
+            let Held { visuals, memory } = self.images.held(model)?;
+            let ask = |i| self.ask(i, input.clone(), visuals.clone(), hold.clone());
+            Ok(Asked { asks: (0..self.settings.answers).map(ask).collect(), memory })
         };
         let run = Run::start(model, asks, messages).await?;
         Ok(Answering { run, tools })
@@ -115,6 +121,17 @@ impl Conversation {
         Ok(self.input(&tools, &plan))
     }
 
+    /// Tokens of the prompt, images included.
+    ///
+    /// # Errors
+    /// As `prompt` and `start`.
+    pub(crate) fn count(&self, model: &ServedModel) -> Result<usize, ApiError> {
+        let prompt = Prompt::Chat(Box::new(self.prompt(model)?));
+        let held = self.images.held(model)?;
+        let ids = model.session.prompt_ids_with(&prompt, held.visuals);
+        ids.map(|ids| ids.len()).map_err(|error| from_engine(&error, self.names.messages))
+    }
+
     fn input(&self, tools: &ToolSet, plan: &ThinkingPlan) -> ChatInput {
         let mut kwargs = self.variables.clone();
         kwargs.extend(plan.kwargs.clone());
@@ -128,11 +145,11 @@ impl Conversation {
         }
     }
 
-    fn ask(&self, i: usize, input: ChatInput, hold: Hold) -> Ask {
+    fn ask(&self, i: usize, input: ChatInput, visuals: Vec<Visual>, hold: Hold) -> Ask {
         let settings = &self.settings;
         Ask {
             prompt: Prompt::Chat(Box::new(input)),
-            visuals: Vec::new(),
+            visuals,
             sampling: settings.sampling_of(i),
             max_tokens: settings.max_tokens,
             stop: settings.stop.clone(),

@@ -63,6 +63,8 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
         EngineError::Text(error) => from_text(error, prompt),
         EngineError::NoTemplate { .. } | EngineError::PromptEmpty => ApiError::invalid(prompt, message),
         EngineError::TokenUnknown { .. } => ApiError::invalid(prompt, message),
+        // A template that has no place for an image where a message has one.
+        EngineError::Placeholders { .. } => ApiError::invalid(prompt, message).with_code("unsupported_content"),
         EngineError::TokenMissing { .. } | EngineError::Headless { .. } => {
             ApiError::invalid("model", message).with_code("unsupported_model")
         }
@@ -71,7 +73,7 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
             let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
             ApiError { retry_after_s: Some(5), ..error.with_code("queue_full") }
         }
-        EngineError::Stopped => ApiError::unavailable(message),
+        EngineError::Stopped | EngineError::GivenUp { .. } => ApiError::unavailable(message),
         _ => ApiError::internal(message),
     }
 }

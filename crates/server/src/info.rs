@@ -53,6 +53,7 @@ fn model(app: &App, slot: &Slot) -> Value {
         "owned_by": "qwenkit",
         "aliases": slot.aliases,
         "loaded": false,
+        "capabilities": { "images": slot.sees },
     });
     if let Some(served) = slot.model() {
         object["loaded"] = json!(true);
@@ -61,7 +62,7 @@ fn model(app: &App, slot: &Slot) -> Value {
             "chat": served.session.template().is_some(),
             "thinking": served.thinking.thinks,
             "thinking_switch": served.thinking.has_switch,
-            "images": false,
+            "images": slot.sees,
         });
     }
     object
@@ -78,6 +79,7 @@ pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
             "parameters": info.parameters,
             "weight_bytes": info.weight_bytes,
             "context_tokens": info.context_tokens,
+            "images": m.session.pictures().is_ok(),
             "kv_bytes_per_token": info.kv_bytes_per_token,
             "threads": info.threads,
             "isa": info.isa.name(),

@@ -19,6 +19,7 @@ mod error;
 mod fields;
 mod files;
 mod forms;
+mod images;
 mod info;
 mod keys;
 mod listing;
@@ -45,6 +46,7 @@ mod tls;
 mod told;
 
 pub use audit::verify as verify_audit_log;
+pub use images::ImageLimits;
 pub use keys::{Keys, KeysError};
 pub use models::{LoadRefusal, ModelSource};
 pub use quota::Quota;
@@ -56,10 +58,12 @@ pub use tls::TlsFiles;
 pub struct Limits {
     /// Bytes of a request's body.
     pub body_bytes: usize,
+    /// Its images.
+    pub images: ImageLimits,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { body_bytes: 32 << 20 }
+        Limits { body_bytes: 32 << 20, images: ImageLimits::default() }
     }
 }

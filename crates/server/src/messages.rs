@@ -7,6 +7,7 @@ use crate::{
     conversation::{ToolChoice, wish},
     error::{ApiError, from_text},
     fields::{Fields, wrong},
+    images::{Content, Gathering},
 };
 
 /// Messages of a request.
@@ -14,12 +15,12 @@ const MESSAGES_MAX: usize = 10_000;
 /// Tools of a request.
 const TOOLS_MAX: usize = 512;
 
-/// Takes `messages` out of a request, checked and with plain text for content.
-pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+/// Takes `messages` out of a request, checked, with text or a list of parts for content; images go into `images`.
+pub(crate) fn messages(fields: &mut Fields, images: &mut Gathering<'_>) -> Result<Vec<Value>, ApiError> {
     let list = fields.list("messages")?;
     let list = fields.required("messages", list)?;
     check_count(list.len())?;
-    list.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"))).collect()
+    list.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"), images)).collect()
 }
 
 /// Refuses no messages, and too many.
@@ -31,7 +32,7 @@ pub(crate) fn check_count(count: usize) -> Result<(), ApiError> {
     Err(ApiError::invalid("messages", message))
 }
 
-fn message(value: Value, path: &str) -> Result<Value, ApiError> {
+fn message(value: Value, path: &str, images: &mut Gathering<'_>) -> Result<Value, ApiError> {
     let mut fields = Fields::new(value, path)?;
     let role = fields.string("role")?;
     let mut role = fields.required("role", role)?;
@@ -45,7 +46,8 @@ fn message(value: Value, path: &str) -> Result<Value, ApiError> {
     }
     let mut message = Map::new();
     let at = fields.at("content");
-    let content = fields.take("content").map(|content| text_of(content, &at)).transpose()?;
+    let images = Some(images).filter(|_| role == "user" || role == "tool");
+    let content = fields.take("content").map(|content| content_of(content, &at, images)).transpose()?;
     message.insert("role".to_owned(), Value::String(role.clone()));
     if role == "assistant" {
         let calls = fields.list("tool_calls")?.unwrap_or_default();
@@ -66,7 +68,8 @@ fn message(value: Value, path: &str) -> Result<Value, ApiError> {
                 format!("`{at}` is missing; only a message with tool calls may lack it"),
             ));
         }
-        message.insert("content".to_owned(), Value::String(content.or(refusal).unwrap_or_default()));
+        let said = content.or(refusal.map(Value::String)).unwrap_or_else(|| json!(""));
+        message.insert("content".to_owned(), said);
         if !calls.is_empty() {
             message.insert("tool_calls".to_owned(), Value::Array(calls));
         }
@@ -76,7 +79,7 @@ fn message(value: Value, path: &str) -> Result<Value, ApiError> {
         // What the server itself may have put there.
         fields.take("annotations");
     } else {
-        message.insert("content".to_owned(), Value::String(fields.required("content", content)?));
+        message.insert("content".to_owned(), fields.required("content", content)?);
         if role == "tool" {
             let id = fields.string("tool_call_id")?;
             message.insert("tool_call_id".to_owned(), Value::String(fields.required("tool_call_id", id)?));
@@ -89,33 +92,43 @@ fn message(value: Value, path: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(message))
 }
 
-/// Content as text: a string, or parts of text with a line break between them.
-pub(crate) fn text_of(content: Value, path: &str) -> Result<String, ApiError> {
+/// Content for a template: text, or parts where there are images, which go into `images`; they are refused where it is absent.
+pub(crate) fn content_of(
+    content: Value,
+    path: &str,
+    mut images: Option<&mut Gathering<'_>>,
+) -> Result<Value, ApiError> {
     let parts = match content {
-        Value::String(text) => return Ok(text),
+        text @ Value::String(_) => return Ok(text),
         Value::Array(parts) => parts,
         other => return Err(wrong(path, &other, "a string or a list of parts")),
     };
-    let text = |(i, part): (usize, Value)| {
+    let mut found = Content::default();
+    for (i, part) in parts.into_iter().enumerate() {
         let mut fields = Fields::new(part, format!("{path}[{i}]"))?;
         let kind = fields.string("type")?;
-        match fields.required("type", kind)?.as_str() {
-            "text" | "input_text" | "output_text" => {
+        match (fields.required("type", kind)?.as_str(), &mut images) {
+            ("text" | "input_text" | "output_text", _) => {
                 let text = fields.string("text")?;
-                fields.required("text", text)
+                found.text(fields.required("text", text)?);
             }
-            kind @ ("image_url" | "input_image" | "image" | "input_audio" | "file" | "video_url") => {
-                Err(ApiError::invalid(
-                    fields.at("type"),
-                    format!("`{}` is {kind}: this model reads text only", fields.at("type")),
-                ))
+            (kind @ ("image_url" | "input_image" | "image"), Some(images)) => {
+                found.image(images.part(&mut fields, kind)?);
+                fields.finish()?;
             }
-            "refusal" => Ok(fields.string("refusal")?.unwrap_or_default()),
-            kind => Err(wrong(&fields.at("type"), &json!(kind), "the type `text`")),
+            (kind @ ("image_url" | "input_image" | "image"), None) => {
+                let message = format!("`{}` is {kind}: images are for messages of users and tools", fields.at("type"));
+                return Err(ApiError::invalid(fields.at("type"), message));
+            }
+            (kind @ ("input_audio" | "file" | "input_file" | "video_url" | "video"), _) => {
+                let message = format!("`{}` is {kind}: this server takes text and images", fields.at("type"));
+                return Err(ApiError::invalid(fields.at("type"), message).with_code("unsupported_content"));
+            }
+            ("refusal", _) => found.text(fields.string("refusal")?.unwrap_or_default()),
+            (kind, _) => return Err(wrong(&fields.at("type"), &json!(kind), "the type `text` or `image_url`")),
         }
-    };
-    let texts: Vec<String> = parts.into_iter().enumerate().map(text).collect::<Result<_, _>>()?;
-    Ok(texts.join("\n"))
+    }
+    Ok(found.value())
 }
 
 /// A call that an assistant's message made: arguments stay the string they are, which templates get as an object.

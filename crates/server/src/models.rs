@@ -12,7 +12,11 @@ use axum::http::StatusCode;
 use qwenkit_engine::Session;
 use qwenkit_text::{Opening, ThinkingSupport};
 
-use crate::{error::ApiError, metrics::Work};
+use crate::{
+    error::ApiError,
+    images::{ImageLimits, ImageRoom},
+    metrics::Work,
+};
 
 /// Why a model cannot be loaded now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +35,14 @@ pub struct ModelSource {
     aliases: Vec<String>,
     loaded: Option<Session>,
     load: Option<Loader>,
+    /// Whether it sees once it is loaded.
+    images: bool,
 }
 
 impl ModelSource {
     /// A model that is there, and stays.
     pub fn loaded(name: String, aliases: Vec<String>, session: Session) -> ModelSource {
-        ModelSource { name, aliases, loaded: Some(session), load: None }
+        ModelSource { name, aliases, images: session.pictures().is_ok(), loaded: Some(session), load: None }
     }
 
     /// A model that may be unloaded when memory is short, and is loaded when it is asked for and is not there;
@@ -47,7 +53,13 @@ impl ModelSource {
         session: Option<Session>,
         load: impl Fn() -> Result<Session, LoadRefusal> + Send + Sync + 'static,
     ) -> ModelSource {
-        ModelSource { name, aliases, loaded: session, load: Some(Box::new(load)) }
+        let images = session.as_ref().is_some_and(|session| session.pictures().is_ok());
+        ModelSource { name, aliases, loaded: session, load: Some(Box::new(load)), images }
+    }
+
+    /// Says of a model that is not loaded yet whether it is going to see.
+    pub fn with_images(self, images: bool) -> ModelSource {
+        ModelSource { images, ..self }
     }
 
     /// The name that requests give.
@@ -64,18 +76,22 @@ pub(crate) struct ServedModel {
     /// What its template knows of thinking.
     pub(crate) thinking: ThinkingSupport,
     pub(crate) work: Arc<Work>,
+    pub(crate) images: Arc<ImageRoom>,
 }
 
 /// A name and what is behind it.
 pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) aliases: Vec<String>,
+    /// Whether the model sees.
+    pub(crate) sees: bool,
     load: Option<Loader>,
     model: Mutex<Option<Arc<ServedModel>>>,
     /// When it was last asked for, as a count of requests.
     used: AtomicU64,
     /// Goes on through unloading.
     work: Arc<Work>,
+    images: Arc<ImageRoom>,
 }
 
 impl Slot {
@@ -96,7 +112,8 @@ impl Slot {
         let none =
             || ThinkingSupport { thinks: false, default: Opening::Unopened, has_switch: false, efforts: Vec::new() };
         let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
-        let model = ServedModel { name: self.name.clone(), session, thinking, work: Arc::clone(&self.work) };
+        let (work, images) = (Arc::clone(&self.work), Arc::clone(&self.images));
+        let model = ServedModel { name: self.name.clone(), session, thinking, work, images };
         Arc::clone(self.lock().insert(Arc::new(model)))
     }
 
@@ -121,11 +138,12 @@ pub(crate) struct Models {
 
 impl Models {
     /// Of sources, the first of which is the default.
-    pub(crate) fn new(sources: Vec<ModelSource>) -> Models {
+    pub(crate) fn new(sources: Vec<ModelSource>, images: ImageLimits) -> Models {
+        let images = Arc::new(ImageRoom::new(images));
         let slot = |source: ModelSource| {
-            let ModelSource { name, aliases, loaded, load } = source;
+            let ModelSource { name, aliases, loaded, load, images: sees } = source;
             let (model, used, work) = (Mutex::new(None), AtomicU64::new(0), Arc::default());
-            let slot = Slot { name, aliases, load, model, used, work };
+            let slot = Slot { name, aliases, sees, load, model, used, work, images: Arc::clone(&images) };
             if let Some(session) = loaded {
                 slot.put(session);
             }

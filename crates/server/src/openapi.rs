@@ -14,9 +14,9 @@ const PATHS: [(&str, &str, &str); 46] = [
     ("get", "/v1/loads", "How busy each model is"),
     ("get", "/v1/models", "The models"),
     ("get", "/v1/models/{name}", "One model"),
-    ("post", "/v1/chat/completions", "An answer to a conversation (OpenAI)"),
+    ("post", "/v1/chat/completions", "An answer to a conversation, which may have images as data URLs (OpenAI)"),
     ("post", "/v1/completions", "What follows a text (OpenAI)"),
-    ("post", "/v1/responses", "A response that can be followed on (OpenAI)"),
+    ("post", "/v1/responses", "A response that can be followed on; input may have images as data URLs (OpenAI)"),
     ("get", "/v1/responses/{id}", "A kept response"),
     ("delete", "/v1/responses/{id}", "Forget a response"),
     ("get", "/v1/responses/{id}/input_items", "What a response answers"),
@@ -35,9 +35,9 @@ const PATHS: [(&str, &str, &str); 46] = [
     ("get", "/v1/batches", "The batches"),
     ("get", "/v1/batches/{id}", "One batch"),
     ("post", "/v1/batches/{id}/cancel", "End a batch early"),
-    ("post", "/v1/messages", "An answer to a conversation (Anthropic)"),
+    ("post", "/v1/messages", "An answer to a conversation, which may have images in base64 (Anthropic)"),
     ("post", "/v1/messages/count_tokens", "The tokens of a conversation (Anthropic)"),
-    ("post", "/api/chat", "An answer to a conversation (Ollama)"),
+    ("post", "/api/chat", "An answer to a conversation, which may have images in base64 (Ollama)"),
     ("post", "/api/generate", "An answer to a prompt (Ollama)"),
     ("get", "/api/tags", "The models (Ollama)"),
     ("get", "/api/ps", "The models that are loaded (Ollama)"),
@@ -121,7 +121,7 @@ const REQUESTS: [Known; 9] = [
     (
         "/api/generate",
         &["model"],
-        &[("model", "string"), ("prompt", "string"), ("stream", "boolean"), ("options", "object")],
+        &[("model", "string"), ("prompt", "string"), ("images", "array"), ("stream", "boolean"), ("options", "object")],
     ),
 ];
 
@@ -151,7 +151,7 @@ pub(crate) async fn document() -> Json<Value> {
         "info": {
             "title": "QwenKit",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Open Qwen models behind the interfaces that programs already speak. A parameter that is unknown or cannot be obeyed is refused by name.",
+            "description": "Open Qwen models behind the interfaces that programs already speak. A parameter that is unknown or cannot be obeyed is refused by name. Images come with the request; no URL is fetched.",
         },
         "paths": paths,
         "components": { "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } } },

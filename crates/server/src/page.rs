@@ -28,6 +28,7 @@ const FILES: &[File] = files! {
     "highlight.js": "text/javascript; charset=utf-8",
     "i18n.js": "text/javascript; charset=utf-8",
     "markdown.js": "text/javascript; charset=utf-8",
+    "pictures.js": "text/javascript; charset=utf-8",
     "settings.js": "text/javascript; charset=utf-8",
     "store.js": "text/javascript; charset=utf-8",
     "tree.js": "text/javascript; charset=utf-8",

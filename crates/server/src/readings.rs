@@ -53,6 +53,7 @@ pub(crate) async fn read(
         match events.recv().await {
             Some((i, Event::Values(found))) => values[i] = found,
             Some((_, Event::Finished(_))) => left -= 1,
+            Some((_, Event::GivenUp(reason))) => return Err(ApiError::unavailable(reason)),
             Some(_) => {}
             None => return Err(ApiError::internal("the engine has stopped; the server's log says why")),
         }

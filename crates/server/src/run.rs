@@ -7,7 +7,10 @@ use std::{
 };
 
 use qwenkit_engine::{Ask, Event, Listener, Piece, Transcript};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{
+    OwnedSemaphorePermit,
+    mpsc::{UnboundedReceiver, unbounded_channel},
+};
 
 use crate::{
     error::{ApiError, from_engine},
@@ -28,6 +31,15 @@ pub(crate) struct Run {
     model: Arc<ServedModel>,
     /// What the tokens are charged to.
     meter: Option<Meter>,
+    /// What the images take, until the end.
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// What a request comes to.
+pub(crate) struct Asked {
+    pub(crate) asks: Vec<Ask>,
+    /// What their images take.
+    pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Run {
@@ -38,20 +50,21 @@ impl Run {
     /// When one of them is refused; none runs then.
     pub(crate) async fn start(
         model: &Arc<ServedModel>,
-        asks: impl FnOnce(&ServedModel) -> Result<Vec<Ask>, ApiError> + Send + 'static,
+        asks: impl FnOnce(&ServedModel) -> Result<Asked, ApiError> + Send + 'static,
         prompt: &'static str,
     ) -> Result<Run, ApiError> {
         let (model, meter) = (Arc::clone(model), meter());
         let started = tokio::task::spawn_blocking(move || {
             let (sender, events) = unbounded_channel();
             let mut heard: Vec<(Ask, Listener)> = Vec::new();
-            for (i, ask) in asks(&model)?.into_iter().enumerate() {
+            let Asked { asks, memory } = asks(&model)?;
+            for (i, ask) in asks.into_iter().enumerate() {
                 let sender = sender.clone();
                 heard.push((ask, Box::new(move |time, event| sender.send((i, time, event)).is_ok())));
             }
             let transcripts = model.session.start(heard).map_err(|error| from_engine(&error, prompt))?;
             let left = transcripts.len();
-            Ok(Run { events, transcripts, left, model, meter })
+            Ok(Run { events, transcripts, left, model, meter, _memory: memory })
         });
         started.await.map_err(|_| ApiError::internal("the request's preparation failed; the server's log says why"))?
     }
@@ -88,7 +101,13 @@ impl Run {
                 ApiError::internal("the engine has stopped in the middle of the answer; the server's log says why");
             return Poll::Ready(Some(Err(error)));
         };
-        let pieces = self.transcripts[i].push(time, event);
+        let pieces = match self.transcripts[i].push(time, event) {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                self.left = 0;
+                return Poll::Ready(Some(Err(from_engine(&error, ""))));
+            }
+        };
         if let Some(Piece::Done(summary)) = pieces.last() {
             self.left -= 1;
             self.model.work.add(summary);

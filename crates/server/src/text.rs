@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::{Json, body::Bytes, extract::State};
 use qwenkit_engine::Prompt;
-use qwenkit_text::{ChatInput, SpecialTokens};
+use qwenkit_text::{ChatInput, SpecialTokens, chat_text};
 use serde_json::{Value, json};
 
 use crate::{
     app::App,
     error::{ApiError, from_engine, from_text},
     fields::Fields,
+    images::{Gathering, Images},
     logprobs::token_text,
     messages,
     settings::ids,
@@ -36,8 +37,10 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result
             }
             Some((at, other)) => return Err(crate::fields::wrong(&at, &other, "a string")),
             None => {
-                let input = conversation(fields, &model)?;
-                session.prompt_ids(&Prompt::Chat(Box::new(input))).map_err(|e| from_engine(&e, "messages"))?
+                let (input, images) = conversation(fields, &model)?;
+                let held = images.held(&model)?;
+                let prompt = Prompt::Chat(Box::new(input));
+                session.prompt_ids_with(&prompt, held.visuals).map_err(|e| from_engine(&e, "messages"))?
             }
         };
         let mut object = json!({
@@ -92,18 +95,19 @@ pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Bytes) -> 
     let name = fields.string("model")?;
     let model = app.model(name.as_deref()).await?;
     let work = move || {
-        let input = conversation(fields, &model)?;
+        let (input, _) = conversation(fields, &model)?;
         let Some(template) = model.session.template() else {
             return Err(ApiError::invalid("model", format!("{} has no chat template", model.name)));
         };
-        template.render(&input).map_err(|e| from_engine(&e.into(), "messages"))
+        chat_text(template, &input).map_err(|e| from_engine(&e.into(), "messages"))
     };
     let prompt = blocking(work).await?;
     Ok(Json(json!({ "prompt": prompt })))
 }
 
-fn conversation(mut fields: Fields, model: &crate::models::ServedModel) -> Result<ChatInput, ApiError> {
-    let messages = messages::messages(&mut fields)?;
+fn conversation(mut fields: Fields, model: &crate::models::ServedModel) -> Result<(ChatInput, Images), ApiError> {
+    let mut images = Gathering::new(model);
+    let messages = messages::messages(&mut fields, &mut images)?;
     let tools = messages::tools(&mut fields)?;
     let (wish, mut kwargs) = messages::thinking(&mut fields, &messages)?;
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
@@ -111,7 +115,9 @@ fn conversation(mut fields: Fields, model: &crate::models::ServedModel) -> Resul
     let plan = model.thinking.plan(&wish).map_err(|error| from_text(&error, &wish.switch))?;
     kwargs.extend(plan.kwargs);
     let (messages, tools) = (Value::Array(messages), tools.for_template());
-    Ok(ChatInput { messages, tools, add_generation_prompt, kwargs, suffix: plan.suffix, ..ChatInput::default() })
+    let suffix = plan.suffix;
+    let input = ChatInput { messages, tools, add_generation_prompt, kwargs, suffix, ..ChatInput::default() };
+    Ok((input, images.done()))
 }
 
 /// Work that takes a while, away from the threads that serve connections.

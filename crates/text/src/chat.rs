@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::guard::Guard;
 use crate::template::to_engine;
-use crate::{ChatTemplate, Error, Opening, SpecialTokens, Tokenizer};
+use crate::{ChatTemplate, Error, Opening, SpecialTokens, Tokenizer, visuals};
 
 /// Deepest nesting of lists and objects in a conversation; JSON readers stop at the same depth.
 const DEPTH_MAX: usize = 128;
@@ -16,7 +16,9 @@ const DEPTH_MAX: usize = 128;
 /// What a chat template gets to see.
 #[derive(Clone, Debug, Default)]
 pub struct ChatInput {
-    /// The messages: an array of objects with `role`, `content` and so on, as in the OpenAI interface.
+    /// The messages: an array of objects with `role`, `content` and so on, as in the OpenAI interface. Content may be a list of
+    /// parts, `{"type": "text", "text": ..}`, `{"type": "image"}` and `{"type": "video", "times": [..]}`; what these show comes
+    /// beside the conversation.
     pub messages: Value,
     /// The tools on offer: an array, or nothing.
     pub tools: Option<Value>,
@@ -48,7 +50,8 @@ pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatI
     let mut prepared = Prepared::new(input)?;
     let guard = Guard::new(tokenizer, template.source(), &prepared.variables)?;
     guard.mark_all(&mut prepared.variables);
-    let prompt = template.render_prepared(prepared)? + input.suffix;
+    let films = visuals::prepare(template, &mut prepared.variables)?;
+    let prompt = films.spread(template.render_prepared(prepared)?) + input.suffix;
     // What people wrote is marked, so it cannot look like a thought here.
     let opening = Opening::of_prompt(&prompt);
     let mut ids = guard.encode(tokenizer, &prompt)?;
@@ -56,6 +59,16 @@ pub fn encode_chat(template: &ChatTemplate, tokenizer: &Tokenizer, input: &ChatI
         ids.extend(tokenizer.encode(&input.answer_start, SpecialTokens::AsText)?);
     }
     Ok(ChatPrompt { ids, opening })
+}
+
+/// The prompt of a conversation as text, as [`encode_chat`] makes it before its tokens.
+///
+/// # Errors
+/// Those of [`ChatTemplate::render`].
+pub fn chat_text(template: &ChatTemplate, input: &ChatInput) -> Result<String, Error> {
+    let mut prepared = Prepared::new(input)?;
+    let films = visuals::prepare(template, &mut prepared.variables)?;
+    Ok(films.spread(template.render_prepared(prepared)?))
 }
 
 /// The variables of a template, checked and brought into the form templates expect.

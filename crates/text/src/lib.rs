@@ -26,10 +26,11 @@ mod tokenizer_json;
 mod tools;
 mod turns;
 mod vetting;
+mod visuals;
 mod vocab;
 
 pub use answer::AnswerReader;
-pub use chat::{ChatInput, ChatPrompt, encode_chat};
+pub use chat::{ChatInput, ChatPrompt, chat_text, encode_chat};
 pub use error::Error;
 pub use grammar::{Form, Grammar, GrammarFactory};
 pub use reasoning::{Opening, Part, ReasoningSplitter};

@@ -12,7 +12,7 @@ use qwenkit_formats::write_safetensors;
 use qwenkit_tensor::DType;
 
 use crate::failure::usage;
-use crate::images::{self, Kind};
+use crate::images::{self, Content, FRAMES_PER_SECOND};
 use crate::{locate, seeing, terminal};
 
 /// Arguments of `preprocess`.
@@ -42,17 +42,11 @@ pub(crate) struct PreprocessArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "processor", requires = "model")]
     mmproj: Option<PathBuf>,
     /// Frames of a film for each second [default: 2]
-    #[arg(long, value_name = "N", value_parser = frames_per_second)]
+    #[arg(long, value_name = "N", value_parser = images::frames_per_second)]
     fps: Option<f32>,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-}
-
-/// A number of frames above 0 that leaves a step a length.
-pub(crate) fn frames_per_second(text: &str) -> Result<f32, String> {
-    let fps: Option<f32> = text.parse().ok().filter(|fps| (0.001..=1000.0).contains(fps));
-    fps.ok_or_else(|| "expected a number from 0.001 to 1000".to_owned())
 }
 
 /// Patches of several images, one after the other.
@@ -82,18 +76,18 @@ pub(crate) fn run(args: &PreprocessArgs, offline: bool) -> anyhow::Result<()> {
     }
     let (mut pictures, mut films) = (Gathered::default(), Gathered::default());
     for path in &args.images {
-        let (kind, patches) = images::patches(&processor, path)?;
-        let gathered = if kind == Kind::Image { &mut pictures } else { &mut films };
+        let named = images::open(path)?;
+        let patches = named.patches(&processor)?;
+        let gathered = if matches!(named.content, Content::Image(_)) { &mut pictures } else { &mut films };
         gathered.values.extend(patches.values.iter().flat_map(|x| x.to_le_bytes()));
         let grid = patches.grid;
         gathered.grids.extend([grid.steps, grid.rows, grid.cols].iter().flat_map(|&n| (n as i64).to_le_bytes()));
         gathered.count += 1;
         let tokens = grid.steps * grid.rows * grid.cols / processor.merge_size.pow(2);
-        let shape = format!("{} x {} x {} patches", grid.steps, grid.rows, grid.cols);
-        terminal::note(&format!("{}: {shape}, {tokens} tokens", path.display()));
+        terminal::note(&images::described(path, [grid.steps, grid.rows, grid.cols], tokens));
     }
     let width = 3 * processor.temporal_patch_size * processor.patch_size * processor.patch_size;
-    let seconds_per_step = processor.temporal_patch_size as f32 / args.fps.unwrap_or(2.0);
+    let seconds_per_step = processor.temporal_patch_size as f32 / args.fps.unwrap_or(FRAMES_PER_SECOND);
     let seconds: Vec<u8> = (0..films.count).flat_map(|_| seconds_per_step.to_le_bytes()).collect();
     let shapes = [&pictures, &films].map(|g| ([g.values.len() / (width * size_of::<f32>()), width], [g.count, 3]));
     let film_count = [films.count];

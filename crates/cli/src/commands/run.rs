@@ -4,18 +4,21 @@
 //! stdout (`answer`).
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 
 use clap::Args;
-use qwenkit_engine::{Ask, Finish, Prompt, Session};
+use qwenkit_engine::{Ask, Finish, Prompt, Session, Visual};
 use qwenkit_tensor::TokenId;
 use qwenkit_text::ChatInput;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{self, Show};
 use crate::failure::{Interrupted, usage};
+use crate::images::{self, FRAMES_PER_SECOND, Named, Shown};
 use crate::opening::{self, SessionArgs};
 use crate::prompt::{self, Words};
 use crate::sampling::SamplingArgs;
+use crate::seeing::Sight;
 use crate::{chat, interrupt, locate, terminal};
 
 const EXAMPLES: &str = "\
@@ -24,6 +27,7 @@ Examples:
   qwenkit run qwen3:4b \"Why is the sky blue?\" --temperature 0
   cat report.txt | qwenkit run \"Summarise:\"
   qwenkit run ./model.gguf                  a chat; /help lists its commands
+  qwenkit run ./qwen3-vl \"What is on this sign?\" --image sign.jpg
   qwenkit run --model ./model.gguf --prompt-ids 1,2,3 --max-tokens 16 --temperature 0 --json
 
 The first word is the model if it names one, else the prompt begins there; --model leaves no doubt.
@@ -42,6 +46,15 @@ pub(crate) struct RunArgs {
     /// The prompt as token ids, with nothing added
     #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["system", "raw", "think", "no_think", "template_arg"])]
     prompt_ids: Vec<u32>,
+    /// An image to show with the prompt (PNG, JPEG, WebP, GIF), or a folder of frames as a film; repeatable
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// The model's vision tower, where it has a file of its own [default: the mmproj*.gguf beside the model]
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
+    /// Frames of a film for each second [default: 2]
+    #[arg(long, value_name = "N", value_parser = images::frames_per_second)]
+    fps: Option<f32>,
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
@@ -79,15 +92,27 @@ pub(crate) struct RunArgs {
 pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
     let words = prompt::words(args.model.as_deref(), &args.words)?;
     let question = args.question(&words)?;
+    let named = args.images(question.is_some())?;
     let located = locate::locate(words.model.as_deref(), offline)?;
     interrupt::install()?;
-    let session = opening::open(&located.files, args.session.threads(), args.session.context_tokens())?;
+    let sight = match (&args.mmproj, named.is_empty(), &question) {
+        (None, true, Some(_)) => Sight::Text,
+        (None, true, None) => Sight::where_possible(&located.files),
+        (mmproj, ..) => Sight::wanted(&located.files, mmproj.as_deref())?,
+    };
+    let (threads, context_tokens) = (args.session.threads(), args.session.context_tokens());
+    let session = opening::open_for_many(&located.files, &sight, threads, context_tokens, usize::MAX)?;
     let kwargs = args.kwargs(&session);
+    let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
+    let shown = named.iter().map(|named| named.show(&session, fps)).collect::<anyhow::Result<Vec<_>>>()?;
     match question {
-        Some(prompt) => args.answer_once(&session, prompt, kwargs),
+        Some(prompt) => args.answer_once(&session, prompt, shown, kwargs),
         None => {
-            let ask = |messages: Vec<Value>| args.ask(&session, chat_prompt(messages, kwargs.clone()));
-            chat::chat(&session, &located.stored.name, args.system.clone(), &ask)
+            let ask = |messages: Vec<Value>, visuals: Vec<Visual>| Ask {
+                visuals,
+                ..args.ask(&session, chat_prompt(messages, kwargs.clone()))
+            };
+            chat::chat(&session, &located.stored.name, args.system.clone(), shown, fps, &ask)
         }
     }
 }
@@ -125,6 +150,16 @@ impl RunArgs {
         Ok(None)
     }
 
+    /// The images, read before a model is fetched or loaded.
+    fn images(&self, has_question: bool) -> anyhow::Result<Vec<Named>> {
+        if self.fps.is_some() && has_question && !self.image.iter().any(|path| path.is_dir()) {
+            return Err(usage(
+                "--fps is for films, found none\nhint: name a folder of frames with --image, or leave --fps out",
+            ));
+        }
+        self.image.iter().map(|path| images::open(path)).collect()
+    }
+
     /// The template's variables. A switch that the template does not have is said to do nothing.
     fn kwargs(&self, session: &Session) -> Map<String, Value> {
         const SWITCH: &str = "enable_thinking";
@@ -151,20 +186,31 @@ impl RunArgs {
         }
     }
 
-    fn answer_once(&self, session: &Session, question: Question, kwargs: Map<String, Value>) -> anyhow::Result<()> {
+    fn answer_once(
+        &self,
+        session: &Session,
+        question: Question,
+        shown: Vec<Shown>,
+        kwargs: Map<String, Value>,
+    ) -> anyhow::Result<()> {
         let prompt = match question {
             Question::Ids(ids) => Prompt::Ids(ids),
             Question::Text(text) if self.raw => Prompt::Text(text),
             Question::Text(text) => {
                 let system = self.system.iter().map(|text| json!({ "role": "system", "content": text }));
-                let user = json!({ "role": "user", "content": text });
+                let user = json!({ "role": "user", "content": images::content(&shown, &text) });
                 chat_prompt(system.chain([user]).collect(), kwargs)
             }
         };
         let show = if self.json { Show::Nothing } else { Show::Stream };
-        let reply = answer::answer(session, self.ask(session, prompt), show)?;
+        let ask = Ask { visuals: images::visuals(&shown).collect(), ..self.ask(session, prompt) };
+        let reply = answer::answer(session, ask, show)?;
         if self.json {
-            terminal::print_json(&reply.to_json(session.tokenizer()))?;
+            let mut object = reply.to_json(session.tokenizer());
+            if !shown.is_empty() {
+                object["image_tokens"] = shown.iter().map(|shown| shown.picture.tokens).sum::<usize>().into();
+            }
+            terminal::print_json(&object)?;
         } else {
             answer::remark(session, &reply.summary);
         }

@@ -4,16 +4,20 @@
 
 mod file;
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::Args;
 use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{
-    Config, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end, verify_audit_log,
+    Config, ImageLimits, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end, verify_audit_log,
 };
 
 use crate::opening::{self, SessionArgs};
+use crate::seeing::Sight;
 use crate::terminal::note;
 use crate::{failure, locate};
 
@@ -24,6 +28,7 @@ Examples:
   qwenkit serve                                        the default model on http://127.0.0.1:8080
   qwenkit serve qwen3:4b --port 9000
   qwenkit serve ./model.gguf --name support-bot
+  qwenkit serve ./qwen3-vl                             images too, where the model has its tower in itself or beside it
   QWENKIT_API_KEY=secret qwenkit serve --host 0.0.0.0  for the whole network, with a key
 
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
@@ -35,6 +40,12 @@ pub(crate) struct ServeArgs {
     /// A further name that the first model answers to
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// The first model's vision tower, where it has a file of its own [default: the mmproj*.gguf beside each model]
+    #[arg(long, value_name = "FILE", conflicts_with = "text_only")]
+    mmproj: Option<PathBuf>,
+    /// Load no vision towers, to save memory; images are refused
+    #[arg(long)]
+    text_only: bool,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", env = "QWENKIT_HOST")]
     host: String,
@@ -50,6 +61,18 @@ pub(crate) struct ServeArgs {
     /// Megabytes of a request's body at most
     #[arg(long, value_name = "MB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_body_mb: u16,
+    /// Images that a conversation may have
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    max_images: u16,
+    /// Megabytes of an image's file at most
+    #[arg(long, value_name = "MB", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    max_image_mb: u16,
+    /// Millions of pixels of an image at most; models see less and scale it down
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
+    max_image_megapixels: u16,
+    /// Megabytes of memory that the images of all requests under way may take together
+    #[arg(long, value_name = "MB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_images_memory_mb: u32,
     /// A JSON file of keys with names, scopes and limits; see the README
     #[arg(long, value_name = "FILE", env = "QWENKIT_KEYS")]
     keys: Option<PathBuf>,
@@ -136,7 +159,13 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     if keys.is_empty() && quota != Quota::default() {
         return Err(failure::usage("limits are for keys, and there is no key\nhint: give --api-key or --keys"));
     }
-    let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20 };
+    let images = ImageLimits {
+        count: usize::from(args.max_images),
+        file_bytes: usize::from(args.max_image_mb) << 20,
+        pixels: u64::from(args.max_image_megapixels) << 20,
+        held_bytes: (args.max_images_memory_mb as usize) << 20,
+    };
+    let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20, images };
     let store = match (&args.store, args.port) {
         (Some(folder), _) => Some(folder.clone()),
         // Nobody finds again what a server on any free port has kept.
@@ -168,6 +197,12 @@ fn host(text: &str) -> anyhow::Result<IpAddr> {
         .map_err(|_| failure::usage(format!("--host is {text:?}, expected an IP address such as 127.0.0.1 or 0.0.0.0")))
 }
 
+/// What a model at a path is called: its file or folder, which may have dots in its name.
+fn name_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy().into_owned();
+    Some(name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned))
+}
+
 /// The models: the first is loaded now, the others when they are asked for.
 fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
     let wanted: Vec<Option<&str>> = match args.models.is_empty() {
@@ -180,9 +215,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         let located = locate::locate(given, offline)?;
         let name = match given {
             Some(given) => match resolve(given)? {
-                ModelRef::Path(path) => {
-                    path.file_stem().map_or(given.to_owned(), |stem| stem.to_string_lossy().into_owned())
-                }
+                ModelRef::Path(path) => name_of(&path).unwrap_or(given.to_owned()),
                 _ => given.to_owned(),
             },
             None => located.stored.name.clone(),
@@ -192,11 +225,17 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         }
         let (threads, context, waiting) =
             (args.session.threads(), args.session.context_tokens(), args.max_waiting as usize);
-        let open = move || opening::open_for_many(&located.files, threads, context, waiting);
         let is_first = models.is_empty();
+        let sight = match (&args.mmproj, args.text_only) {
+            (_, true) => Sight::Text,
+            (Some(mmproj), false) if is_first => Sight::wanted(&located.files, Some(mmproj))?,
+            _ => Sight::where_possible(&located.files),
+        };
+        let images = matches!(sight, Sight::Images(_));
+        let open = move || opening::open_for_many(&located.files, &sight, threads, context, waiting);
         let aliases = args.name.iter().filter(|_| is_first).cloned().collect();
         let session = if is_first || args.preload || args.check { Some(open()?) } else { None };
-        models.push(match session {
+        let source = match session {
             Some(session) if args.preload => ModelSource::loaded(name.clone(), aliases, session),
             session => ModelSource::on_demand(name.clone(), aliases, session, move || {
                 open().map_err(|error| LoadRefusal {
@@ -204,7 +243,8 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
                     message: format!("{error:#}"),
                 })
             }),
-        });
+        };
+        models.push(source.with_images(images));
         names.push(name);
     }
     Ok(models)

@@ -8,7 +8,7 @@ use clap::Args;
 use qwenkit_engine::text_of;
 use qwenkit_formats::ModelFiles;
 use qwenkit_hub::{Store, StoredModel, bytes_in_words, resolve};
-use qwenkit_models::{Plan, arch};
+use qwenkit_models::{Plan, arch, mmproj_beside};
 use serde_json::{Value, json};
 
 use super::list::stored_json;
@@ -37,7 +37,35 @@ struct Description {
     types: BTreeMap<&'static str, u64>,
     parameters: u64,
     plan: Fact<Plan>,
+    sight: Sight,
     text: Fact<TextSide>,
+}
+
+/// Whether a model takes images.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    No,
+    Yes,
+    /// Its tower is a file that is not here.
+    TowerMissing,
+}
+
+impl Sight {
+    fn of(files: &ModelFiles, plan: &Fact<Plan>) -> Sight {
+        match (plan.as_ref().is_ok_and(|plan| plan.sight.is_some()), files) {
+            (false, _) => Sight::No,
+            (true, ModelFiles::Gguf(gguf)) if mmproj_beside(gguf.path()).is_none() => Sight::TowerMissing,
+            (true, _) => Sight::Yes,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Sight::No => "no",
+            Sight::Yes => "yes",
+            Sight::TowerMissing => "with its mmproj file, which does not lie beside it",
+        }
+    }
 }
 
 struct TextSide {
@@ -81,7 +109,8 @@ fn describe(stored: StoredModel, files: &ModelFiles) -> Description {
         }
     });
     let plan = arch::plan(files).map_err(|error| error.to_string());
-    Description { stored, types, parameters, plan, text }
+    let sight = Sight::of(files, &plan);
+    Description { stored, types, parameters, plan, sight, text }
 }
 
 impl Description {
@@ -103,6 +132,7 @@ impl Description {
                 ("architecture", plan.architecture.to_owned()),
                 ("shape", format!("{} layers, width {}, vocabulary {}", plan.layers.len(), plan.width, plan.vocab)),
                 ("context", format!("{} tokens", plan.context_tokens)),
+                ("images", self.sight.words().to_owned()),
             ]),
             Err(problem) => rows.push(("cannot run", one_line(problem))),
         }
@@ -132,6 +162,7 @@ impl Description {
                 object["width"] = plan.width.into();
                 object["vocab"] = plan.vocab.into();
                 object["context_tokens"] = plan.context_tokens.into();
+                object["images"] = (self.sight == Sight::Yes).into();
             }
             Err(problem) => object["cannot_run"] = problem.as_str().into(),
         }

@@ -8,6 +8,7 @@ mod embeddings;
 mod hostile;
 mod json_lines;
 mod models;
+mod pictures;
 mod preprocess;
 mod program;
 mod recorded;

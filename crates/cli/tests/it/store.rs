@@ -60,6 +60,10 @@ fn a_model_is_listed_shown_run_and_removed() {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
 
+    assert_eq!(shown["images"], false);
+    let seeing = place.run(&["show", &fixture("parity/qwen3-vl"), "--json"]).exits(0).json();
+    assert_eq!(seeing["images"], true);
+
     let unnamed = place.run(&["run", "Hello", "--max-tokens", "2"]).exits(0);
     assert!(unnamed.err.contains("model: test/tiny:model.gguf"), "{unnamed:?}");
     place.run(&["run", NAME, "Hello", "--max-tokens", "2"]).exits(0);

@@ -2,6 +2,7 @@
 
 mod answers;
 mod fixture;
+mod images;
 mod model_text;
 mod prompts;
 mod sharing;

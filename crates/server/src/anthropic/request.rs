@@ -8,7 +8,9 @@ use crate::{
     conversation::{Conversation, Names, ToolChoice, wish},
     error::ApiError,
     fields::{Fields, wrong},
-    forms, messages,
+    forms,
+    images::{Content, Gathering},
+    messages,
     models::ServedModel,
     settings::{Settings, stop_list},
 };
@@ -34,14 +36,14 @@ pub(super) fn read(mut fields: Fields, model: &ServedModel) -> Result<Conversati
         ..Settings::new(sampling)
     };
     without_effect(&mut fields)?;
-    read_rest(fields, settings)
+    read_rest(fields, settings, model)
 }
 
 /// Reads a request whose prompt shall be counted.
 pub(super) fn read_to_count(fields: Fields, model: &ServedModel) -> Result<Conversation, ApiError> {
     let mut fields = fields;
     without_effect(&mut fields)?;
-    read_rest(fields, Settings::new(model.session.defaults().clone()))
+    read_rest(fields, Settings::new(model.session.defaults().clone()), model)
 }
 
 /// What means nothing to a server of one's own.
@@ -55,8 +57,8 @@ fn without_effect(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn read_rest(mut fields: Fields, settings: Settings) -> Result<Conversation, ApiError> {
-    let mut list = Vec::new();
+fn read_rest(mut fields: Fields, settings: Settings, model: &ServedModel) -> Result<Conversation, ApiError> {
+    let (mut list, mut images) = (Vec::new(), Gathering::new(model));
     if let Some(system) = fields.take("system") {
         let text = without_headers(&text_of(system, "system")?);
         if !text.is_empty() {
@@ -67,7 +69,7 @@ fn read_rest(mut fields: Fields, settings: Settings) -> Result<Conversation, Api
     let given = fields.required("messages", given)?;
     messages::check_count(given.len())?;
     for (i, message) in given.into_iter().enumerate() {
-        read_message(message, &format!("messages[{i}]"), &mut list)?;
+        read_message(message, &format!("messages[{i}]"), &mut list, &mut images)?;
     }
     // An answer that has begun is gone on with.
     let mut answer_start = String::new();
@@ -105,8 +107,17 @@ fn read_rest(mut fields: Fields, settings: Settings) -> Result<Conversation, Api
         wish.thinks = Some(false);
         wish.switch = "/no_think".to_owned();
     }
-    let form: Option<Form> = form;
-    Ok(Conversation { tools, choice, many_calls, form, wish, answer_start, ..Conversation::new(list, settings, NAMES) })
+    let (form, images): (Option<Form>, _) = (form, images.done());
+    Ok(Conversation {
+        images,
+        tools,
+        choice,
+        many_calls,
+        form,
+        wish,
+        answer_start,
+        ..Conversation::new(list, settings, NAMES)
+    })
 }
 
 fn tool_choice(mut choice: Fields) -> Result<(ToolChoice, bool), ApiError> {
@@ -140,37 +151,71 @@ fn without_headers(text: &str) -> String {
 
 /// A string, or blocks of text.
 fn text_of(value: Value, path: &str) -> Result<String, ApiError> {
+    let text = content_of(value, path, None)?;
+    Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+/// A string, or blocks of text, and of images where there may be any.
+fn content_of(value: Value, path: &str, mut images: Option<&mut Gathering<'_>>) -> Result<Value, ApiError> {
     let blocks = match value {
-        Value::String(text) => return Ok(text),
+        text @ Value::String(_) => return Ok(text),
         Value::Array(blocks) => blocks,
         other => return Err(wrong(path, &other, "a string or a list of blocks")),
     };
-    let mut texts = Vec::new();
+    let mut found = Content::default();
     for (i, block) in blocks.into_iter().enumerate() {
         let mut block = Fields::new(block, format!("{path}[{i}]"))?;
         let kind = block.string("type")?;
-        match block.required("type", kind)?.as_str() {
-            "text" => {
+        match (block.required("type", kind)?.as_str(), &mut images) {
+            ("text", _) => {
                 let text = block.string("text")?;
-                texts.push(without_headers(&block.required("text", text)?));
+                let text = without_headers(&block.required("text", text)?);
+                if !text.is_empty() {
+                    found.text(text);
+                }
             }
-            kind => return Err(not_text(&block.at("type"), kind)),
+            ("image", Some(images)) => found.image(image(&mut block, images)?),
+            (kind, _) => return Err(not_taken(&block.at("type"), kind)),
         }
     }
-    texts.retain(|text| !text.is_empty());
-    Ok(texts.join("\n"))
+    Ok(found.value())
 }
 
-fn not_text(at: &str, kind: &str) -> ApiError {
+/// The image of a block.
+fn image(block: &mut Fields, images: &mut Gathering<'_>) -> Result<Value, ApiError> {
+    images.admit(&block.at("type"))?;
+    let source = block.object("source")?;
+    let mut source = block.required("source", source)?;
+    let kind = source.string("type")?;
+    let at = source.at("type");
+    match source.required("type", kind)?.as_str() {
+        "base64" => {
+            source.string("media_type")?;
+            let data = source.string("data")?;
+            let data = source.required("data", data)?;
+            let at = source.at("data");
+            source.finish()?;
+            images.bare(&at, &data)
+        }
+        "url" => {
+            let url = source.string("url")?;
+            images.url(&source.at("url"), &source.required("url", url)?, None)
+        }
+        kind => Err(wrong(&at, &json!(kind), "`base64`: the image itself")),
+    }
+}
+
+fn not_taken(at: &str, kind: &str) -> ApiError {
     match kind {
-        "image" | "document" | "search_result" => {
-            ApiError::invalid(at, format!("`{at}` is {kind}: this model reads text only"))
+        "image" => ApiError::invalid(at, format!("`{at}` is image: images are for messages of users and tools")),
+        "document" | "search_result" => {
+            ApiError::invalid(at, format!("`{at}` is {kind}: this server takes text and images"))
         }
         _ => wrong(at, &json!(kind), "a block that this place takes, such as `text`"),
     }
 }
 
-fn read_message(value: Value, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
+fn read_message(value: Value, path: &str, list: &mut Vec<Value>, images: &mut Gathering<'_>) -> Result<(), ApiError> {
     let mut fields = Fields::new(value, path)?;
     let role = fields.string("role")?;
     let role = fields.required("role", role)?;
@@ -184,7 +229,7 @@ fn read_message(value: Value, path: &str, list: &mut Vec<Value>) -> Result<(), A
         other => return Err(wrong(&at, &other, "a string or a list of blocks")),
     };
     match role.as_str() {
-        "user" => user(blocks, &at, list),
+        "user" => user(blocks, &at, list, images),
         "assistant" => assistant(blocks, &at, list),
         "system" => {
             list.push(json!({ "role": "system", "content": text_of(Value::Array(blocks), &at)? }));
@@ -195,32 +240,47 @@ fn read_message(value: Value, path: &str, list: &mut Vec<Value>) -> Result<(), A
 }
 
 /// What tools gave comes before what the user says to it.
-fn user(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
-    let mut texts = Vec::new();
+fn user(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>, images: &mut Gathering<'_>) -> Result<(), ApiError> {
+    let mut said = Content::default();
     for (i, block) in blocks.into_iter().enumerate() {
         let mut block = Fields::new(block, format!("{path}[{i}]"))?;
         let kind = block.string("type")?;
         match block.required("type", kind)?.as_str() {
             "text" => {
                 let text = block.string("text")?;
-                texts.push(block.required("text", text)?);
+                said.text(block.required("text", text)?);
             }
+            "image" => said.image(image(&mut block, images)?),
             "tool_result" => {
                 let id = block.string("tool_use_id")?;
                 let id = block.required("tool_use_id", id)?;
                 let failed = block.bool("is_error")?.unwrap_or(false);
                 let at = block.at("content");
-                let text = block.take("content").map_or(Ok(String::new()), |content| text_of(content, &at))?;
-                let text = if failed { format!("Error: {text}") } else { text };
-                list.push(json!({ "role": "tool", "tool_call_id": id, "content": text }));
+                let given = block.take("content").unwrap_or_else(|| json!(""));
+                let mut content = content_of(given, &at, Some(images))?;
+                if failed {
+                    content = with_error(content);
+                }
+                list.push(json!({ "role": "tool", "tool_call_id": id, "content": content }));
             }
-            kind => return Err(not_text(&block.at("type"), kind)),
+            kind => return Err(not_taken(&block.at("type"), kind)),
         }
     }
-    if !texts.is_empty() {
-        list.push(json!({ "role": "user", "content": texts.join("\n") }));
+    if !said.is_empty() {
+        list.push(json!({ "role": "user", "content": said.value() }));
     }
     Ok(())
+}
+
+/// A tool's result that says it is an error.
+fn with_error(content: Value) -> Value {
+    match content {
+        Value::Array(mut parts) => {
+            parts.insert(0, json!({ "type": "text", "text": "Error: " }));
+            Value::Array(parts)
+        }
+        text => json!(format!("Error: {}", text.as_str().unwrap_or_default())),
+    }
 }
 
 fn assistant(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
@@ -251,7 +311,7 @@ fn assistant(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>) -> Result<()
                 let function = json!({ "name": name, "arguments": input });
                 calls.push(json!({ "id": id.unwrap_or_default(), "type": "function", "function": function }));
             }
-            kind => return Err(not_text(&block.at("type"), kind)),
+            kind => return Err(not_taken(&block.at("type"), kind)),
         }
     }
     let mut message = json!({ "role": "assistant", "content": texts.join("\n") });

@@ -18,9 +18,10 @@ use crate::{
     conversation::{Conversation, Names, ToolChoice, wish},
     error::ApiError,
     fields::{Fields, wrong},
+    images::{Content, Gathering},
     messages,
     models::ServedModel,
-    run::Run,
+    run::{Asked, Run},
     sse::{self, Events, Narrator},
     told::{Call, Told},
 };
@@ -35,12 +36,14 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, body: Bytes) -> Result<Res
         return Ok(loaded(&model, Shape::Chat));
     }
     messages::check_count(given.len())?;
-    let read = |(i, message)| message_of(message, &format!("messages[{i}]"));
+    let mut images = Gathering::new(&model);
+    let read = |(i, message)| message_of(message, &format!("messages[{i}]"), &mut images);
     let list = given.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+    let images = images.done();
     let tools = messages::tools(&mut fields)?;
     let rest = conversation(&mut fields, &model, list)?;
     fields.finish()?;
-    answer(&app, &model, Conversation { tools, choice: ToolChoice::Auto, ..rest }, Shape::Chat).await
+    answer(&app, &model, Conversation { images, tools, choice: ToolChoice::Auto, ..rest }, Shape::Chat).await
 }
 
 /// `/api/generate`
@@ -50,12 +53,20 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result
     let system = fields.string("system")?.filter(|text| !text.is_empty());
     let raw = fields.bool("raw")?.unwrap_or(false);
     fields.unsupported("suffix", &[json!("")], "write the model's own fill-in-the-middle tokens into a raw prompt")?;
-    fields.unsupported("images", &[json!([])], "this model reads text only")?;
+    let given = fields.list("images")?.unwrap_or_default();
     fields.unsupported("template", &[json!("")], "the model's own template is used")?;
     fields.unsupported("context", &[json!([])], "send the conversation to /api/chat")?;
     let mut list: Vec<Value> = system.map(|text| json!({ "role": "system", "content": text })).into_iter().collect();
-    list.push(json!({ "role": "user", "content": prompt }));
-    let conversation = conversation(&mut fields, &model, list)?;
+    if raw && !given.is_empty() {
+        return Err(ApiError::invalid(
+            "images",
+            "`images` and `raw`: a raw prompt has no place for them; send it to /api/chat",
+        ));
+    }
+    let mut images = Gathering::new(&model);
+    list.push(json!({ "role": "user", "content": content_of(&prompt, given, "images", &mut images)? }));
+    let images = images.done();
+    let conversation = Conversation { images, ..conversation(&mut fields, &model, list)? };
     fields.finish()?;
     if prompt.is_empty() {
         return Ok(loaded(&model, Shape::Text));
@@ -68,7 +79,8 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result
     let asks = move |_: &ServedModel| {
         let sampling = settings.sampling_of(0);
         let (max_tokens, stop) = (settings.max_tokens, settings.stop);
-        Ok(vec![Ask { prompt: Prompt::Text(prompt), sampling, max_tokens, stop, ..Ask::default() }])
+        let ask = Ask { prompt: Prompt::Text(prompt), sampling, max_tokens, stop, ..Ask::default() };
+        Ok(Asked { asks: vec![ask], memory: None })
     };
     let run = Run::start(&model, asks, "prompt").await?;
     let reader = AnswerReader::new(Opening::Closed, &ToolSet::default());
@@ -99,7 +111,21 @@ fn conversation(fields: &mut Fields, model: &ServedModel, list: Vec<Value>) -> R
     Ok(Conversation { form, wish: wish(&switches)?, ..Conversation::new(list, settings, NAMES) })
 }
 
-fn message_of(value: Value, path: &str) -> Result<Value, ApiError> {
+/// A message's text behind its images, which go into `images`.
+fn content_of(text: &str, given: Vec<Value>, at: &str, images: &mut Gathering<'_>) -> Result<Value, ApiError> {
+    let mut content = Content::default();
+    for (i, image) in given.into_iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        match image {
+            Value::String(text) => content.image(images.bare(&at, &text)?),
+            other => return Err(wrong(&at, &other, "an image in base64")),
+        }
+    }
+    content.text(text.to_owned());
+    Ok(content.value())
+}
+
+fn message_of(value: Value, path: &str, images: &mut Gathering<'_>) -> Result<Value, ApiError> {
     let mut fields = Fields::new(value, path)?;
     let role = fields.string("role")?;
     let role = fields.required("role", role)?;
@@ -110,7 +136,12 @@ fn message_of(value: Value, path: &str) -> Result<Value, ApiError> {
     let thinking = fields.string("thinking")?;
     let name = fields.take_one(&["tool_name", "name"])?;
     fields.string("tool_call_id")?;
-    fields.unsupported("images", &[json!([])], "this model reads text only")?;
+    let given = fields.list("images")?.unwrap_or_default();
+    if !given.is_empty() && role != "user" && role != "tool" {
+        let at = fields.at("images");
+        return Err(ApiError::invalid(&at, format!("`{at}`: images are for messages of users and tools")));
+    }
+    let content = content_of(&content, given, &fields.at("images"), images)?;
     let calls = fields.list("tool_calls")?.unwrap_or_default();
     let call = |(i, call): (usize, Value)| {
         let mut call = Fields::new(call, format!("{path}.tool_calls[{i}]"))?;

@@ -85,6 +85,9 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
     if model.session.template().and_then(qwenkit_text::CallSyntax::of_template).is_some() {
         capabilities.push("tools");
     }
+    if model.session.pictures().is_ok() {
+        capabilities.push("vision");
+    }
     if model.thinking.thinks {
         capabilities.push("thinking");
     }

@@ -7,7 +7,9 @@ use crate::{
     conversation::{Conversation, Names, ToolChoice},
     error::ApiError,
     fields::{Fields, integer, wrong},
-    forms, messages,
+    forms,
+    images::Gathering,
+    messages,
     models::ServedModel,
     settings::Settings,
 };
@@ -29,17 +31,17 @@ pub(super) fn read(mut fields: Fields, model: &ServedModel, history: Vec<Value>)
     let mut echoed = Map::new();
     let given = fields.take("input");
     let input = items(fields.required("input", given)?)?;
-    let mut list = Vec::new();
+    let (mut list, mut images) = (Vec::new(), Gathering::new(model));
     let instructions = fields.string("instructions")?;
     echoed.insert("instructions".to_owned(), json!(instructions));
     if let Some(text) = instructions {
         list.push(json!({ "role": "system", "content": text }));
     }
     for (i, item) in history.into_iter().enumerate() {
-        add(item, &format!("previous_response_id[{i}]"), &mut list)?;
+        add(item, &format!("previous_response_id[{i}]"), &mut list, &mut images)?;
     }
     for (i, item) in input.iter().enumerate() {
-        add(item.clone(), &format!("input[{i}]"), &mut list)?;
+        add(item.clone(), &format!("input[{i}]"), &mut list, &mut images)?;
     }
     messages::check_count(list.len())?;
     for name in [
@@ -89,6 +91,7 @@ pub(super) fn read(mut fields: Fields, model: &ServedModel, history: Vec<Value>)
         }
     }
     let conversation = Conversation {
+        images: images.done(),
         tools,
         choice,
         many_calls,
@@ -155,7 +158,7 @@ fn items(input: Value) -> Result<Vec<Value>, ApiError> {
 }
 
 /// Adds an item to a conversation.
-fn add(item: Value, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
+fn add(item: Value, path: &str, list: &mut Vec<Value>, images: &mut Gathering<'_>) -> Result<(), ApiError> {
     let mut item = Fields::new(item, path)?;
     let kind = item.string("type")?.unwrap_or_else(|| "message".to_owned());
     for name in ["id", "status"] {
@@ -167,7 +170,8 @@ fn add(item: Value, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
             let role = item.required("role", role)?;
             let at = item.at("content");
             let content = item.take("content");
-            let text = messages::text_of(item.required("content", content)?, &at)?;
+            let images = Some(images).filter(|_| role == "user");
+            let content = messages::content_of(item.required("content", content)?, &at, images)?;
             item.take("phase");
             let role = match role.as_str() {
                 "developer" => "system",
@@ -175,8 +179,8 @@ fn add(item: Value, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
                 _ => return Err(wrong(&item.at("role"), &json!(role), "user, assistant, system or developer")),
             };
             match list.last_mut().filter(|last| role == "assistant" && is_open(last)) {
-                Some(last) => last["content"] = json!(text),
-                None => list.push(json!({ "role": role, "content": text })),
+                Some(last) => last["content"] = content,
+                None => list.push(json!({ "role": role, "content": content })),
             }
         }
         "reasoning" => {
@@ -214,8 +218,8 @@ fn add(item: Value, path: &str, list: &mut Vec<Value>) -> Result<(), ApiError> {
             let id = item.required("call_id", id)?;
             let at = item.at("output");
             let output = item.take("output");
-            let text = messages::text_of(item.required("output", output)?, &at)?;
-            list.push(json!({ "role": "tool", "tool_call_id": id, "content": text }));
+            let content = messages::content_of(item.required("output", output)?, &at, Some(images))?;
+            list.push(json!({ "role": "tool", "tool_call_id": id, "content": content }));
         }
         other => {
             let expected = "message, reasoning, function_call or function_call_output";

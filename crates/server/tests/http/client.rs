@@ -70,11 +70,25 @@ pub(crate) fn session(name: &str) -> Session {
     session_at(&fixtures().join("parity").join(name), 2048, 64)
 }
 
+/// A tiny checkpoint with its vision tower.
+pub(crate) fn seeing(name: &str, context_tokens: usize) -> ModelSource {
+    let files = ModelFiles::open(&fixtures().join("parity").join(name)).unwrap();
+    let session = Session::open_seeing(&files, None, &options(context_tokens, 64), &mut |_| {}).unwrap();
+    ModelSource::loaded(name.to_owned(), Vec::new(), session)
+}
+
+/// An image of the repository, as it is in a file.
+pub(crate) fn image_file(name: &str) -> Vec<u8> {
+    fs::read(fixtures().join("images").join(name)).unwrap()
+}
+
+fn options(context_tokens: usize, max_waiting: usize) -> Options {
+    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens: Some(context_tokens), max_waiting }
+}
+
 fn session_at(path: &Path, context_tokens: usize, max_waiting: usize) -> Session {
     let files = ModelFiles::open(path).unwrap();
-    let isa = Isa::detect().unwrap();
-    let options = Options { threads: 1, isa, context_tokens: Some(context_tokens), max_waiting };
-    Session::open(&files, &options, &mut |_| {}).unwrap()
+    Session::open(&files, &options(context_tokens, max_waiting), &mut |_| {}).unwrap()
 }
 
 /// The qwen2 checkpoint behind a server.
@@ -97,7 +111,7 @@ pub(crate) fn config() -> Config {
     Config {
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: 0,
-        limits: Limits { body_bytes: 1 << 20 },
+        limits: Limits { body_bytes: 1 << 20, ..Limits::default() },
         keys: Keys::default(),
         store: None,
         audit_log: None,

@@ -3,6 +3,7 @@
 mod answers;
 mod client;
 mod forms;
+mod images;
 mod interfaces;
 mod kept;
 mod models;

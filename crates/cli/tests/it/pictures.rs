@@ -1,0 +1,141 @@
+//! `run --image`: images and films in questions, from folders and from GGUF with mmproj, and what is refused.
+
+use serde_json::Value;
+
+use crate::program::{Outcome, Place, fixture};
+
+/// `run` with a greedy answer as JSON.
+fn ask(place: &Place, model: &str, images: &[&str], more: &[&str]) -> Outcome {
+    asks(place, model, "What is this?", images, more)
+}
+
+fn asks(place: &Place, model: &str, prompt: &str, images: &[&str], more: &[&str]) -> Outcome {
+    let mut args = vec!["run", "--model", model, prompt, "--json", "--max-tokens", "8", "--temperature", "0"];
+    args.extend(images.iter().flat_map(|image| ["--image", image]));
+    args.extend(more);
+    place.run(&args)
+}
+
+fn photo() -> String {
+    fixture("images/photo.png")
+}
+
+#[test]
+fn a_folder_and_a_gguf_with_mmproj_give_one_answer_about_images() {
+    let place = Place::new();
+    let (photo, second) = (photo(), fixture("images/tiny.png"));
+    for name in ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"] {
+        let folder = fixture(&format!("parity/{name}"));
+        let gguf = fixture(&format!("parity/{name}/model.gguf"));
+        // As it is: the tiny GGUF files have lost a control token that their chat template writes.
+        let prompt = "Is <|vision_start|><|image_pad|><|vision_end|> as <|vision_start|><|image_pad|><|vision_end|>?";
+        let of_folder = asks(&place, &folder, prompt, &[&photo, &second], &["--raw"]).exits(0);
+        let of_gguf = asks(&place, &gguf, prompt, &[&photo, &second], &["--raw"]).exits(0);
+        for key in ["prompt_ids", "ids", "text", "image_tokens"] {
+            assert_eq!(of_folder.json()[key], of_gguf.json()[key], "{name}: {key}");
+        }
+        // The number of tokens is told before the answer, and is the prompt's.
+        let told: Vec<u64> = of_folder.err.lines().filter_map(tokens_told).collect();
+        let answer = of_folder.json();
+        assert_eq!((told.len(), told.iter().sum::<u64>()), (2, answer["image_tokens"].as_u64().expect("a number")));
+        let placeholders = answer["prompt_ids"].as_array().expect("ids").iter().filter(|id| **id == 301).count();
+        assert_eq!(Some(placeholders as u64), answer["image_tokens"].as_u64(), "{name}");
+        // A chat has the places for them; the other order is another prompt, and no image yet another.
+        let chat = ask(&place, &folder, &[&photo, &second], &[]).exits(0).json();
+        assert_eq!(chat["image_tokens"], answer["image_tokens"], "{name}");
+        let swapped = ask(&place, &folder, &[&second, &photo], &[]).exits(0).json();
+        assert_ne!(swapped["prompt_ids"], chat["prompt_ids"], "{name}");
+        assert!(ask(&place, &folder, &[], &[]).exits(0).json().get("image_tokens").is_none());
+    }
+}
+
+/// The tokens of a line such as `photo.png: 1 x 12 x 18 patches, 54 tokens`.
+fn tokens_told(line: &str) -> Option<u64> {
+    line.strip_suffix(" tokens")?.rsplit_once(" patches, ")?.1.parse().ok()
+}
+
+#[test]
+fn what_an_image_shows_decides_the_answer_and_threads_do_not() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2.5-vl");
+    let logprobs = |image: &str, threads: &str| -> Value {
+        ask(&place, &model, &[image], &["--logprobs", "3", "--threads", threads]).exits(0).json()["logprobs"].clone()
+    };
+    let photo = photo();
+    let one = logprobs(&photo, "1");
+    assert_eq!(one, logprobs(&photo, "3"));
+    assert_ne!(one, logprobs(&fixture("images/gray.png"), "1"));
+}
+
+#[test]
+fn a_folder_of_frames_is_shown_as_a_film() {
+    let place = Place::new();
+    let frames = place.path("frames");
+    std::fs::create_dir(&frames).expect("a folder");
+    for name in ["1.png", "2.png", "3.png"] {
+        std::fs::copy(fixture("images/exact.png"), frames.join(name)).expect("copied");
+    }
+    let film = frames.to_str().expect("plain");
+    for name in ["qwen2.5-vl", "qwen3-vl", "qwen3.5-vision"] {
+        let model = fixture(&format!("parity/{name}"));
+        let slow = ask(&place, &model, &[film], &["--fps", "0.1"]).exits(0);
+        assert!(slow.err.contains("frames: 2 x "), "{name}: {}", slow.err);
+        let answer = slow.json();
+        let placeholders = answer["prompt_ids"].as_array().expect("ids").iter().filter(|id| **id == 302).count();
+        assert_eq!(Some(placeholders as u64), answer["image_tokens"].as_u64(), "{name}");
+        // Later models read the time of each step.
+        let fast = ask(&place, &model, &[film], &[]).exits(0).json();
+        assert_eq!(fast["prompt_ids"] == answer["prompt_ids"], name == "qwen2.5-vl", "{name}");
+    }
+}
+
+#[test]
+fn raw_prompts_and_ids_have_places_for_images() {
+    let place = Place::new();
+    let (model, image) = (fixture("parity/qwen2-vl"), fixture("images/tiny.png"));
+    let raw = |prompt: &str| {
+        place.run(&["run", "--model", &model, prompt, "--raw", "--image", &image, "--json", "--max-tokens", "4"])
+    };
+    let answer = raw("Look: <|image_pad|>!").exits(0).json();
+    assert_eq!(answer["image_tokens"], 6);
+    raw("Look!").fails_with(1, &["0 placeholder tokens of images, expected 1"]);
+    let ids = "5,301,301,301,301,301,301,6";
+    let of_ids = ["run", "--model", &model, "--prompt-ids", ids, "--image", &image, "--json", "--max-tokens", "4"];
+    place.run(&of_ids).exits(0);
+}
+
+#[test]
+fn what_cannot_be_seen_is_said_in_one_message_before_anything_is_loaded() {
+    let place = Place::new();
+    let (photo, vision) = (photo(), fixture("parity/qwen3-vl"));
+    let refused = |model: &str, image: &str, more: &[&str], parts: &[&str]| {
+        let outcome = ask(&place, model, &[image], more).fails_with(1, parts);
+        assert!(outcome.out.is_empty(), "{outcome:?}");
+    };
+    let file = |name: &str, bytes: &[u8]| {
+        let path = place.path(name);
+        std::fs::write(&path, bytes).expect("written");
+        path.to_str().expect("plain").to_owned()
+    };
+    let png = std::fs::read(&photo).expect("a fixture");
+    refused(&vision, &file("cut.png", &png[..5000]), &[], &["cut.png", "cut short", "hint: "]);
+    refused(&vision, &file("words.txt", b"hello"), &[], &["words.txt", "expected PNG, JPEG, WebP or GIF"]);
+    refused(&vision, "none.png", &[], &["none.png", "cannot be read"]);
+    // A header that promises 4 gigapixels, and nothing behind it.
+    let bomb = file("bomb.gif", b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0");
+    refused(&vision, &bomb, &[], &["bomb.gif", "65535 x 65535 pixels", "hint: "]);
+    refused(&fixture("parity/qwen3"), &photo, &[], &["reads text only", "take a model with vision"]);
+    let alone = place.path("alone.gguf");
+    std::fs::copy(fixture("parity/qwen3-vl/model.gguf"), &alone).expect("copied");
+    let alone = alone.to_str().expect("plain");
+    refused(alone, &photo, &[], &["alone.gguf", "expected a mmproj file beside it or named with --mmproj, found none"]);
+    let others = fixture("parity/qwen2-vl/mmproj.gguf");
+    refused(alone, &photo, &["--mmproj", &others], &["tower of another model", "expected", "same place as the model"]);
+    refused(alone, &photo, &["--mmproj", alone], &["alone.gguf holds a qwen3vl model", "expected the vision tower"]);
+    refused(alone, &photo, &["--mmproj", "none.gguf"], &["none.gguf"]);
+    let own = fixture("parity/qwen3-vl/mmproj.gguf");
+    ask(&place, alone, &[&photo], &["--mmproj", &own]).exits(0);
+    // Larger than the context.
+    refused(&vision, &photo, &["--ctx", "64"], &["tokens and the context holds 64"]);
+    ask(&place, &vision, &[&photo], &["--fps", "4"]).fails_with(2, &["--fps is for films"]);
+}
