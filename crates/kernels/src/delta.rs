@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Added to the sum of squares when a head of q or k is brought to length 1.
-const UNIT_EPS: f32 = 1e-6;
+pub(crate) const UNIT_EPS: f32 = 1e-6;
 
 /// Tokens of a chunk; part of the result's bits. Eight tokens' k and q make sixteen sums, which hide the latency of the
 /// multiply-add and leave half of the 512-bit registers.
@@ -96,7 +96,7 @@ impl DeltaShape {
         self.value_heads * self.value_dim
     }
 
-    fn key_head(&self, value_head: usize) -> usize {
+    pub(crate) fn key_head(&self, value_head: usize) -> usize {
         match self.order {
             HeadOrder::Grouped => value_head / (self.value_heads / self.key_heads),
             HeadOrder::Tiled => value_head % self.key_heads,
@@ -325,7 +325,7 @@ for_each_isa! {
 
 impl DeltaInput<'_> {
     /// What is left of the memory after one token, in 0..=1.
-    fn decay(&self, i: usize, head: usize) -> f32 {
+    pub(crate) fn decay(&self, i: usize, head: usize) -> f32 {
         let x = self.fade[i] + self.fade_bias[head];
         // Beyond 20 the logarithm equals x in f32, and the exponential would overflow further on.
         let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
