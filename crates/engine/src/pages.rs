@@ -22,6 +22,14 @@ impl Key {
         Key(u64::from(id.0))
     }
 
+    /// The same under an adapter, whose keys and values are others; 0 stands for none.
+    pub(crate) fn under(self, adapter: u32) -> Key {
+        match self.0 >> 63 {
+            0 => Key(self.0 | (u64::from(adapter & 0x7fff_ffff) << 32)),
+            _ => Key(self.0 ^ (u64::from(adapter).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1)),
+        }
+    }
+
     /// Of a vector of an image, by a hash of both; never a token's.
     pub(crate) fn of_vector(hash: u64) -> Key {
         Key(hash | 1 << 63)

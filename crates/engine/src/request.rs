@@ -1,5 +1,8 @@
 //! What goes into the engine and what comes out, in token ids.
 
+use std::sync::Arc;
+
+use qwenkit_models::Adapter;
 use qwenkit_tensor::TokenId;
 
 use crate::{
@@ -32,6 +35,8 @@ pub struct Request {
     pub priority: Priority,
     /// What may come next, and what must.
     pub guide: Option<Box<dyn Guide>>,
+    /// The adapter that is in force for it, made for the engine's model.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// Whose turn it is when not all fit: waiting requests of a higher one are taken in first, and running ones of a lower one

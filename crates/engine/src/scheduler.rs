@@ -216,7 +216,8 @@ impl<R: Runner> Scheduler<R> {
             tokens.extend_from_slice(&s.tokens[s.computed..s.computed + rows]);
             let (rows, outputs) = (from..tokens.len(), s.outputs(rows));
             let seen = seen.as_ref();
-            seqs.push(BatchSeq { rows, first: s.computed, pages: &s.pages, slot: s.slot, outputs, seen });
+            let adapter = s.adapter.as_deref();
+            seqs.push(BatchSeq { rows, first: s.computed, pages: &s.pages, slot: s.slot, outputs, seen, adapter });
         }
         self.runner.forward(&Batch { tokens: &tokens, seqs: &seqs }, &mut self.logits);
     }

@@ -63,7 +63,7 @@ impl<'a> Scorer<'a> {
         let range = first..first + ids.len();
         let seen = self.view.map(|view| (view.positions(range.clone()), view.rows(range)));
         let seen = seen.as_ref().map(|(positions, rows)| Seen { positions, rows });
-        let seq = BatchSeq { rows, first, pages: &self.pages, slot: 0, outputs, seen: seen.as_ref() };
+        let seq = BatchSeq { rows, first, pages: &self.pages, slot: 0, outputs, seen: seen.as_ref(), adapter: None };
         let batch = Batch { tokens: ids, seqs: &[seq] };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
         self.position += ids.len();

@@ -1,9 +1,9 @@
 //! One request on its way through the scheduler: its tokens, how many of them are computed, and the pages that hold them.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use qwenkit_kernels::PAGE_TOKENS;
-use qwenkit_models::Outputs;
+use qwenkit_models::{Adapter, Outputs};
 use qwenkit_tensor::{SeqId, TokenId};
 
 use crate::{
@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<TokenId>,
     /// What the tree of pages takes the tokens for.
     pub(crate) keys: Vec<Key>,
+    /// What is added to the model's matrices for it.
+    pub(crate) adapter: Option<Arc<Adapter>>,
     /// The prompt's images, if it has any.
     pub(crate) view: Option<View>,
     pub(crate) prompt_tokens: usize,
@@ -81,10 +83,13 @@ impl Sequence {
         if let Some(view) = &view {
             view.mark(&mut keys);
         }
+        let under = request.adapter.as_ref().map_or(0, |adapter| adapter.id());
+        keys.iter_mut().for_each(|key| *key = key.under(under));
         Sequence {
             id,
             priority: request.priority,
             keys,
+            adapter: request.adapter,
             view,
             sampler: Sampler::new(request.sampling, &request.prompt),
             tokens: request.prompt,
@@ -243,7 +248,8 @@ impl Sequence {
             }
         };
         self.tokens.push(id);
-        self.keys.push(Key::of_token(id));
+        let under = self.adapter.as_ref().map_or(0, |adapter| adapter.id());
+        self.keys.push(Key::of_token(id).under(under));
         let logprobs = own.map(|(count, logits)| sampler::logprobs(&logits, id, count));
         self.tell(Event::Token { id, logprobs });
         match self.guide.as_mut().map_or(Verdict::Continue, |guide| guide.accept(id)) {

@@ -1,11 +1,14 @@
 //! A session: a model with its text side and an engine; prompts in, pieces of text out.
 
-use std::{sync::OnceLock, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
-use qwenkit_formats::ModelFiles;
+use qwenkit_formats::{Adapter as AdapterFile, ModelFiles};
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
 use qwenkit_media::Processor;
-use qwenkit_models::{Buffers, Error as ModelError, LoadEvent, Model, ModelState, Tower};
+use qwenkit_models::{Adapter, Buffers, Error as ModelError, LoadEvent, Model, ModelState, Plan, Tower};
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{
     ChatInput, ChatPrompt, ChatTemplate, Form, Grammar, GrammarFactory, Opening, SpecialTokens, StreamDecoder,
@@ -49,6 +52,7 @@ pub struct Options {
 pub struct Session {
     engine: Engine,
     text: ModelText,
+    plan: Plan,
     info: Info,
     origin: String,
     /// What is said of an image where there is no tower.
@@ -135,6 +139,8 @@ pub struct Ask {
     pub priority: Priority,
     /// What the answer is held to.
     pub hold: Hold,
+    /// The adapter that answers, from `Session::adapter`.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Session {
@@ -202,10 +208,11 @@ impl Session {
             Some(_) => |path, architecture| ModelError::NoTower { path, architecture },
             None => |path, architecture| ModelError::Blind { path, architecture },
         };
+        let plan = plan.clone();
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
         let origin = files.path().display().to_string();
-        Ok(Session { engine, text, info, origin, blind, processor, grammars: OnceLock::new() })
+        Ok(Session { engine, text, plan, info, origin, blind, processor, grammars: OnceLock::new() })
     }
 
     /// What visuals prompts may have; none where absent.
@@ -258,6 +265,14 @@ impl Session {
         &self.text.stop_tokens
     }
 
+    /// An adapter from its file, ready for questions. Those under different adapters, and under none, are answered together.
+    ///
+    /// # Errors
+    /// When it is another model's.
+    pub fn adapter(&self, file: &AdapterFile) -> Result<Arc<Adapter>, Error> {
+        Ok(Arc::new(Adapter::of_file(&self.plan, file)?))
+    }
+
     /// Asks; the answer comes piece by piece.
     ///
     /// # Errors
@@ -306,6 +321,7 @@ impl Session {
             prompt_logprobs: ask.prompt_logprobs,
             priority: ask.priority,
             guide,
+            adapter: ask.adapter,
         };
         let decoder = StreamDecoder::new(&self.text.tokenizer, false);
         Ok((request, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked }))

@@ -167,6 +167,26 @@ pub enum Error {
         expected: String,
     },
 
+    /// An adapter that does not fit the model.
+    #[error("the adapter's `{part}`: found {found}, expected {expected}")]
+    Adapter {
+        /// The module or tensor.
+        part: String,
+        /// What was found.
+        found: String,
+        /// What would have been right.
+        expected: String,
+    },
+
+    /// A block that cannot be trained through.
+    #[error("layer {layer} has {found}, and training through that is not there yet; expected dense blocks or mixtures")]
+    NoBackward {
+        /// The layer.
+        layer: usize,
+        /// The block.
+        found: &'static str,
+    },
+
     /// No memory.
     #[error(transparent)]
     Alloc(#[from] AllocError),

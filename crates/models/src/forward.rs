@@ -8,12 +8,16 @@ use qwenkit_kernels::{AttentionSeq, Compute, Product, RecurrentSeq};
 use qwenkit_tensor::TokenId;
 
 use crate::{
+    adapter::{Adapted, Adapter, Module},
     blocks::{BlockBuffers, Context, FfnBlock, Layer, MixerBlock},
     load::Model,
     state::ModelState,
     tap::{Site, Tap, visit},
     wanted::Wanted,
 };
+
+/// What adapters call a dense block's matrices.
+pub(crate) const DENSE: [Module; 3] = [Module::GateProj, Module::UpProj, Module::DownProj];
 
 /// Tokens to compute.
 pub struct Batch<'a> {
@@ -39,6 +43,8 @@ pub struct BatchSeq<'a> {
     pub outputs: Outputs,
     /// Where the sequence has images; absent where it is text alone.
     pub seen: Option<&'a Seen<'a>>,
+    /// What is added to the model's matrices for this sequence; the same from its first token to its last.
+    pub adapter: Option<&'a Adapter>,
 }
 
 /// What a sequence's part has of images.
@@ -143,6 +149,8 @@ impl Model {
         // A tap sees every row of every layer; images may reach into the last layer.
         let text_alone = batch.seqs.iter().all(|seq| seq.seen.is_none_or(|seen| seen.rows.is_empty()));
         let skips = wanted.rows.len() < tokens && tap.is_none() && text_alone && self.last_layer_answers_few();
+        let adapters: Vec<_> = batch.seqs.iter().map(|seq| seq.adapter).collect();
+        let of_seqs = if adapters.iter().any(Option::is_some) { &adapters[..] } else { &[] };
         let ModelState { layers: states, selected } = state;
         let cx = &mut Context {
             compute,
@@ -156,6 +164,7 @@ impl Model {
             pairs: self.rope.pairs(),
             rope: &self.rope,
             wanted: None,
+            adapted: Adapted { of_seqs },
             tap: &mut tap,
         };
         for (i, (layer, state)) in self.layers.iter().zip(states).enumerate() {
@@ -187,7 +196,7 @@ impl Model {
             layer.before_ffn.read(cx, block, x, normed);
             visit(cx.tap, Site::FfnInput, i, normed);
             match &layer.ffn {
-                FfnBlock::Dense(ffn) => ffn.forward(cx, block, normed, out),
+                FfnBlock::Dense(ffn) => ffn.forward(cx, DENSE, block, normed, out),
                 FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
             }
             layer.before_ffn.write(cx, block, x, out);

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 pub mod arch;
 mod blocks;
 mod error;
 mod forward;
+mod grad;
 mod load;
 mod names;
 mod plan;
@@ -18,8 +20,10 @@ mod tap;
 mod vision;
 mod wanted;
 
+pub use adapter::{Adapter, Lora, LoraShape, Module, Score};
 pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};
+pub use grad::{Aim, Lesson, Tape};
 pub use load::{LoadEvent, Model};
 pub use plan::{
     AttentionPlan, DeltaNetPlan, Ffn, GateKind, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan,

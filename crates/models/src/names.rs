@@ -21,7 +21,7 @@ pub(crate) type Pair = (&'static str, &'static str);
 
 /// Where checkpoints keep the text model: on its own, inside a multimodal one, inside one of MLX's, without its head as
 /// embedding models are saved.
-const BODIES: [(&str, &str); 4] =
+pub(crate) const BODIES: [(&str, &str); 4] =
     [("model.", ""), ("model.language_model.", ""), ("language_model.model.", "language_model."), ("", "")];
 
 /// What multimodal and self-speculating checkpoints hold beside the text model. QwenKit runs their text model by itself;

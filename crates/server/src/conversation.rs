@@ -159,6 +159,7 @@ impl Conversation {
             stop_tokens: settings.stop_tokens.clone(),
             priority: self.priority,
             hold,
+            adapter: None,
         }
     }
 

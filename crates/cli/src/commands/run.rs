@@ -3,11 +3,16 @@
 //! Contract: arguments are judged before a model is fetched or loaded. Not here: the chat (`chat`), the answer's way to
 //! stdout (`answer`).
 
-use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use clap::Args;
 use qwenkit_engine::{Ask, Finish, Prompt, Session, Visual};
+use qwenkit_formats::Adapter as AdapterFile;
+use qwenkit_models::Adapter;
 use qwenkit_tensor::TokenId;
 use qwenkit_text::ChatInput;
 use serde_json::{Map, Value, json};
@@ -28,6 +33,7 @@ Examples:
   cat report.txt | qwenkit run \"Summarise:\"
   qwenkit run ./model.gguf                  a chat; /help lists its commands
   qwenkit run ./qwen3-vl \"What is on this sign?\" --image sign.jpg
+  qwenkit run --adapter my-adapter \"...\"    with a LoRA adapter, as `qwenkit tune` or PEFT writes it
   qwenkit run --model ./model.gguf --prompt-ids 1,2,3 --max-tokens 16 --temperature 0 --json
 
 The first word is the model if it names one, else the prompt begins there; --model leaves no doubt.
@@ -67,6 +73,9 @@ pub(crate) struct RunArgs {
     /// The prompt as it is, without the model's chat template
     #[arg(long, conflicts_with_all = ["think", "no_think", "template_arg"])]
     raw: bool,
+    /// A LoRA adapter of this model: a PEFT folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    adapter: Option<PathBuf>,
     /// Have the model think before it answers, where its template knows how
     #[arg(long, conflicts_with = "no_think")]
     think: bool,
@@ -93,6 +102,7 @@ pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
     let words = prompt::words(args.model.as_deref(), &args.words)?;
     let question = args.question(&words)?;
     let named = args.images(question.is_some())?;
+    let adapter = args.adapter.as_deref().map(AdapterFile::open).transpose()?;
     let located = locate::locate(words.model.as_deref(), offline)?;
     interrupt::install()?;
     let sight = match (&args.mmproj, named.is_empty(), &question) {
@@ -102,14 +112,16 @@ pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
     };
     let (threads, context_tokens) = (args.session.threads(), args.session.context_tokens());
     let session = opening::open_for_many(&located.files, &sight, threads, context_tokens, usize::MAX)?;
+    let adapter = adapter.map(|file| session.adapter(&file)).transpose()?;
     let kwargs = args.kwargs(&session);
     let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     let shown = named.iter().map(|named| named.show(&session, fps)).collect::<anyhow::Result<Vec<_>>>()?;
     match question {
-        Some(prompt) => args.answer_once(&session, prompt, shown, kwargs),
+        Some(prompt) => args.answer_once(&session, adapter, prompt, shown, kwargs),
         None => {
             let ask = |messages: Vec<Value>, visuals: Vec<Visual>| Ask {
                 visuals,
+                adapter: adapter.clone(),
                 ..args.ask(&session, chat_prompt(messages, kwargs.clone()))
             };
             chat::chat(&session, &located.stored.name, args.system.clone(), shown, fps, &ask)
@@ -189,6 +201,7 @@ impl RunArgs {
     fn answer_once(
         &self,
         session: &Session,
+        adapter: Option<Arc<Adapter>>,
         question: Question,
         shown: Vec<Shown>,
         kwargs: Map<String, Value>,
@@ -203,8 +216,8 @@ impl RunArgs {
             }
         };
         let show = if self.json { Show::Nothing } else { Show::Stream };
-        let ask = Ask { visuals: images::visuals(&shown).collect(), ..self.ask(session, prompt) };
-        let reply = answer::answer(session, ask, show)?;
+        let visuals = images::visuals(&shown).collect();
+        let reply = answer::answer(session, Ask { visuals, adapter, ..self.ask(session, prompt) }, show)?;
         if self.json {
             let mut object = reply.to_json(session.tokenizer());
             if !shown.is_empty() {

@@ -4,6 +4,7 @@ use qwenkit_kernels::{IndexCache, IndexKeys, Product, Weight};
 
 use super::{BlockBuffers, Context, Room, sized};
 use crate::{
+    adapter::Module,
     plan::{AttentionPlan, IndexerPlan},
     state::LayerState,
     tap::{Site, visit},
@@ -81,18 +82,24 @@ impl Attention {
         let mut of_queries = vec![Product { weight: &self.q_proj, out: &mut *q }];
         of_queries.extend(self.gate_proj.as_ref().map(|weight| Product { weight, out: &mut *gate }));
         let of_keys = [Product { weight: &self.k_proj, out: &mut *k }, Product { weight: &self.v_proj, out: &mut *v }];
-        match cx.wanted {
+        let own = match cx.wanted {
             Some(wanted) => {
                 cx.compute.matmul(&mut buffers.matmul, x, &mut { of_keys });
                 let own = sized(&mut buffers.d, rows * width);
                 wanted.copy(x, own);
                 cx.compute.matmul(&mut buffers.matmul, own, &mut of_queries);
+                own
             }
             None => {
                 of_queries.extend(of_keys);
                 cx.compute.matmul(&mut buffers.matmul, x, &mut of_queries);
+                x
             }
-        }
+        };
+        let low = &mut buffers.low;
+        cx.adapt(Module::QProj, low, own, &mut [&mut *q, &mut *gate]);
+        cx.adapt_all(Module::KProj, low, x, &mut [&mut *k]);
+        cx.adapt_all(Module::VProj, low, x, &mut [&mut *v]);
         for (x, bias) in [(&mut *q, &self.q_bias), (&mut *k, &self.k_bias), (&mut *v, &self.v_bias)] {
             if let Some(bias) = bias {
                 cx.compute.add_bias(x, bias);
@@ -125,7 +132,8 @@ impl Attention {
             cx.compute.sigmoid_mul(heads, gate, self.q_proj.rows());
         }
         visit(cx.tap, Site::Heads, cx.layer, heads);
-        cx.compute.matmul(&mut buffers.matmul, heads, &mut [Product { weight: &self.o_proj, out }]);
+        cx.compute.matmul(&mut buffers.matmul, heads, &mut [Product { weight: &self.o_proj, out: &mut *out }]);
+        cx.adapt(Module::OProj, &mut buffers.low, heads, &mut [out]);
     }
 }
 

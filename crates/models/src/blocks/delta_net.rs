@@ -6,6 +6,7 @@ use qwenkit_kernels::{DeltaInput, Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
 use crate::{
+    adapter::Module,
     plan::{DeltaNetPlan, GateKind},
     state::RecurrentState,
     tap::{Site, visit},
@@ -63,18 +64,25 @@ impl DeltaNet {
             Product { weight: &self.in_a, out: &mut *a },
         ];
         let of_gate = Product { weight: &self.in_z, out: &mut *z };
-        match cx.wanted {
+        let own = match cx.wanted {
             Some(wanted) => {
                 compute.matmul(&mut buffers.matmul, x, &mut products);
                 let own = sized(&mut buffers.d, rows * width);
                 wanted.copy(x, own);
                 compute.matmul(&mut buffers.matmul, own, &mut [of_gate]);
+                own
             }
             None => {
                 products.push(of_gate);
                 compute.matmul(&mut buffers.matmul, x, &mut products);
+                x
             }
-        }
+        };
+        let low = &mut buffers.low;
+        cx.adapt(Module::InProjZ, low, own, &mut [&mut *z]);
+        cx.adapt_all(Module::InProjQkv, low, x, &mut [&mut *raw]);
+        cx.adapt_all(Module::InProjB, low, x, &mut [&mut *b]);
+        cx.adapt_all(Module::InProjA, low, x, &mut [&mut *a]);
         let qkv = sized(&mut buffers.d, raw.len());
         compute.causal_conv_silu(&mut state.conv, cx.recurrent, &self.conv, raw, qkv);
         compute.unit_heads(shape, qkv);
@@ -98,6 +106,7 @@ impl DeltaNet {
             }
         };
         visit(cx.tap, Site::Heads, cx.layer, gated);
-        compute.matmul(&mut buffers.matmul, gated, &mut [Product { weight: &self.out_proj, out }]);
+        compute.matmul(&mut buffers.matmul, gated, &mut [Product { weight: &self.out_proj, out: &mut *out }]);
+        cx.adapt(Module::OutProj, &mut buffers.low, gated, &mut [out]);
     }
 }

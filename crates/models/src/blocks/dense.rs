@@ -3,7 +3,10 @@
 use qwenkit_kernels::{Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
-use crate::tap::{Site, visit};
+use crate::{
+    adapter::Module,
+    tap::{Site, visit},
+};
 
 /// A dense feed-forward block's weights.
 pub(crate) struct DenseFfn {
@@ -20,16 +23,27 @@ impl DenseFfn {
         [&self.gate, &self.up, &self.down].into_iter().map(Weight::size_bytes).sum()
     }
 
-    /// out: (T, D) = down(silu(gate(x)) * up(x)) of x: (T, D).
-    pub(crate) fn forward(&self, cx: &mut Context<'_, '_, '_>, buffers: &mut BlockBuffers, x: &[f32], out: &mut [f32]) {
+    /// out: (T, D) = down(silu(gate(x)) * up(x)) of x: (T, D). `modules` are what adapters call gate, up and down.
+    pub(crate) fn forward(
+        &self,
+        cx: &mut Context<'_, '_, '_>,
+        modules: [Module; 3],
+        buffers: &mut BlockBuffers,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let [of_gate, of_up, of_down] = modules;
         let (tokens, width) = (x.len() / self.gate.cols(), self.gate.rows());
         let gate = sized(&mut buffers.a, tokens * width);
         let up = sized(&mut buffers.b, tokens * width);
         let mut products =
             [Product { weight: &self.gate, out: &mut *gate }, Product { weight: &self.up, out: &mut *up }];
         cx.compute.matmul(&mut buffers.matmul, x, &mut products);
+        cx.adapt(of_gate, &mut buffers.low, x, &mut [&mut *gate]);
+        cx.adapt(of_up, &mut buffers.low, x, &mut [&mut *up]);
         cx.compute.silu_mul(gate, up, width);
         visit(cx.tap, Site::FfnHidden, cx.layer, gate);
-        cx.compute.matmul(&mut buffers.matmul, gate, &mut [Product { weight: &self.down, out }]);
+        cx.compute.matmul(&mut buffers.matmul, gate, &mut [Product { weight: &self.down, out: &mut *out }]);
+        cx.adapt(of_down, &mut buffers.low, gate, &mut [out]);
     }
 }

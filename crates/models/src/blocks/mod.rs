@@ -16,10 +16,15 @@ pub(crate) use attention::{Attention, Indexer};
 pub(crate) use delta_net::DeltaNet;
 pub(crate) use dense::DenseFfn;
 pub(crate) use join::{Join, Streams};
-pub(crate) use moe::{Moe, SharedExpert};
+pub(crate) use moe::{Moe, SHARED, SharedExpert};
 pub(crate) use ngrams::Ngrams;
 
-use crate::{rope::Rope, tap::Tap, wanted::Wanted};
+use crate::{
+    adapter::{Adapted, Module},
+    rope::Rope,
+    tap::Tap,
+    wanted::Wanted,
+};
 
 /// One decoder layer.
 pub(crate) struct Layer {
@@ -61,7 +66,22 @@ pub(crate) struct Context<'a, 'b, 'c> {
     pub(crate) rope: &'a Rope,
     /// In the last layer, the rows whose results somebody wants, if not all.
     pub(crate) wanted: Option<&'a Wanted<'a>>,
+    pub(crate) adapted: Adapted<'a>,
     pub(crate) tap: &'a mut Option<&'b mut Tap<'c>>,
+}
+
+impl Context<'_, '_, '_> {
+    /// Adds to `outs`, which side by side are (rows, outputs of `module`), what adapters add for x: (rows, inputs): of the
+    /// batch's rows, or in the last layer of the wanted ones.
+    fn adapt(&self, module: Module, low: &mut Vec<f32>, x: &[f32], outs: &mut [&mut [f32]]) {
+        let seqs = self.wanted.map_or(self.seqs, |wanted| &wanted.seqs);
+        self.adapted.add(self.compute, (self.layer, module), seqs, low, (x, outs));
+    }
+
+    /// The same for all rows of the batch, in every layer.
+    fn adapt_all(&self, module: Module, low: &mut Vec<f32>, x: &[f32], outs: &mut [&mut [f32]]) {
+        self.adapted.add(self.compute, (self.layer, module), self.seqs, low, (x, outs));
+    }
 }
 
 /// Buffers of one block's inner values; kept from batch to batch. What a buffer holds is said where it is used.
@@ -73,6 +93,8 @@ pub(crate) struct BlockBuffers {
     c: Vec<f32>,
     d: Vec<f32>,
     e: Vec<f32>,
+    /// A x of an adapter: (T, R)
+    low: Vec<f32>,
     /// What the streams get of the block that is being computed: (T, S)
     inject: Vec<f32>,
     /// Of the expert that all tokens visit: (T)

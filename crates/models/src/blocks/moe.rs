@@ -7,9 +7,13 @@ use qwenkit_kernels::{GroupedProduct, Product, Weight};
 
 use super::{BlockBuffers, Context, DenseFfn, sized};
 use crate::{
+    adapter::Module,
     plan::MoePlan,
     tap::{Site, visit},
 };
+
+/// What adapters call the shared expert's matrices.
+pub(crate) const SHARED: [Module; 3] = [Module::SharedGateProj, Module::SharedUpProj, Module::SharedDownProj];
 
 /// A mixture's weights.
 pub(crate) struct Moe {
@@ -59,7 +63,7 @@ impl Moe {
         if let Some(shared) = &self.shared {
             // The shared expert's forward uses the first two buffers.
             let mut result = std::mem::take(&mut buffers.d);
-            shared.ffn.forward(cx, buffers, x, sized(&mut result, x.len()));
+            shared.ffn.forward(cx, SHARED, buffers, x, sized(&mut result, x.len()));
             compute.add_gated(out, &result[..x.len()], &buffers.shared_gate[..tokens], width);
             buffers.d = result;
         }

@@ -35,7 +35,7 @@ impl<'a> Run<'a> {
         for &(ids, first, pages) in parts {
             let rows = tokens.len()..tokens.len() + ids.len();
             tokens.extend_from_slice(ids);
-            seqs.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None });
+            seqs.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None, adapter: None });
         }
         let batch = Batch { tokens: &tokens, seqs: &seqs };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut logits);

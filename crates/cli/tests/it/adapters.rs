@@ -1,0 +1,34 @@
+//! `--adapter`: another answer than the base model's, the same from every form of the adapter's files, and a refusal of what
+//! is no adapter of this model.
+
+use crate::program::{Place, fixture};
+
+fn answer(place: &Place, adapter: &[&str]) -> Vec<u64> {
+    let model = fixture("parity/qwen2");
+    let mut args = vec!["run", "--model", &model, "--prompt-ids", "5,9,77,120", "--max-tokens", "12"];
+    args.extend(["--temperature", "0", "--json"]);
+    args.extend(adapter);
+    let reply = place.run(&args).exits(0).json();
+    reply["ids"].as_array().expect("ids").iter().filter_map(serde_json::Value::as_u64).collect()
+}
+
+#[test]
+fn an_adapter_changes_the_answer() {
+    let (place, adapter) = (Place::new(), fixture("parity-train/qwen2/adapter_init"));
+    let base = answer(&place, &[]);
+    let adapted = answer(&place, &["--adapter", &adapter]);
+    assert_eq!((base.len(), adapted.len()), (12, 12));
+    assert_ne!(base, adapted);
+    assert_eq!(adapted, answer(&place, &["--adapter", &format!("{adapter}/adapter_config.json")]));
+}
+
+#[test]
+fn what_is_no_adapter_of_the_model_is_refused() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let fails = |adapter: &str, parts: &[&str]| {
+        place.run(&["run", "--model", &model, "--adapter", adapter, "Hello"]).fails_with(1, parts);
+    };
+    fails(&fixture("parity-train/qwen3/adapter_init"), &["expected 64 and 32", "another model's adapter"]);
+    fails(&model, &["a whole model (config.json)"]);
+    fails("nowhere", &["nowhere"]);
+}

@@ -1,0 +1,152 @@
+//! Gated DeltaNet over whole sequences, both ways. Of its inner values nothing is kept but its input: they are many, and the
+//! backward computes them again.
+
+use qwenkit_kernels::{BackProduct, DeltaGrads, DeltaInput, Join, Product};
+
+use super::tape::{LayerTape, Room, SequenceState, Way, sized};
+use crate::{adapter::Module, blocks::DeltaNet, error::Error, plan::GateKind};
+
+/// Lengths of the inner values of T tokens.
+struct Sizes {
+    /// (T, C)
+    channels: usize,
+    /// (T, value heads, V)
+    values: usize,
+    /// (T, value heads)
+    gates: usize,
+}
+
+fn sizes(block: &DeltaNet, x: &[f32]) -> Sizes {
+    let (tokens, shape) = (x.len() / block.in_qkv.cols(), block.plan.shape);
+    let (channels, values) = (tokens * shape.channels(), tokens * shape.value_width());
+    Sizes { channels, values, gates: tokens * shape.value_heads }
+}
+
+/// Up to the rule's results: in the room's `a` q, k and v before the convolution, in `b` z, in `c` write and fade, in `d` q, k
+/// and v behind the convolution, in `e` with unit heads, in `f` the results.
+fn results(
+    block: &DeltaNet,
+    way: &Way<'_>,
+    state: &mut SequenceState,
+    tape: &mut LayerTape,
+    room: &mut Room,
+    x: &[f32],
+) -> Result<(), Error> {
+    let (shape, compute, sizes) = (block.plan.shape, way.compute, sizes(block, x));
+    let (raw, z) = (sized(&mut room.a, sizes.channels), sized(&mut room.b, sizes.values));
+    let (write, fade) = sized(&mut room.c, 2 * sizes.gates).split_at_mut(sizes.gates);
+    let mut products = [
+        Product { weight: &block.in_qkv, out: &mut *raw },
+        Product { weight: &block.in_z, out: &mut *z },
+        Product { weight: &block.in_b, out: &mut *write },
+        Product { weight: &block.in_a, out: &mut *fade },
+    ];
+    compute.matmul(&mut room.matmul, x, &mut products);
+    way.adapt(Module::InProjQkv, x, &mut tape.lows, &mut [&mut *raw]);
+    way.adapt(Module::InProjZ, x, &mut tape.lows, &mut [&mut *z]);
+    way.adapt(Module::InProjB, x, &mut tape.lows, &mut [&mut *write]);
+    way.adapt(Module::InProjA, x, &mut tape.lows, &mut [&mut *fade]);
+    let (conv, delta, seqs) = state.recurrent(&block.plan, way.seqs)?;
+    let (qkv, unit) = (sized(&mut room.d, sizes.channels), sized(&mut room.e, sizes.channels));
+    compute.causal_conv_silu(conv, &seqs, &block.conv, raw, qkv);
+    unit.copy_from_slice(qkv);
+    compute.unit_heads(shape, unit);
+    let input = DeltaInput { qkv: unit, write, fade, fade_bias: &block.fade_bias, rate: &block.rate };
+    compute.delta_rule(delta, &seqs, &input, sized(&mut room.f, sizes.values));
+    Ok(())
+}
+
+/// out: (T, D) = DeltaNet of x: (T, D).
+pub(super) fn forward(
+    block: &DeltaNet,
+    way: &Way<'_>,
+    state: &mut SequenceState,
+    tape: &mut LayerTape,
+    (room, x, out): (&mut Room, &[f32], &mut [f32]),
+) -> Result<(), Error> {
+    results(block, way, state, tape, room, x)?;
+    let (compute, len, width) = (way.compute, sizes(block, x).values, block.plan.shape.value_width());
+    let (z, results) = (sized(&mut room.b, len), sized(&mut room.f, len));
+    compute.rms_norm_in_place(results, &block.norm, way.eps);
+    let gated = match block.plan.gate {
+        GateKind::Silu => {
+            compute.silu_mul(z, results, width);
+            z
+        }
+        GateKind::Sigmoid => {
+            compute.sigmoid_mul(results, z, width);
+            results
+        }
+    };
+    compute.matmul(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out: &mut *out }]);
+    way.adapt(Module::OutProj, gated, &mut tape.lows, &mut [out]);
+    Ok(())
+}
+
+/// As `attention::backward`.
+pub(super) fn backward(
+    block: &DeltaNet,
+    way: &Way<'_>,
+    (state, tape): (&mut SequenceState, &mut LayerTape),
+    room: &mut Room,
+    (x, d_out): (&[f32], &[f32]),
+    grads: &mut [f32],
+    mut dx: Option<&mut [f32]>,
+) -> Result<(), Error> {
+    results(block, way, state, tape, room, x)?;
+    let (shape, compute, sizes) = (block.plan.shape, way.compute, sizes(block, x));
+    let width = shape.value_width();
+    let Room { a, b, c, d, e, f, g, h, low, part, .. } = room;
+    let (z, results, normed) = (sized(b, sizes.values), sized(f, sizes.values), sized(g, sizes.values));
+    normed.copy_from_slice(results);
+    compute.rms_norm_in_place(normed, &block.norm, way.eps);
+    let d_gated = sized(h, sizes.values);
+    compute.matmul_backward(&[BackProduct { weight: &block.out_proj, dy: d_out }], Join::OVER, d_gated);
+    if way.adapter.lora(way.layer, Module::OutProj).is_some() {
+        let mut gated = if block.plan.gate == GateKind::Silu { z.to_vec() } else { normed.to_vec() };
+        match block.plan.gate {
+            GateKind::Silu => compute.silu_mul(&mut gated, normed, width),
+            GateKind::Sigmoid => compute.sigmoid_mul(&mut gated, z, width),
+        }
+        let scratch = (&mut *low, &mut *part);
+        way.adapt_backward(Module::OutProj, (&gated, &tape.lows), &[d_out], scratch, grads, Some(&mut *d_gated));
+    }
+    // z and `d_normed` become gradients.
+    let d_normed = match block.plan.gate {
+        GateKind::Silu => {
+            compute.silu_mul_backward(z, normed, d_gated, width);
+            normed
+        }
+        GateKind::Sigmoid => {
+            compute.sigmoid_mul_backward(normed, z, d_gated, width);
+            d_gated
+        }
+    };
+    let mut d_results = vec![0.0; sizes.values];
+    compute.rms_norm_backward(results, &block.norm, way.eps, d_normed, &mut d_results);
+    let (raw, qkv, unit) = (sized(a, sizes.channels), sized(d, sizes.channels), sized(e, sizes.channels));
+    let (write, fade) = sized(c, 2 * sizes.gates).split_at(sizes.gates);
+    let input = DeltaInput { qkv: unit, write, fade, fade_bias: &block.fade_bias, rate: &block.rate };
+    let mut d_qkv = vec![0.0; sizes.channels];
+    let (mut d_write, mut d_fade) = (vec![0.0; sizes.gates], vec![0.0; sizes.gates]);
+    let of_rule = DeltaGrads { qkv: &mut d_qkv, write: &mut d_write, fade: &mut d_fade };
+    compute.delta_rule_backward(shape, way.seqs, &input, &d_results, of_rule);
+    compute.unit_heads_backward(shape, qkv, &mut d_qkv);
+    let d_raw = sized(f, sizes.channels);
+    compute.causal_conv_silu_backward(block.plan.conv(), way.seqs, &block.conv, (raw, &d_qkv), h, d_raw);
+    if let Some(dx) = &mut dx {
+        let products = [
+            BackProduct { weight: &block.in_qkv, dy: d_raw },
+            BackProduct { weight: &block.in_z, dy: z },
+            BackProduct { weight: &block.in_b, dy: &d_write },
+            BackProduct { weight: &block.in_a, dy: &d_fade },
+        ];
+        compute.matmul_backward(&products, Join::OVER, dx);
+    }
+    for (module, dy) in
+        [(Module::InProjQkv, &*d_raw), (Module::InProjZ, &*z), (Module::InProjB, &d_write), (Module::InProjA, &d_fade)]
+    {
+        way.adapt_backward(module, (x, &tape.lows), &[dy], (&mut *low, &mut *part), grads, dx.as_deref_mut());
+    }
+    Ok(())
+}

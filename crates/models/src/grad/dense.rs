@@ -1,0 +1,64 @@
+//! The dense feed-forward block, both ways.
+
+use qwenkit_kernels::{BackProduct, Join, Product};
+
+use super::tape::{LayerTape, Room, Way, sized};
+use crate::{adapter::Module, blocks::DenseFfn};
+
+/// out: (T, D) = the block's result of x: (T, D), what its backward needs being kept. The modules are what adapters call gate,
+/// up and down.
+pub(super) fn forward(
+    block: &DenseFfn,
+    [of_gate, of_up, of_down]: [Module; 3],
+    way: &Way<'_>,
+    tape: &mut LayerTape,
+    (room, x, out): (&mut Room, &[f32], &mut [f32]),
+) {
+    let (compute, width) = (way.compute, block.gate.rows());
+    let len = x.len() / block.gate.cols() * width;
+    let (gate, up) = (sized(&mut room.a, len), sized(&mut room.b, len));
+    let mut products = [Product { weight: &block.gate, out: &mut *gate }, Product { weight: &block.up, out: &mut *up }];
+    compute.matmul(&mut room.matmul, x, &mut products);
+    way.adapt(of_gate, x, &mut tape.lows, &mut [&mut *gate]);
+    way.adapt(of_up, x, &mut tape.lows, &mut [&mut *up]);
+    compute.keep(&mut tape.ffn_gate, way.form, gate);
+    compute.keep(&mut tape.ffn_up, way.form, up);
+    compute.silu_mul(gate, up, width);
+    compute.matmul(&mut room.matmul, gate, &mut [Product { weight: &block.down, out: &mut *out }]);
+    way.adapt(of_down, gate, &mut tape.lows, &mut [out]);
+}
+
+/// From d_out: (T, D), the gradient towards what `forward` gave for x: (T, D), adds the adapter's gradients to `grads`; `dx`:
+/// (T, D) becomes the gradient towards x.
+#[allow(clippy::too_many_arguments)] // the block, what is adapted, both ways' values
+pub(super) fn backward(
+    block: &DenseFfn,
+    [of_gate, of_up, of_down]: [Module; 3],
+    way: &Way<'_>,
+    tape: &LayerTape,
+    room: &mut Room,
+    (x, d_out): (&[f32], &[f32]),
+    grads: &mut [f32],
+    dx: &mut [f32],
+) {
+    let (compute, width) = (way.compute, block.gate.rows());
+    let len = x.len() / block.gate.cols() * width;
+    let Room { a, b, c, d, low, part, .. } = room;
+    let (gate, up, d_hidden) = (sized(a, len), sized(b, len), sized(c, len));
+    compute.recall(&tape.ffn_gate, gate);
+    compute.recall(&tape.ffn_up, up);
+    compute.matmul_backward(&[BackProduct { weight: &block.down, dy: d_out }], Join::OVER, d_hidden);
+    if way.adapter.lora(way.layer, of_down).is_some() {
+        let hidden = sized(d, len);
+        hidden.copy_from_slice(gate);
+        compute.silu_mul(hidden, up, width);
+        let scratch = (&mut *low, &mut *part);
+        way.adapt_backward(of_down, (hidden, &tape.lows), &[d_out], scratch, grads, Some(&mut *d_hidden));
+    }
+    compute.silu_mul_backward(gate, up, d_hidden, width);
+    let products = [BackProduct { weight: &block.gate, dy: gate }, BackProduct { weight: &block.up, dy: up }];
+    compute.matmul_backward(&products, Join::OVER, dx);
+    for (module, dy) in [(of_gate, &*gate), (of_up, &*up)] {
+        way.adapt_backward(module, (x, &tape.lows), &[dy], (&mut *low, &mut *part), grads, Some(&mut *dx));
+    }
+}

@@ -1,0 +1,112 @@
+//! From the last residual to the losses and back: the final norm and the output head, or a classifier's head.
+//!
+//! Only rows that something is learnt from go through, so many at a time: all logits of a long text at once would take more
+//! memory than the model.
+
+use qwenkit_kernels::{BackProduct, Join, KeptType, Mat, Product};
+
+use super::{
+    Aim,
+    tape::{HEAD_ROWS, Room, Way, sized},
+};
+use crate::{adapter::Adapter, load::Model};
+
+/// The share of a row's probabilities that its gradient may leave out, where activations are rounded anyway: less than the
+/// rounding of one bf16.
+const LEFT_OUT: f32 = 1.0 / 256.0;
+
+/// Losses of the aim's rows into `losses`, from x: (T, D). With `back`, also the gradient towards x, which is written, and a
+/// classifier's, which is added to the adapter's.
+pub(super) fn losses(
+    model: &Model,
+    way: &Way<'_>,
+    norm: &[f32],
+    aim: &Aim<'_>,
+    (room, x): (&mut Room, &[f32]),
+    (losses, scores): (&mut Vec<f32>, &mut Vec<f32>),
+    mut back: Option<(&mut [f32], &mut [f32])>,
+) {
+    let width = norm.len();
+    let Room { matmul, normed, d_normed, out, a, b, .. } = room;
+    let (rows, targets, scales): (Vec<usize>, &[u32], &[f32]) = match aim {
+        Aim::NextTokens { rows, targets, scales } => (rows.to_vec(), targets, scales),
+        Aim::Labels { labels, scales } => (way.seqs.iter().map(|seq| seq.end - 1).collect(), labels, scales),
+    };
+    losses.clear();
+    losses.resize(rows.len(), 0.0);
+    scores.clear();
+    if let Some((_, dx)) = &mut back {
+        dx.fill(0.0);
+    }
+    // Rows of one scale together.
+    let mut first = 0;
+    while first < rows.len() {
+        let same = scales[first..].iter().take(HEAD_ROWS).take_while(|s| **s == scales[first]).count();
+        let tile = first..first + same;
+        first = tile.end;
+        let of_rows = sized(a, same * width);
+        for (row, to) in rows[tile.clone()].iter().zip(of_rows.chunks_exact_mut(width)) {
+            to.copy_from_slice(&x[row * width..][..width]);
+        }
+        let normed = sized(normed, same * width);
+        way.compute.rms_norm(of_rows, norm, way.eps, normed);
+        let d_normed = sized(d_normed, same * width);
+        let outcome = (&targets[tile.clone()], scales[tile.start], &mut losses[tile.clone()]);
+        match aim {
+            Aim::NextTokens { .. } => {
+                let weight = model.head.as_ref().unwrap_or(&model.embedding);
+                let logits = sized(out, same * weight.rows());
+                way.compute.matmul(matmul, normed, &mut [Product { weight, out: &mut *logits }]);
+                let (targets, scale, losses) = outcome;
+                way.compute.cross_entropy(logits, targets, scale, losses);
+                if back.is_some() {
+                    match way.form {
+                        KeptType::F32 => {
+                            way.compute.matmul_backward(&[BackProduct { weight, dy: logits }], Join::OVER, d_normed);
+                        }
+                        KeptType::Bf16 => {
+                            way.compute.head_backward(weight, logits, (scale, LEFT_OUT), d_normed);
+                        }
+                    }
+                }
+            }
+            Aim::Labels { .. } => {
+                let grads = back.as_mut().map(|(grads, _)| &mut **grads);
+                labels(way, (normed, d_normed), outcome, scores, grads);
+            }
+        }
+        if let Some((_, dx)) = &mut back {
+            let through = sized(b, same * width);
+            through.fill(0.0);
+            way.compute.rms_norm_backward(of_rows, norm, way.eps, d_normed, through);
+            for (row, through) in rows[tile].iter().zip(through.chunks_exact(width)) {
+                dx[row * width..][..width].copy_from_slice(through);
+            }
+        }
+    }
+}
+
+/// A classifier's head for some sequences: scores, losses, and with `grads` the gradients of its weights and of its input.
+fn labels(
+    way: &Way<'_>,
+    (normed, d_normed): (&[f32], &mut [f32]),
+    (targets, scale, losses): (&[u32], f32, &mut [f32]),
+    scores: &mut Vec<f32>,
+    grads: Option<&mut [f32]>,
+) {
+    let adapter: &Adapter = way.adapter;
+    let score = adapter.score().expect("a lesson of labels is for an adapter with a head");
+    let weights = Mat::new(&adapter.values()[score.weights()], score.labels, score.width);
+    let rows = targets.len();
+    let first = scores.len();
+    scores.resize(first + rows * score.labels, 0.0);
+    let x = Mat::new(normed, rows, score.width);
+    way.compute.product(x, weights.t(), Join::OVER, &mut scores[first..]);
+    let mut d_scores = scores[first..].to_vec();
+    way.compute.cross_entropy(&mut d_scores, targets, scale, losses);
+    if let Some(grads) = grads {
+        let d_scores = Mat::new(&d_scores, rows, score.labels);
+        way.compute.product(d_scores.t(), x, Join::ADD, &mut grads[score.weights()]);
+        way.compute.product(d_scores, weights, Join::OVER, d_normed);
+    }
+}

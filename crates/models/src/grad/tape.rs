@@ -1,0 +1,236 @@
+//! What the forward pass of training keeps for the way back, and the memory that both ways share.
+//!
+//! Either every layer keeps what its backward needs, or only its input, and the rest is computed again when its turn comes;
+//! which of the two is the caller's choice, by the memory that there is.
+
+use std::ops::Range;
+
+use qwenkit_kernels::{
+    AttentionSeq, Compute, ConvState, DeltaState, Kept, KeptType, KvCache, KvType, MatmulScratch, PAGE_TOKENS,
+    RecurrentSeq, Routing,
+};
+use qwenkit_tensor::{AllocError, DType};
+
+use super::Lesson;
+use crate::{
+    adapter::{Adapter, Module},
+    load::Model,
+    plan::{AttentionPlan, DeltaNetPlan, Ffn, Mixer, Plan},
+};
+
+/// Rows that go through the output head at once.
+pub(super) const HEAD_ROWS: usize = 128;
+
+/// What is kept of the forward pass, and buffers; one for each model that learns.
+pub struct Tape {
+    pub(super) form: KeptType,
+    kv_type: KvType,
+    pub(super) sparing: bool,
+    /// One for each layer, or a single one where layers are computed again.
+    pub(super) layers: Vec<LayerTape>,
+    /// Where layers are computed again, the input of each.
+    pub(super) inputs: Vec<Kept>,
+    pub(super) state: SequenceState,
+    pub(super) room: Room,
+    /// The residual (T, D), and its gradient.
+    pub(super) x: Vec<f32>,
+    pub(super) dx: Vec<f32>,
+    /// Scores of the sequences, (seqs, labels), where labels are learnt.
+    pub(super) scores: Vec<f32>,
+}
+
+/// What one layer keeps.
+#[derive(Default)]
+pub(super) struct LayerTape {
+    /// The residual before the layer, (T, D).
+    pub(super) x: Kept,
+    /// The residual after the mixer, (T, D).
+    pub(super) middle: Kept,
+    /// Queries and keys before norm and rotation, values, gate, heads before the gate.
+    pub(super) q: Kept,
+    pub(super) k: Kept,
+    pub(super) v: Kept,
+    pub(super) gate: Kept,
+    pub(super) heads: Kept,
+    /// Of the feed-forward block, before the activation.
+    pub(super) ffn_gate: Kept,
+    pub(super) ffn_up: Kept,
+    /// A x of each adapted module, (T, R).
+    pub(super) lows: [Vec<f32>; Module::COUNT],
+}
+
+/// What layers keep of sequences for the time of one layer.
+#[derive(Default)]
+pub(super) struct SequenceState {
+    kv: Option<(AttentionPlanKey, KvCache)>,
+    recurrent: Option<(DeltaNetPlan, usize, ConvState, DeltaState)>,
+    /// (seqs): pages of each
+    pages: Vec<Vec<u32>>,
+}
+
+type AttentionPlanKey = (usize, usize, usize);
+
+/// Buffers of one block's inner values and gradients. What a buffer holds is said where it is used.
+#[derive(Default)]
+pub(super) struct Room {
+    pub(super) matmul: MatmulScratch,
+    pub(super) routing: Routing,
+    pub(super) normed: Vec<f32>,
+    pub(super) d_normed: Vec<f32>,
+    pub(super) out: Vec<f32>,
+    pub(super) a: Vec<f32>,
+    pub(super) b: Vec<f32>,
+    pub(super) c: Vec<f32>,
+    pub(super) d: Vec<f32>,
+    pub(super) e: Vec<f32>,
+    pub(super) f: Vec<f32>,
+    pub(super) g: Vec<f32>,
+    pub(super) h: Vec<f32>,
+    pub(super) low: Vec<f32>,
+    pub(super) part: Vec<f32>,
+}
+
+/// `buffer` with exactly `len` elements, whose values are whatever they are.
+pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// What every block of a batch needs, both ways.
+pub(super) struct Way<'a> {
+    pub(super) compute: &'a Compute,
+    pub(super) adapter: &'a Adapter,
+    pub(super) layer: usize,
+    pub(super) eps: f32,
+    pub(super) form: KeptType,
+    pub(super) seqs: &'a [Range<usize>],
+    /// Angles of the rows' positions, (T, R)
+    pub(super) cos: &'a [f32],
+    pub(super) sin: &'a [f32],
+    /// R
+    pub(super) pairs: usize,
+}
+
+impl Tape {
+    /// A tape for a model. `sparing`: layers keep only their input and are computed again on the way back.
+    pub fn new(model: &Model, sparing: bool) -> Tape {
+        let layers = model.plan().layers.len();
+        Tape {
+            form: kept_type(model),
+            kv_type: model.kv_type(),
+            sparing,
+            layers: (0..if sparing { 1 } else { layers }).map(|_| LayerTape::default()).collect(),
+            inputs: (0..if sparing { layers } else { 0 }).map(|_| Kept::default()).collect(),
+            state: SequenceState::default(),
+            room: Room::default(),
+            x: Vec::new(),
+            dx: Vec::new(),
+            scores: Vec::new(),
+        }
+    }
+
+    /// Scores of the last lesson's sequences, (seqs, labels), before any softmax.
+    pub fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// Bytes that a tape takes for batches of `tokens` tokens, of which `wanted` go through the output head; an estimate
+    /// from above.
+    pub fn bytes(model: &Model, sparing: bool, tokens: usize, wanted: usize) -> usize {
+        let (plan, each) = (model.plan(), kept_type(model).bytes());
+        let kept: Vec<usize> = plan.layers.iter().map(|l| kept_values(plan, &l.mixer, &l.ffn)).collect();
+        let largest = kept.iter().copied().max().unwrap_or(0);
+        let kept = if sparing { largest + plan.layers.len() * plan.width } else { kept.iter().sum() };
+        // Buffers of the largest layer's inner values and gradients, in f32.
+        let room = 4 * (2 * largest + 6 * plan.width);
+        tokens * (kept * each + room) + wanted.min(HEAD_ROWS) * 4 * plan.vocab + wanted * 12 * plan.width
+    }
+}
+
+/// Models whose activations stay in f32 keep f32.
+fn kept_type(model: &Model) -> KeptType {
+    match model.embedding.dtype() {
+        DType::F32 | DType::F16 => KeptType::F32,
+        _ => KeptType::Bf16,
+    }
+}
+
+/// Values that a layer keeps of one token.
+fn kept_values(plan: &Plan, mixer: &Mixer, ffn: &Ffn) -> usize {
+    let mixer = match mixer {
+        Mixer::Attention(a) => {
+            let queries = a.heads * a.head_dim * if a.output_gate { 3 } else { 2 };
+            queries + 2 * a.kv_heads * a.head_dim
+        }
+        // Computed again.
+        Mixer::DeltaNet(_) => 0,
+    };
+    let ffn = match ffn {
+        Ffn::Dense { width } => 2 * width,
+        Ffn::Moe(_) => 0,
+    };
+    2 * plan.width + mixer + ffn
+}
+
+impl SequenceState {
+    /// Pages for the sequences of a lesson.
+    pub(super) fn prepare(&mut self, lesson: &Lesson<'_>) {
+        self.pages.clear();
+        let mut next = 0;
+        for seq in lesson.seqs {
+            let count = seq.len().div_ceil(PAGE_TOKENS) as u32;
+            self.pages.push((next..next + count).collect());
+            next += count;
+        }
+    }
+
+    /// The cache of an attention layer, and the sequences as it takes them.
+    pub(super) fn attention(
+        &mut self,
+        kv_type: KvType,
+        plan: &AttentionPlan,
+        seqs: &[Range<usize>],
+    ) -> Result<(&mut KvCache, Vec<AttentionSeq<'_>>), AllocError> {
+        let pages: usize = self.pages.iter().map(Vec::len).sum();
+        let key = (plan.kv_heads, plan.head_dim, pages);
+        let fits = |(kv_heads, head_dim, room): &AttentionPlanKey| {
+            (*kv_heads, *head_dim) == (plan.kv_heads, plan.head_dim) && *room >= pages
+        };
+        if !self.kv.as_ref().is_some_and(|(made, _)| fits(made)) {
+            self.kv = Some((key, KvCache::new(kv_type, plan.kv_heads, plan.head_dim, pages)?));
+        }
+        let seq = |(rows, pages): (&Range<usize>, _)| AttentionSeq { rows: rows.clone(), first: 0, pages };
+        let seqs = seqs.iter().zip(self.pages.iter().map(Vec::as_slice)).map(seq).collect();
+        match &mut self.kv {
+            Some((_, cache)) => Ok((cache, seqs)),
+            None => unreachable!("made above"),
+        }
+    }
+
+    /// The states of a recurrent layer, and the sequences as it takes them.
+    pub(super) fn recurrent(
+        &mut self,
+        plan: &DeltaNetPlan,
+        seqs: &[Range<usize>],
+    ) -> Result<(&mut ConvState, &mut DeltaState, Vec<RecurrentSeq>), AllocError> {
+        let fits = |made: &DeltaNetPlan, slots: usize| made == plan && slots >= seqs.len();
+        if !self.recurrent.as_ref().is_some_and(|(made, slots, ..)| fits(made, *slots)) {
+            let (conv, delta) = (ConvState::new(plan.conv(), seqs.len())?, DeltaState::new(plan.shape, seqs.len())?);
+            self.recurrent = Some((*plan, seqs.len(), conv, delta));
+        }
+        let seq = |(slot, rows): (usize, &Range<usize>)| RecurrentSeq { rows: rows.clone(), first: 0, slot };
+        let seqs = seqs.iter().enumerate().map(seq).collect();
+        match &mut self.recurrent {
+            Some((_, _, conv, delta)) => Ok((conv, delta, seqs)),
+            None => unreachable!("made above"),
+        }
+    }
+}
+
+impl Tape {
+    pub(super) fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+}
