@@ -6,7 +6,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize, tune,
+    bench, classify, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize,
+    tune,
 };
 
 const EXAMPLES: &str = "\
@@ -46,6 +47,10 @@ pub(crate) enum Command {
     Show(show::ShowArgs),
     /// Remove a model from the local store
     Rm(rm::RmArgs),
+    /// Train an adapter for a model on your data, or say what is in the data
+    Tune(tune::TuneArgs),
+    /// Name the labels of texts, with a classifier that `tune` made
+    Classify(classify::ClassifyArgs),
     /// Turn texts into vectors
     Embed(embed::EmbedArgs),
     /// Say how well documents fit a query
@@ -54,8 +59,6 @@ pub(crate) enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Work with chat templates
     Template(template::TemplateArgs),
-    /// Say what a model can learn from data, before it does
-    Tune(tune::TuneArgs),
     /// Measure prompt and generation speed
     Bench(bench::BenchArgs),
     /// Write the raw logits of a token sequence

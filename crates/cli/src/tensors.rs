@@ -31,6 +31,12 @@ impl Recorded {
         Ok((shape, bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()))
     }
 
+    /// A tensor of i64 numbers with this many axes: its shape and elements.
+    pub(crate) fn i64s(&self, name: &str, axes: usize) -> anyhow::Result<(Vec<usize>, Vec<i64>)> {
+        let (shape, bytes) = self.bytes(name, DType::I64, axes)?;
+        Ok((shape, bytes.as_chunks().0.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect()))
+    }
+
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path

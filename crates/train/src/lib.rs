@@ -4,6 +4,28 @@
 //! model files (`formats`), chat templates and tokens (`text`), the command line.
 #![forbid(unsafe_code)]
 
+pub mod calibrate;
 pub mod check;
+mod checkpoint;
 pub mod data;
+mod error;
+mod example;
+mod learner;
+mod optimiser;
+pub mod order;
+mod record;
 pub mod report;
+mod run;
+mod schedule;
+mod start;
+
+pub use checkpoint::{Best, Checkpoint, Trend};
+pub use error::Error;
+pub use example::{Example, Goal, Packed};
+pub use learner::{Learner, Sink, StepReport, StepSettings};
+pub use optimiser::{AdamW, Moments, norm};
+pub use record::{ClassifierRecord, model_hash};
+pub use report::RECORD;
+pub use run::{Happening, Outcome, Place, RunSettings, best_of, run, validate};
+pub use schedule::{Curve, Schedule};
+pub use start::{AdapterShape, USUAL_TARGETS};

@@ -1,6 +1,7 @@
 //! The subcommands, a file each: its arguments and what it does.
 
 pub(crate) mod bench;
+pub(crate) mod classify;
 pub(crate) mod conformance;
 pub(crate) mod doctor;
 pub(crate) mod embed;

@@ -112,7 +112,10 @@ pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
     };
     let (threads, context_tokens) = (args.session.threads(), args.session.context_tokens());
     let session = opening::open_for_many(&located.files, &sight, threads, context_tokens, usize::MAX)?;
-    let adapter = adapter.map(|file| session.adapter(&file)).transpose()?;
+    let adapter = match adapter {
+        Some(file) => Some(session.adapter(&file)?),
+        None => None,
+    };
     let kwargs = args.kwargs(&session);
     let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     let shown = named.iter().map(|named| named.show(&session, fps)).collect::<anyhow::Result<Vec<_>>>()?;

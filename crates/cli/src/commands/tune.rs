@@ -1,14 +1,21 @@
-//! `qwenkit tune`: what a model can learn from data.
+//! `qwenkit tune`: trains an adapter for a model.
 //!
-//! Contract: data is judged before anything is computed. Not here: reading data and what is found in it (`qwenkit-train`).
+//! Contract: arguments and data are judged before a model is loaded. Not here: the arithmetic (`qwenkit-models`), the run
+//! (`qwenkit-train`).
 
 mod check;
+mod data;
 mod data_args;
+mod recorded;
+mod report;
+mod training;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use qwenkit_train::Curve;
 
+use crate::args::ComputeArgs;
 use crate::failure::usage;
 use crate::terminal;
 use check::CheckRequest;
@@ -16,9 +23,16 @@ use data_args::DataArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  qwenkit tune --check --data train.jsonl
-  qwenkit tune --check --model qwen3:4b --data intents.csv --label-column intent
+  qwenkit tune --model qwen2.5-coder:0.5b --data train.jsonl --out my-adapter
+  qwenkit run --model qwen2.5-coder:0.5b --adapter my-adapter \"...\"
+  qwenkit tune --task classify --data intents.csv --out my-classifier
+  qwenkit classify --adapter my-classifier \"Where is my card?\"
+  qwenkit tune ... --resume                 goes on with a run that was cut off, with the same numbers
+  qwenkit tune --check --data train.jsonl   what is in the data, and what of it would be learnt
   qwenkit tune --report my-adapter          the page of a run's folder, as far as it has come
+
+The model's weights stay as they are in their file; what is trained is a LoRA adapter beside them, written as PEFT writes it. Settings
+that are not given depend on the data and are in qwenkit.json afterwards, with the hashes of model and data.
 
 Data are JSON lines, or CSV with a header line. A line is one of:
   {\"messages\": [{\"role\": \"user\", \"content\": ...}, {\"role\": \"assistant\", \"content\": ...}], \"tools\": [...]}
@@ -26,7 +40,21 @@ Data are JSON lines, or CSV with a header line. A line is one of:
   {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}
   {\"text\": ..., \"label\": ...}
   {\"text\": ...}
-Of a conversation the assistant's messages are learnt, each with the token that ends it; \"weight\": 0 leaves one out.";
+Of a conversation the assistant's messages are learnt, each with the token that ends it; \"weight\": 0 leaves one out. Of texts with
+labels a classifier is made.
+
+--ids is for holding one trainer against another: it names a file with the tensors `input_ids` and `labels`, (sequences, tokens) of
+i64, a label of -100 being left out; every step takes all of it. --dump writes `loss0`, `grad.*` of the first step, `losses` before
+each step and `final.*`.";
+
+/// What is learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Task {
+    /// To answer as the data does
+    Sft,
+    /// To name a text's label
+    Classify,
+}
 
 /// Arguments of `tune`.
 #[derive(Args)]
@@ -36,10 +64,19 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// The data to learn from; may be given several times
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
     data: Vec<PathBuf>,
+    /// The folder for the adapter and the run's records
+    #[arg(long, value_name = "FOLDER", requires = "data")]
+    out: Option<PathBuf>,
+    /// What to learn [default: what the data's form says]
+    #[arg(long, value_enum)]
+    task: Option<Task>,
+    /// Go on with the run that was begun in the folder
+    #[arg(long, requires = "data")]
+    resume: bool,
     /// Say what is in the data, and show samples with what is learnt of them marked; nothing is trained
-    #[arg(long, requires = "data", conflicts_with = "report")]
+    #[arg(long, requires = "data", conflicts_with_all = ["report", "out"])]
     check: bool,
     /// Samples that --check shows
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -50,23 +87,129 @@ pub(crate) struct TuneArgs {
     /// Write the page report.html of a run's folder anew
     #[arg(long, value_name = "FOLDER")]
     report: Option<PathBuf>,
+    /// Token ids and labels to learn, as safetensors
+    #[arg(long, value_name = "FILE", requires = "adapter_init")]
+    ids: Option<PathBuf>,
+    /// The adapter to go on from: a PEFT folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    adapter_init: Option<PathBuf>,
+    /// Write losses, gradients and the trained adapter to this safetensors file
+    #[arg(long, value_name = "FILE", requires = "ids")]
+    dump: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
+    #[command(flatten)]
+    shape: ShapeArgs,
+    #[command(flatten)]
+    course: CourseArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// What the adapter is.
+#[derive(Args)]
+#[command(next_help_heading = "The adapter")]
+pub(crate) struct ShapeArgs {
+    /// Rank of what is added to each matrix
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    rank: u16,
+    /// What the scale is made of: alpha / rank [default: twice the rank]
+    #[arg(long, value_name = "ALPHA", value_parser = positive)]
+    alpha: Option<f64>,
+    /// A scale of alpha / sqrt(rank) instead
+    #[arg(long)]
+    rslora: bool,
+    /// The matrices that are adapted
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    targets: Vec<String>,
+}
+
+/// How the training goes.
+#[derive(Args)]
+#[command(next_help_heading = "The training")]
+pub(crate) struct CourseArgs {
+    /// Times that all data are gone through [default: 3, with few samples up to 10; 2 for labels]
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
+    epochs: Option<f64>,
+    /// Steps, instead of epochs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Samples of a step [default: 8; 32 for labels]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+    /// The highest learning rate [default: 2e-4; 5e-4 for labels]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    lr: Option<f64>,
+    /// What a number loses at each step beside its gradient, times the rate
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = not_negative)]
+    weight_decay: f64,
+    /// How the rate goes on behind the warm-up: constant, linear or cosine
+    #[arg(long, value_name = "CURVE", default_value = "cosine", value_parser = curve)]
+    schedule: Curve,
+    /// Steps over which the rate rises [default: a twentieth of them; none with --ids]
+    #[arg(long, value_name = "N")]
+    warmup: Option<u32>,
+    /// The longest that a gradient may be
+    #[arg(long, value_name = "LENGTH", default_value_t = 1.0, value_parser = positive)]
+    clip: f64,
+    /// Let gradients be of any length
+    #[arg(long, conflicts_with = "clip")]
+    no_clip: bool,
+    /// Samples kept apart to validate with [default: a share of all, by how many there are]
+    #[arg(long, value_name = "N")]
+    validation: Option<u32>,
+    /// Steps between two validations [default: eight in a run]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    validate_every: Option<u32>,
+    /// Validations without a better one after which the run ends
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    patience: Option<u32>,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    checkpoint_every: u32,
+    /// The number that all chance comes from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Tokens that are computed at once; a larger step is taken in pieces
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    piece_tokens: u32,
+    /// Keep only each layer's input of the forward pass, and compute the rest twice [default: if memory is short]
+    #[arg(long)]
+    sparing: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the data cannot be learnt from, or a folder holds no run.
+/// When the data cannot be learnt from, a run fails, or a folder holds no run.
 pub(crate) fn run(args: &TuneArgs, offline: bool) -> anyhow::Result<()> {
     if let Some(folder) = &args.report {
         let path = qwenkit_train::report::write(folder)?;
         return terminal::print_line(&path.display().to_string());
     }
-    if !args.check {
-        return Err(usage("there is nothing to do\nhint: qwenkit tune --check --data train.jsonl"));
+    if args.check {
+        let model = args.model.as_deref();
+        let request = CheckRequest { model, files: &args.data, data: &args.how, is_json: args.json, show: args.show };
+        return check::run(&request, offline);
     }
-    let model = args.model.as_deref();
-    let request = CheckRequest { model, files: &args.data, data: &args.how, is_json: args.json, show: args.show };
-    check::run(&request, offline)
+    match (&args.ids, &args.out) {
+        (Some(ids), _) => recorded::run(args, ids, offline),
+        (None, Some(out)) => training::run(args, out, offline),
+        (None, None) if !args.data.is_empty() => {
+            Err(usage("the data are there, and no folder for what comes of them\nhint: --out my-adapter, or --check"))
+        }
+        (None, None) => Err(usage("there is nothing to learn\nhint: qwenkit tune --data train.jsonl --out my-adapter")),
+    }
+}
+
+fn curve(text: &str) -> Result<Curve, String> {
+    Curve::named(text).ok_or_else(|| "expected constant, linear or cosine".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0).ok_or_else(|| "expected 0 or more".to_owned())
 }

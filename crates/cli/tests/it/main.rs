@@ -3,6 +3,7 @@
 //! Every run has a store of its own in a temporary folder and no network. Expected numbers come from the recorded
 //! answers in `fixtures/parity`, never from an earlier run of this program.
 
+mod adapters;
 mod conformance;
 mod embeddings;
 mod hostile;
@@ -13,5 +14,6 @@ mod preprocess;
 mod program;
 mod recorded;
 mod store;
+mod tune;
 mod tune_check;
 mod usage;

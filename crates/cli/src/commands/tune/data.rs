@@ -1,0 +1,62 @@
+//! The data of a run as examples in token ids, and the part of them that is kept apart to validate with.
+
+use anyhow::{anyhow, bail};
+use qwenkit_engine::ModelText;
+use qwenkit_train::data::{Data, Objective, Samples, divide, load};
+use qwenkit_train::{Example, Goal};
+
+use super::data_args::text_side;
+use super::{Task, TuneArgs};
+
+/// What a run learns from.
+pub(super) struct Material {
+    pub(super) task: Task,
+    pub(super) train: Vec<Example>,
+    pub(super) valid: Vec<Example>,
+    /// Labels in order of their numbers; of a classifier.
+    pub(super) labels: Vec<String>,
+    /// Name and SHA-256 of each file.
+    pub(super) files: Vec<(String, String)>,
+}
+
+/// Samples kept apart of so many, unless somebody says otherwise.
+fn usual_validation(samples: usize) -> usize {
+    if samples < 100 { 0 } else { (samples / 20).clamp(10, 500) }
+}
+
+/// Reads the data as the model would.
+///
+/// # Errors
+/// When they cannot be learnt from, or hold something else than what is asked for.
+pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> anyhow::Result<Material> {
+    let loading = args.how.loading(args.data.clone(), context_tokens);
+    let data = load(&loading, text_side(text), |_, _, _| {}).map_err(|error| anyhow!("{error}"))?;
+    let task = match (data.samples.objective(), args.task) {
+        (Objective::Preference, _) => bail!("the data are preferences, and training on these is not there yet"),
+        (Objective::Sft, None | Some(Task::Sft)) => Task::Sft,
+        (Objective::Label, None | Some(Task::Classify)) => Task::Classify,
+        (Objective::Sft, Some(Task::Classify)) => bail!("--task is classify, and the data have no labels"),
+        (Objective::Label, Some(Task::Sft)) => bail!("--task is sft, and the data are texts with labels"),
+    };
+    let count = data.samples.len();
+    let wanted = args.course.validation.map_or_else(|| usual_validation(count), |n| n as usize);
+    let division = divide(&data.samples, wanted as f64 / count.max(1) as f64, args.course.seed);
+    let of = |places: &[usize]| places.iter().filter_map(|&at| example(&data.samples, at)).collect::<Vec<_>>();
+    let (train, valid) = (of(&division.train), of(&division.validation));
+    let Data { labels, sources, .. } = data;
+    Ok(Material { task, train, valid, labels, files: sources.into_iter().map(|s| (s.file, s.sha256)).collect() })
+}
+
+fn example(samples: &Samples, at: usize) -> Option<Example> {
+    Some(match samples {
+        Samples::Sft(samples) => {
+            let sample = samples.get(at)?;
+            Example { ids: sample.tokens.clone(), goal: Goal::Tokens(sample.trained.clone()) }
+        }
+        Samples::Label(samples) => {
+            let sample = samples.get(at)?;
+            Example { ids: sample.tokens.clone(), goal: Goal::Label(u32::try_from(sample.label).ok()?) }
+        }
+        Samples::Preference(_) => return None,
+    })
+}

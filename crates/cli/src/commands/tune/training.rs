@@ -1,0 +1,281 @@
+//! `tune --data`: from data to a folder with an adapter, by way of a run that can be cut off at any moment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::ensure;
+use qwenkit_engine::{available_memory_bytes, text_of};
+use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings};
+use qwenkit_kernels::Compute;
+use qwenkit_models::{Adapter, Model, Tape, arch};
+use qwenkit_train::{
+    AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Place, RECORD, RunSettings, Schedule,
+    StepSettings, USUAL_TARGETS, calibrate, model_hash, report as page,
+};
+use serde_json::json;
+
+use super::data::{self, Material};
+use super::report::{Report, duration};
+use super::{Task, TuneArgs};
+use crate::failure::{Interrupted, usage};
+use crate::{locate, opening, terminal};
+
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const METRICS: &str = "metrics.jsonl";
+const ADAPTER: &str = "adapter_config.json";
+/// Beside what is planned: tokenizer, program, what an allocator keeps.
+const SPARE_BYTES: usize = 128 << 20;
+
+/// Set by Ctrl-C: the run ends behind the step that it is in.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<()> {
+    check_folder(args, out)?;
+    let located = locate::locate(args.model.as_deref(), offline)?;
+    let (text, plan) = (text_of(&located.files)?, arch::plan(&located.files)?);
+    let material = data::read(args, &text, plan.context_tokens)?;
+    let shape = AdapterShape {
+        rank: args.shape.rank.into(),
+        alpha: args.shape.alpha.unwrap_or(2.0 * f64::from(args.shape.rank)),
+        rslora: args.shape.rslora,
+        targets: match &args.shape.targets[..] {
+            [] => USUAL_TARGETS.map(str::to_owned).to_vec(),
+            targets => targets.to_vec(),
+        },
+        labels: Some(material.labels.len()).filter(|labels| *labels > 0),
+    };
+    let init = args.adapter_init.as_deref().map(AdapterFile::open).transpose()?;
+    let start = match &init {
+        None => shape.start(&plan, args.course.seed)?,
+        Some(file) => Adapter::of_file(&plan, file)?,
+    };
+    let settings = settings(args, &material);
+    terminal::note(&format!(
+        "{} samples to learn from, {} to validate with; {} steps of {}; {} numbers to train",
+        material.train.len(),
+        material.valid.len(),
+        settings.schedule.steps,
+        settings.batch,
+        start.values().len()
+    ));
+    let model_hash = model_hash(&located.files)?;
+    let identity = identity(&settings, &shape, &material, &model_hash);
+    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
+    let compute = Compute::new(args.compute.threads(), opening::isa()?);
+    let mut bar = opening::loading_bar();
+    let model = Model::load(&located.files, &compute, &mut |e| bar.update(e.done_bytes, e.total_bytes))?;
+    bar.clear();
+    model.check_learning()?;
+    let sparing = memory_plan(args, &model, &material, &start, settings.step.piece_tokens)?;
+    fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
+    let mut learner = Learner::new(&model, &compute, start, sparing);
+    let place = Place { checkpoint: out.join(CHECKPOINT), identity };
+    if !args.resume {
+        // Figures of a run that left no checkpoint.
+        let _ = fs::remove_file(out.join(METRICS));
+    }
+    let mut report = Report::new(&out.join(METRICS), settings.schedule.steps);
+    let mut failure = None;
+    let both = (&material.train[..], &material.valid[..]);
+    let outcome = qwenkit_train::run(&mut learner, both, &settings, Some(&place), args.resume, &mut |happening| {
+        if let Err(source) = report.hear(&happening) {
+            failure.get_or_insert(Error::Write { path: out.join(METRICS), source });
+        }
+        failure.is_none() && !STOP.load(Ordering::Relaxed)
+    });
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
+    let outcome = match outcome {
+        Err(stopped @ Error::Stopped { .. }) => {
+            terminal::note(&stopped.to_string());
+            return Err(Interrupted.into());
+        }
+        other => other?,
+    };
+    let mut record = json!({
+        "qwenkit": env!("CARGO_PKG_VERSION"),
+        "task": match material.task { Task::Sft => "sft", Task::Classify => "classify" },
+        "base": { "name": located.stored.name, "sha256_of_tensors": model_hash, "architecture": plan.architecture },
+        "data": {
+            "files": material.files.iter().map(|(name, sha256)| json!({ "name": name, "sha256": sha256 })).collect::<Vec<_>>(),
+            "train": material.train.len(), "validation": material.valid.len(),
+        },
+        "settings": place.identity.lines().collect::<Vec<_>>(),
+        "validation": { "loss": outcome.loss, "right": outcome.right },
+    });
+    if material.task == Task::Classify {
+        record["classifier"] = calibrated(&mut learner, &material, settings.step.piece_tokens)?.to_json();
+    }
+    let base = Some(located.stored.name.clone());
+    let made = match init {
+        Some(file) => AdapterSettings { base_model: base, ..file.settings },
+        None => AdapterSettings {
+            rank: Some(shape.rank),
+            alpha: shape.alpha,
+            use_rslora: shape.rslora,
+            base_model: base,
+            ..AdapterSettings::default()
+        },
+    };
+    write_adapter(&learner, made, out)?;
+    fs::write(out.join(RECORD), format!("{record:#}\n"))
+        .map_err(|source| Error::Write { path: out.join(RECORD), source })?;
+    if let Err(problem) = page::write(out) {
+        terminal::note(&format!("note: there is no page of the run: {problem}"));
+    }
+    // The adapter is whole; nothing is left to go on from.
+    let _ = fs::remove_file(out.join(CHECKPOINT));
+    terminal::note(&format!(
+        "done in {}, {:.0} tokens/s; the adapter is in {}",
+        duration(report.elapsed()),
+        report.tokens_per_s(),
+        out.display()
+    ));
+    Ok(())
+}
+
+/// A folder that holds another run is not written over.
+fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
+    let has = |name: &str| out.join(name).exists();
+    if args.resume && !has(CHECKPOINT) {
+        let what = if has(ADAPTER) { "a finished run" } else { "no checkpoint" };
+        return Err(usage(format!("`{}` holds {what}; there is nothing to go on with", out.display())));
+    }
+    if !args.resume && (has(CHECKPOINT) || has(ADAPTER)) {
+        let what = if has(ADAPTER) { "an adapter" } else { "a run that was cut off" };
+        let hint =
+            if has(ADAPTER) { "name another folder" } else { "--resume goes on with it; or name another folder" };
+        return Err(usage(format!("`{}` holds {what}, which would be lost\nhint: {hint}", out.display())));
+    }
+    Ok(())
+}
+
+/// Steps below which few samples are gone through more often.
+const STEPS_MIN: usize = 40;
+
+fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
+    let course = &args.course;
+    let labels = material.task == Task::Classify;
+    let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(material.train.len().max(1));
+    let per_epoch = material.train.len().div_ceil(batch);
+    let usual = if labels { 2.0 } else { (STEPS_MIN as f64 / per_epoch as f64).clamp(3.0, 10.0) };
+    let of_epochs = (per_epoch as f64 * course.epochs.unwrap_or(usual)).ceil() as usize;
+    let steps = course.steps.map_or(of_epochs, |n| n as usize).max(1);
+    let warmup = course.warmup.map_or(steps / 20, |n| n as usize);
+    RunSettings {
+        schedule: Schedule {
+            rate: course.lr.unwrap_or(if labels { 5e-4 } else { 2e-4 }),
+            curve: course.schedule,
+            warmup_steps: warmup,
+            steps,
+        },
+        batch,
+        seed: course.seed,
+        step: StepSettings {
+            optimiser: AdamW { weight_decay: course.weight_decay as f32, ..AdamW::default() },
+            clip: (!course.no_clip).then_some(course.clip),
+            piece_tokens: course.piece_tokens as usize,
+            factors: vec![(0, 1.0)],
+        },
+        validate_every: course.validate_every.map_or(steps.div_ceil(8), |n| n as usize),
+        patience: course.patience.map(|n| n as usize),
+        checkpoint_every: course.checkpoint_every as usize,
+    }
+}
+
+/// Everything that the numbers of a run depend on.
+fn identity(settings: &RunSettings, shape: &AdapterShape, material: &Material, model: &str) -> String {
+    let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
+    let lines = [
+        format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
+        format!("model: {model}"),
+        format!("samples: {} to learn from, {} to validate with", material.train.len(), material.valid.len()),
+        format!("rank: {}", shape.rank),
+        format!("alpha: {}", shape.alpha),
+        format!("rslora: {}", shape.rslora),
+        format!("targets: {}", shape.targets.join(",")),
+        format!("lr: {:e}", schedule.rate),
+        format!("schedule: {}", schedule.curve.name()),
+        format!("warmup: {}", schedule.warmup_steps),
+        format!("steps: {}", schedule.steps),
+        format!("batch: {batch}"),
+        format!("piece tokens: {}", step.piece_tokens),
+        format!("weight decay: {}", step.optimiser.weight_decay),
+        format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
+        format!("seed: {seed}"),
+        format!("validate every: {validate_every}"),
+        format!("patience: {}", patience.map_or("none".to_owned(), |n| n.to_string())),
+    ];
+    lines.join("\n")
+}
+
+/// Says what the run takes, and decides whether the forward pass is kept or computed twice.
+fn memory_plan(
+    args: &TuneArgs,
+    model: &Model,
+    material: &Material,
+    start: &Adapter,
+    piece_tokens: usize,
+) -> anyhow::Result<bool> {
+    let longest = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).max().unwrap_or(1);
+    let batch_tokens = material.train.iter().map(|e| e.ids.len()).sum::<usize>();
+    let tokens = piece_tokens.min(batch_tokens).max(longest);
+    let wanted = if material.task == Task::Classify { 0 } else { tokens };
+    // Values, gradients, two moments, the best so far.
+    let trained = 5 * 4 * start.values().len();
+    let available = available_memory_bytes();
+    let needs = |sparing: bool| Tape::bytes(model, sparing, tokens, wanted) + trained + SPARE_BYTES;
+    let fits = |sparing: bool| available.is_none_or(|available| needs(sparing) as u64 <= available);
+    let sparing = args.course.sparing || !fits(false);
+    let mb = |bytes: usize| format!("{:.0} MB", bytes as f64 / 1e6);
+    terminal::note(&format!(
+        "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({})",
+        mb(model.weight_bytes()),
+        mb(trained),
+        mb(Tape::bytes(model, sparing, tokens, wanted)),
+        if sparing { "layers are computed twice" } else { "all layers kept" }
+    ));
+    ensure!(
+        fits(sparing),
+        "the training needs {} beside the model and {} are available\n\
+         hint: a smaller --piece-tokens (the longest sample has {longest}), a smaller --rank, or shorter samples",
+        mb(needs(sparing)),
+        available.map_or("unknown".to_owned(), |bytes| mb(bytes as usize))
+    );
+    Ok(sparing)
+}
+
+/// The temperature that the samples kept apart show, and how right the classifier is on them.
+fn calibrated(learner: &mut Learner<'_>, material: &Material, piece_tokens: usize) -> anyhow::Result<ClassifierRecord> {
+    let (mut scores, mut labels) = (Vec::new(), Vec::new());
+    let valid: Vec<&Example> = material.valid.iter().collect();
+    learner.evaluate(&valid, piece_tokens, &mut |example, _, of| {
+        if let Goal::Label(label) = example.goal {
+            scores.extend_from_slice(of);
+            labels.push(label);
+        }
+    })?;
+    let temperature = calibrate::temperature(&scores, &labels);
+    let end_token = material.train.first().and_then(|example| example.ids.last()).map_or(0, |id| id.0);
+    if !labels.is_empty() {
+        let error = |temperature| 100.0 * calibrate::calibration_error(&scores, &labels, temperature);
+        terminal::note(&format!(
+            "probabilities: temperature {temperature:.3}; on {} samples kept apart they are off by {:.1}% ({:.1}% before)",
+            labels.len(),
+            error(temperature),
+            error(1.0)
+        ));
+    }
+    Ok(ClassifierRecord { labels: material.labels.clone(), end_token, temperature })
+}
+
+fn write_adapter(learner: &Learner<'_>, mut settings: AdapterSettings, out: &Path) -> anyhow::Result<()> {
+    let task = if learner.adapter.score().is_some() { "SEQ_CLS" } else { "CAUSAL_LM" };
+    settings.task_type = Some(task.to_owned());
+    let file = learner.adapter.to_file(learner.model().plan(), learner.adapter.values(), settings);
+    file.write_peft(out, &BTreeMap::from([("made_by".to_owned(), "qwenkit".to_owned())]))?;
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! `tune` and `classify`: recorded cases come out as PyTorch's, a classifier is tuned, used and written as PEFT writes it, a run
+//! that is killed goes on with the same numbers, and data that cannot be learnt from are refused with line and reason.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use qwenkit_formats::{Adapter, read_safetensors_file};
+use serde_json::Value;
+
+use crate::program::{Place, fixture};
+
+fn f32s(path: &Path, name: &str) -> Vec<f32> {
+    let file = read_safetensors_file(path).expect("a file");
+    let info = file.tensor(name).unwrap_or_else(|| panic!("no tensor `{name}`"));
+    let mut bytes = vec![0; info.len_bytes];
+    file.read(info, 0, &mut bytes).expect("readable");
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+#[test]
+fn a_recorded_case_comes_out_as_recorded() {
+    let place = Place::new();
+    let (model, case) = (fixture("parity/qwen3"), fixture("parity-train/qwen3"));
+    let (init, record) = (format!("{case}/adapter_init"), format!("{case}/train.safetensors"));
+    let mut args = vec!["tune", "--model", &model, "--adapter-init", &init, "--ids", &record, "--steps", "8"];
+    args.extend(["--lr", "1e-2", "--weight-decay", "0.01", "--schedule", "constant", "--no-clip"]);
+    args.extend(["--dump", "out.safetensors"]);
+    place.run(&args).exits(0);
+    let out = place.path("out.safetensors");
+    let expected = read_safetensors_file(Path::new(&record)).expect("a record");
+    let (mut gradients, mut finals) = (0, 0);
+    for info in expected.tensors() {
+        let limit = match info.name.split('.').next() {
+            Some("grad") => 1e-4,
+            Some("final") => 1e-2,
+            Some("losses") => 1e-3,
+            _ => continue,
+        };
+        let (found, expected) = (f32s(&out, &info.name), f32s(Path::new(&record), &info.name));
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let apart: f64 = found.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
+        let length: f64 = expected.iter().map(|x| square(*x)).sum();
+        assert!((apart / length).sqrt() < limit, "{}: {}", info.name, (apart / length).sqrt());
+        gradients += usize::from(limit == 1e-4);
+        finals += usize::from(limit == 1e-2);
+    }
+    assert!(gradients >= 56 && finals >= 14);
+    assert!((f32s(&out, "loss0")[0] - f32s(Path::new(&record), "losses")[0]).abs() < 1e-5);
+}
+
+/// Texts about two things.
+fn intents() -> String {
+    let mut text = "text,category\n".to_owned();
+    for i in 0..24 {
+        text.push_str(&format!("\"where is my card, number {i}?\",card\n"));
+        text.push_str(&format!("how do I pay {i} by transfer,money\n"));
+    }
+    text
+}
+
+fn tune<'a>(model: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["tune", "--model", model, "--data", "intents.csv", "--out", out, "--rank", "4", "--batch", "8"];
+    args.extend(["--lr", "1e-2", "--validation", "8"]);
+    args.extend(more);
+    args
+}
+
+#[test]
+fn a_classifier_is_tuned_and_used() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let told = place.run(&tune(&model, "out", &["--steps", "30"])).exits(0);
+    for part in ["40 samples to learn from, 8 to validate with; 30 steps of 8", "memory: ", "(best so far)", "done in"]
+    {
+        assert!(told.err.contains(part), "`{part}` is not in: {}", told.err);
+    }
+    let adapter = Adapter::open(&place.path("out")).expect("an adapter");
+    assert_eq!(adapter.settings.task_type.as_deref(), Some("SEQ_CLS"));
+    assert_eq!((adapter.settings.rank, adapter.settings.modules_to_save.len()), (Some(4), 1));
+    assert_eq!((adapter.whole[0].name.as_str(), &adapter.whole[0].shape[..]), ("score.weight", &[2, 64][..]));
+    let metrics = fs::read_to_string(place.path("out/metrics.jsonl")).expect("figures");
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.iter().filter(|line| line["loss"].is_f64()).count(), 30);
+    assert!(!place.path("out/checkpoint.safetensors").exists());
+    let record: Value =
+        serde_json::from_slice(&fs::read(place.path("out/qwenkit.json")).expect("a record")).expect("JSON");
+    assert_eq!(record["classifier"]["labels"], serde_json::json!(["card", "money"]));
+    assert_eq!(record["data"]["files"][0]["sha256"].as_str().map(str::len), Some(64));
+    assert!(place.path("out/report.html").is_file());
+
+    let input = b"{\"text\": \"where is my card?\", \"id\": 7}\n{}\n{\"text\": \"how do I pay by transfer\"}\n";
+    let found = place.run_with(&["classify", "--model", &model, "--adapter", "out", "--jsonl"], input).exits(1);
+    let lines = found.json_lines();
+    assert_eq!((&lines[0]["label"], &lines[0]["id"]), (&"card".into(), &7.into()));
+    assert!(lines[1]["error"].as_str().is_some_and(|error| error.starts_with("line 2: ")));
+    assert_eq!(lines[2]["label"], "money");
+    let sum: f64 = lines[2]["top"].as_array().expect("labels").iter().filter_map(|l| l["probability"].as_f64()).sum();
+    assert!((sum - 1.0).abs() < 1e-9);
+    let one = place.run(&["classify", "--model", &model, "--adapter", "out", "where is my card?"]).exits(0);
+    assert!(one.out.starts_with("card\t"), "{one:?}");
+    // A finished run is not written over, nor gone on with.
+    place.run(&tune(&model, "out", &[])).fails_with(2, &["holds an adapter"]);
+    place.run(&tune(&model, "out", &["--resume"])).fails_with(2, &["a finished run"]);
+    let other = fixture("parity/qwen3");
+    place.run(&["classify", "--model", &other, "--adapter", "out", "x"]).fails_with(1, &["another model's adapter"]);
+    let plain = fixture("parity-train/qwen2/adapter_init");
+    place.run(&["classify", "--model", &model, "--adapter", &plain, "x"]).fails_with(1, &["qwenkit.json"]);
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_with_the_same_numbers() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let more = ["--steps", "60", "--checkpoint-every", "2", "--validate-every", "7"];
+    place.run(&tune(&model, "whole", &more)).exits(0);
+    let mut child = place.command(&tune(&model, "cut", &more));
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let steps = || fs::read_to_string(place.path("cut/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    while steps() < 5 && child.try_wait().expect("a child").is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert!(place.path("cut/checkpoint.safetensors").exists(), "killed after {} steps", steps());
+    place.run(&tune(&model, "cut", &more)).fails_with(2, &["a run that was cut off", "--resume"]);
+    let others = ["--steps", "61", "--checkpoint-every", "2", "--validate-every", "7", "--resume"];
+    place.run(&tune(&model, "cut", &others)).fails_with(1, &["then: steps: 60; now: steps: 61"]);
+    let told = place.run(&tune(&model, "cut", &[&more[..], &["--resume"]].concat())).exits(0);
+    assert!(told.err.contains("going on after step"), "{told:?}");
+    let read = |path: &str| fs::read(place.path(path)).expect("a file");
+    assert!(read("whole/adapter_model.safetensors") == read("cut/adapter_model.safetensors"), "the adapters differ");
+    let losses = |path: &str| -> Vec<String> {
+        let text = String::from_utf8(read(path)).expect("text");
+        let line = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
+        text.lines().map(line).map(|line| format!("{} {}", line["loss"], line["validation_loss"])).collect()
+    };
+    assert_eq!(losses("whole/metrics.jsonl"), losses("cut/metrics.jsonl"));
+}
+
+#[test]
+fn data_that_cannot_be_learnt_from_are_refused() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let fails = |text: &str, parts: &[&str]| {
+        fs::write(place.path("intents.csv"), text).expect("writable");
+        place.run(&tune(&model, "out", &[])).fails_with(1, parts);
+        assert!(!place.path("out").exists());
+    };
+    fails("", &["intents.csv"]);
+    fails("text,label\na,b\nc,b\n", &["`b`"]);
+    fails("text,label\na,b\nc,b\nd,e\n", &["line 4", "`e`"]);
+    fails("text,label\na,b\nc,b\nd\n", &["line 4"]);
+    let long = "word ".repeat(4000);
+    fails(&format!("text,label\na,b\nc,b\nd,e\n{long},e\n"), &["line 5", "512"]);
+    place.run(&["tune", "--model", &model]).fails_with(2, &["nothing to learn"]);
+}

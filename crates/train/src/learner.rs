@@ -1,0 +1,140 @@
+//! One step of learning: gradients over a batch, taken in pieces that fit in memory, then the optimiser.
+//!
+//! A step is a function of the adapter, the moments and the batch alone, bit for bit, on any number of threads.
+
+use qwenkit_kernels::Compute;
+use qwenkit_models::{Adapter, Error as ModelError, Model, Tape};
+
+use crate::{
+    example::{Example, Packed},
+    optimiser::{AdamW, Moments, norm},
+};
+
+/// A model, an adapter that is being trained, and what that takes.
+pub struct Learner<'a> {
+    model: &'a Model,
+    compute: &'a Compute,
+    /// What is trained.
+    pub adapter: Adapter,
+    /// The optimiser's memory.
+    pub moments: Moments,
+    /// Gradients of the last step, before they were clipped.
+    pub grads: Vec<f32>,
+    tape: Tape,
+    losses: Vec<f32>,
+}
+
+/// How steps are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepSettings {
+    /// The optimiser.
+    pub optimiser: AdamW,
+    /// The longest that a gradient may be, if it has a limit; a longer one is shortened.
+    pub clip: Option<f64>,
+    /// Tokens that are computed at once.
+    pub piece_tokens: usize,
+    /// Where the rate is another: from which number of the adapter on, and times what.
+    pub factors: Vec<(usize, f32)>,
+}
+
+/// Hears an example, its losses, and its scores where labels are learnt.
+pub type Sink<'a> = dyn FnMut(&Example, &[f32], &[f32]) + 'a;
+
+/// What a step showed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss before the step.
+    pub loss: f64,
+    /// Length of the gradient.
+    pub grad_norm: f64,
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Losses they gave.
+    pub wanted: usize,
+}
+
+impl<'a> Learner<'a> {
+    /// A learner of this adapter. `sparing` keeps less of the forward pass and computes it twice.
+    pub fn new(model: &'a Model, compute: &'a Compute, adapter: Adapter, sparing: bool) -> Learner<'a> {
+        let len = adapter.values().len();
+        let (moments, grads, tape) = (Moments::new(len), vec![0.0; len], Tape::new(model, sparing));
+        Learner { model, compute, adapter, moments, grads, tape, losses: Vec::new() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// Gradients of the mean loss of a batch into `grads`; no number is changed.
+    ///
+    /// # Errors
+    /// When the model cannot be trained, or memory is short.
+    pub fn gradients(&mut self, batch: &[&Example], piece_tokens: usize) -> Result<StepReport, ModelError> {
+        let wanted: usize = batch.iter().map(|example| example.wanted()).sum();
+        let scale = 1.0 / wanted.max(1) as f32;
+        self.grads.fill(0.0);
+        let (mut loss, mut tokens) = (0.0, 0);
+        for piece in pieces(batch, piece_tokens) {
+            let packed = Packed::new(piece.iter().copied(), scale);
+            let Learner { model, compute, adapter, tape, losses, grads, .. } = self;
+            model.learn(compute, adapter, &packed.lesson(), tape, losses, Some(grads))?;
+            loss += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            tokens += packed.tokens();
+        }
+        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm: norm(&self.grads), tokens, wanted })
+    }
+
+    /// One step over a batch at this rate. A loss or gradient that is no number changes nothing and is for the caller to see.
+    ///
+    /// # Errors
+    /// As `gradients`.
+    pub fn step(&mut self, batch: &[&Example], rate: f64, settings: &StepSettings) -> Result<StepReport, ModelError> {
+        let report = self.gradients(batch, settings.piece_tokens)?;
+        if report.loss.is_finite() && report.grad_norm.is_finite() {
+            if let Some(most) = settings.clip.filter(|most| report.grad_norm > *most) {
+                // As PyTorch's clip_grad_norm_.
+                let factor = (most / (report.grad_norm + 1e-6)) as f32;
+                self.grads.iter_mut().for_each(|x| *x *= factor);
+            }
+            let Learner { moments, adapter, grads, .. } = self;
+            moments.step(settings.optimiser, rate as f32, &settings.factors, adapter.values_mut(), grads);
+        }
+        Ok(report)
+    }
+
+    /// Losses of a batch without learning; `sink` hears each example, in order.
+    ///
+    /// # Errors
+    /// As `gradients`.
+    pub fn evaluate(&mut self, batch: &[&Example], piece_tokens: usize, sink: &mut Sink<'_>) -> Result<(), ModelError> {
+        for piece in pieces(batch, piece_tokens) {
+            let packed = Packed::new(piece.iter().copied(), 1.0);
+            let Learner { model, compute, adapter, tape, losses, .. } = self;
+            model.learn(compute, adapter, &packed.lesson(), tape, losses, None)?;
+            let (mut first, labels) = (0, tape.scores().len() / piece.len());
+            for (i, example) in piece.iter().enumerate() {
+                let own = first..first + example.wanted();
+                first = own.end;
+                sink(example, &losses[own], &tape.scores()[i * labels..(i + 1) * labels]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A batch in runs of at most so many tokens, or of one example that has more.
+fn pieces<'a, 'b>(batch: &'a [&'b Example], most: usize) -> impl Iterator<Item = &'a [&'b Example]> {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |example: &&&Example| {
+            tokens += example.ids.len();
+            tokens <= most
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (piece, others) = rest.split_at(count);
+        rest = others;
+        (!piece.is_empty()).then_some(piece)
+    })
+}

@@ -1,0 +1,250 @@
+//! A run: steps over shuffled examples along a schedule, validation between them, checkpoints, the best adapter at the end.
+//!
+//! Contract: what a step does is a function of the settings, the examples and the number of the step; a run that was cut off
+//! goes on from its checkpoint with the same numbers, bit for bit. Not here: files of people's data, printing, and what is
+//! written beside the checkpoint.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    checkpoint::{Best, Checkpoint, Trend},
+    error::Error,
+    example::{Example, Goal},
+    learner::{Learner, StepReport, StepSettings},
+    order,
+    schedule::Schedule,
+};
+
+/// What a run does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSettings {
+    /// Rates, and the number of steps.
+    pub schedule: Schedule,
+    /// Examples of a step.
+    pub batch: usize,
+    /// Of the order of examples.
+    pub seed: u64,
+    /// How steps are made.
+    pub step: StepSettings,
+    /// Steps between two validations.
+    pub validate_every: usize,
+    /// Validations without a better one after which the run ends; it goes on to its last step where absent.
+    pub patience: Option<usize>,
+    /// Steps between two checkpoints; one is written at validations too.
+    pub checkpoint_every: usize,
+}
+
+/// Where a run's state is kept, and of which run it is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The checkpoint's file.
+    pub checkpoint: PathBuf,
+    /// Everything that the run's numbers depend on, as text, a line for each thing.
+    pub identity: String,
+}
+
+/// What happens in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Happening {
+    /// It goes on from a checkpoint.
+    Resumed {
+        /// Steps done before.
+        step: usize,
+    },
+    /// A step was done.
+    Step {
+        /// Steps done.
+        step: usize,
+        /// What it showed.
+        report: StepReport,
+        /// The rate of this step.
+        rate: f64,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A validation.
+    Validation {
+        /// Steps done.
+        step: usize,
+        /// What it showed.
+        outcome: Outcome,
+        /// Whether it is the best so far.
+        is_best: bool,
+    },
+    /// The run ends before its last step, as validation has not become better.
+    EarlyStop {
+        /// Steps done.
+        step: usize,
+    },
+}
+
+/// What a validation showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of examples whose label, or of tokens that, the model gives the highest score; labels only.
+    pub right: Option<f64>,
+}
+
+/// How fast the mean of losses forgets.
+const TREND: f64 = 0.9;
+/// How far the mean of losses may rise above its lowest, times and beside, before a run counts as astray.
+const ASTRAY: (f64, f64) = (1.3, 1.0);
+
+/// Runs, or goes on with, a run over `train`; `tell` hears what happens and says whether to go on. Afterwards the learner holds
+/// the best adapter by validation, or the last one where there is nothing to validate with.
+///
+/// # Errors
+/// When a step fails, a file cannot be written, the run diverges, or `tell` stops it; a checkpoint is there then.
+pub fn run(
+    learner: &mut Learner<'_>,
+    (train, valid): (&[Example], &[Example]),
+    settings: &RunSettings,
+    place: Option<&Place>,
+    resume: bool,
+    tell: &mut dyn FnMut(Happening) -> bool,
+) -> Result<Outcome, Error> {
+    let mut state = State { best: None, worse: 0, trend: Trend::default() };
+    let mut done = 0;
+    if let Some(place) = place.filter(|_| resume)
+        && let Some(found) = Checkpoint::read(&place.checkpoint, &place.identity)?
+    {
+        if found.values.len() != learner.adapter.values().len() {
+            return Err(Error::Checkpoint { path: place.checkpoint.clone(), what: "number of values".to_owned() });
+        }
+        learner.adapter.values_mut().copy_from_slice(&found.values);
+        learner.moments = found.moments;
+        (done, state) = (found.step, State { best: found.best, worse: found.worse, trend: found.trend });
+        tell(Happening::Resumed { step: done });
+    }
+    let steps = settings.schedule.steps;
+    let mut is_over = settings.patience.is_some_and(|patience| state.worse >= patience);
+    while done < steps && !is_over {
+        let start = Instant::now();
+        let numbers = order::of_step(settings.seed, done, settings.batch, train.len());
+        let batch: Vec<&Example> = numbers.iter().map(|&i| &train[i]).collect();
+        let rate = settings.schedule.at(done);
+        let report = learner.step(&batch, rate, &settings.step)?;
+        state.follow(done, &report, rate)?;
+        done += 1;
+        let goes_on = tell(Happening::Step { step: done, report, rate, took: start.elapsed() });
+        let is_last = done == steps;
+        let validates = !valid.is_empty() && (done.is_multiple_of(settings.validate_every.max(1)) || is_last);
+        if validates {
+            let outcome = validate(learner, valid, settings.step.piece_tokens)?;
+            let is_best = state.best.as_ref().is_none_or(|best| outcome.loss < best.loss);
+            if is_best {
+                let values = learner.adapter.values().to_vec();
+                state = State { best: Some(Best { step: done, loss: outcome.loss, values }), worse: 0, ..state };
+            } else {
+                state.worse += 1;
+            }
+            tell(Happening::Validation { step: done, outcome, is_best });
+            is_over = settings.patience.is_some_and(|patience| state.worse >= patience);
+        }
+        if let Some(place) = place
+            && (validates || is_last || !goes_on || done.is_multiple_of(settings.checkpoint_every.max(1)))
+        {
+            state.checkpoint(done, learner).write(&place.checkpoint, &place.identity)?;
+        }
+        if !goes_on {
+            return Err(Error::Stopped { step: done });
+        }
+    }
+    if is_over && done < steps {
+        tell(Happening::EarlyStop { step: done });
+    }
+    if let Some(best) = state.best {
+        learner.adapter.values_mut().copy_from_slice(&best.values);
+    }
+    validate(learner, valid, settings.step.piece_tokens)
+}
+
+/// Mean loss over examples, and how many labels are right.
+///
+/// # Errors
+/// When the model cannot be computed.
+pub fn validate(learner: &mut Learner<'_>, valid: &[Example], piece_tokens: usize) -> Result<Outcome, Error> {
+    let (mut sum, mut count, mut right, mut labels) = (0.0, 0, 0, 0);
+    let batch: Vec<&Example> = valid.iter().collect();
+    learner.evaluate(&batch, piece_tokens, &mut |example, losses, scores| {
+        sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        count += losses.len();
+        if let Goal::Label(label) = example.goal {
+            labels += 1;
+            right += usize::from(best_of(scores) == label as usize);
+        }
+    })?;
+    let right = (labels > 0).then(|| right as f64 / labels as f64);
+    Ok(Outcome { loss: sum / count.max(1) as f64, right })
+}
+
+/// The place of the highest score, of equals the first.
+pub fn best_of(scores: &[f32]) -> usize {
+    (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0)
+}
+
+/// What a run remembers beside the learner.
+struct State {
+    best: Option<Best>,
+    worse: usize,
+    trend: Trend,
+}
+
+impl State {
+    /// Notes a step's loss, and refuses to go on when the run is astray.
+    fn follow(&mut self, step: usize, report: &StepReport, rate: f64) -> Result<(), Error> {
+        let Trend { now, lowest } = self.trend;
+        let kept = match self.best {
+            Some(_) => "the best adapter so far is in the checkpoint",
+            None => "nothing of it is worth keeping",
+        };
+        let diverged =
+            |lowest| Err(Error::Diverged { step: step + 1, loss: report.loss, lowest, hint: rate / 5.0, kept });
+        if !report.loss.is_finite() || !report.grad_norm.is_finite() {
+            return diverged(lowest);
+        }
+        let now = if step == 0 { report.loss } else { TREND * now + (1.0 - TREND) * report.loss };
+        let lowest = if step == 0 { now } else { lowest.min(now) };
+        self.trend = Trend { now, lowest };
+        if now > lowest * ASTRAY.0 + ASTRAY.1 { diverged(lowest) } else { Ok(()) }
+    }
+
+    fn checkpoint(&self, step: usize, learner: &Learner<'_>) -> Checkpoint {
+        Checkpoint {
+            step,
+            values: learner.adapter.values().to_vec(),
+            moments: learner.moments.clone(),
+            best: self.best.clone(),
+            worse: self.worse,
+            trend: self.trend,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rising_mean_is_astray_and_a_bad_step_is_not() {
+        let follow = |losses: &[f64]| {
+            let mut state = State { best: None, worse: 0, trend: Trend::default() };
+            losses.iter().enumerate().find_map(|(step, &loss)| {
+                let report = StepReport { loss, grad_norm: 1.0, tokens: 1, wanted: 1 };
+                state.follow(step, &report, 1e-3).err()
+            })
+        };
+        let mut falling: Vec<f64> = (0..50).map(|i| 3.0 / f64::from(i + 1)).collect();
+        falling[30] = 9.0;
+        assert!(follow(&falling).is_none());
+        let rising: Vec<f64> = (0..50).map(|i| 2.0 + f64::from(i) * 0.3).collect();
+        let message = follow(&rising).expect("astray").to_string();
+        assert!(message.contains("--lr 2.0e-4"), "{message}");
+        assert!(follow(&[2.0, f64::NAN]).is_some());
+    }
+}

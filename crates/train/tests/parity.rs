@@ -1,0 +1,139 @@
+//! Training held against PyTorch and PEFT: first loss, every gradient, the losses of eight steps and the trained adapter of
+//! recorded cases, however much of the forward pass is kept; and the same bits on any number of threads and for any cut.
+
+use std::path::{Path, PathBuf};
+
+use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file};
+use qwenkit_kernels::{Compute, Isa};
+use qwenkit_models::{Adapter, Model};
+use qwenkit_tensor::TokenId;
+use qwenkit_train::{AdamW, Example, Goal, Learner, StepSettings};
+
+const CASES: [&str; 5] = ["qwen2", "qwen2-tied", "qwen3", "qwen3-moe", "qwen3.5"];
+const RATE: f64 = 1e-2;
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+}
+
+struct Case {
+    model: Model,
+    file: AdapterFile,
+    record: SafetensorsFile,
+    examples: Vec<Example>,
+}
+
+impl Case {
+    fn open(name: &str, compute: &Compute) -> Case {
+        let files = ModelFiles::open(&fixture(&format!("parity/{name}"))).unwrap();
+        let record = read_safetensors_file(&fixture(&format!("parity-train/{name}/train.safetensors"))).unwrap();
+        let numbers = |tensor: &str| -> Vec<i64> {
+            bytes(&record, tensor).as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+        };
+        let len = record.tensor("input_ids").unwrap().shape[1];
+        let (ids, labels) = (numbers("input_ids"), numbers("labels"));
+        let example = |(ids, labels): (&[i64], &[i64])| Example {
+            ids: ids.iter().map(|id| TokenId(*id as u32)).collect(),
+            goal: Goal::Tokens(labels.iter().map(|label| *label >= 0).collect()),
+        };
+        Case {
+            model: Model::load(&files, compute, &mut |_| {}).unwrap(),
+            file: AdapterFile::open(&fixture(&format!("parity-train/{name}/adapter_init"))).unwrap(),
+            examples: ids.chunks(len).zip(labels.chunks(len)).map(example).collect(),
+            record,
+        }
+    }
+
+    fn learner<'a>(&'a self, compute: &'a Compute, sparing: bool) -> Learner<'a> {
+        let adapter = Adapter::of_file(self.model.plan(), &self.file).unwrap();
+        Learner::new(&self.model, compute, adapter, sparing)
+    }
+
+    /// The largest `‖a-b‖/‖b‖` of the recorded tensors whose names begin with `kind`, and how many there are.
+    fn apart(&self, learner: &Learner<'_>, kind: &str, values: &[f32]) -> (f64, usize) {
+        let file = learner.adapter.to_file(self.model.plan(), values, AdapterSettings::default());
+        let (mut worst, mut count) = (0.0f64, 0);
+        for m in &file.modules {
+            for (part, found) in [("lora_A", &m.a), ("lora_B", &m.b)] {
+                let name = format!("{kind}.base_model.model.{}.{part}.weight", m.name);
+                if self.record.tensor(&name).is_none() {
+                    continue;
+                }
+                let expected = f32s(&self.record, &name);
+                assert_eq!(expected.len(), found.len(), "{name}");
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let difference: f64 = found.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
+                let length: f64 = expected.iter().map(|x| square(*x)).sum();
+                worst = worst.max((difference / length).sqrt());
+                count += 1;
+            }
+        }
+        (worst, count)
+    }
+}
+
+fn bytes(file: &SafetensorsFile, name: &str) -> Vec<u8> {
+    let info = file.tensor(name).unwrap_or_else(|| panic!("no `{name}`"));
+    let mut bytes = vec![0; info.len_bytes];
+    file.read(info, 0, &mut bytes).unwrap();
+    bytes
+}
+
+fn f32s(file: &SafetensorsFile, name: &str) -> Vec<f32> {
+    bytes(file, name).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn settings(piece_tokens: usize) -> StepSettings {
+    StepSettings {
+        optimiser: AdamW { weight_decay: 0.01, ..AdamW::default() },
+        clip: None,
+        piece_tokens,
+        factors: vec![(0, 1.0)],
+    }
+}
+
+#[test]
+fn losses_gradients_and_trained_adapters_are_those_of_pytorch() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    for name in CASES {
+        let case = Case::open(name, &compute);
+        let batch: Vec<&Example> = case.examples.iter().collect();
+        for sparing in [false, true] {
+            let mut learner = case.learner(&compute, sparing);
+            let first = learner.gradients(&batch, usize::MAX).unwrap();
+            let expected = f64::from(f32s(&case.record, "losses")[0]);
+            assert!((first.loss - expected).abs() < 1e-5, "{name}: first loss {}, expected {expected}", first.loss);
+            let (apart, count) = case.apart(&learner, "grad", &learner.grads);
+            assert!(apart < 1e-4 && count == 2 * learner.adapter.loras().len(), "{name}: {count} gradients {apart:e}");
+            // One sequence at a time gives the same up to the order of sums.
+            for (step, expected) in f32s(&case.record, "losses").into_iter().enumerate() {
+                let report = learner.step(&batch, RATE, &settings(if sparing { 40 } else { usize::MAX })).unwrap();
+                let difference = (report.loss - f64::from(expected)).abs();
+                assert!(difference < 1e-3, "{name}: loss {} at step {step}, expected {expected}", report.loss);
+            }
+            let (apart, count) = case.apart(&learner, "final", learner.adapter.values());
+            assert!(apart < 1e-2 && count > 4, "{name}: {count} trained tensors {apart:e}");
+        }
+    }
+}
+
+#[test]
+fn a_step_has_the_same_bits_on_any_number_of_threads_and_whatever_is_kept() {
+    for isa in Isa::available() {
+        let mut found: Vec<(Vec<u32>, String)> = Vec::new();
+        for (threads, sparing) in [(1, false), (3, false), (2, true)] {
+            let compute = Compute::new(threads, isa);
+            let case = Case::open("qwen3", &compute);
+            let batch: Vec<&Example> = case.examples.iter().collect();
+            let mut learner = case.learner(&compute, sparing);
+            for _ in 0..2 {
+                learner.step(&batch, RATE, &settings(usize::MAX)).unwrap();
+            }
+            let bits = learner.adapter.values().iter().map(|x| x.to_bits()).collect();
+            found.push((bits, format!("{isa}, {threads} threads, sparing: {sparing}")));
+        }
+        for (bits, what) in &found[1..] {
+            assert!(*bits == found[0].0, "{what} differs from {}", found[0].1);
+        }
+    }
+}

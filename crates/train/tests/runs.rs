@@ -1,0 +1,136 @@
+//! Runs: cut off at any step they go on with the same numbers; a learning rate that diverges is said; the best adapter by
+//! validation is kept; a label can be learnt.
+
+use std::path::{Path, PathBuf};
+
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::{Compute, Isa};
+use qwenkit_models::Model;
+use qwenkit_tensor::TokenId;
+use qwenkit_train::{
+    AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Place, RunSettings, Schedule, StepSettings,
+    USUAL_TARGETS, run, validate,
+};
+
+fn model(compute: &Compute) -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity/qwen2");
+    Model::load(&ModelFiles::open(&path).unwrap(), compute, &mut |_| {}).unwrap()
+}
+
+fn shape(labels: Option<usize>) -> AdapterShape {
+    let targets = USUAL_TARGETS.map(str::to_owned).to_vec();
+    AdapterShape { rank: 4, alpha: 8.0, rslora: false, targets, labels }
+}
+
+fn settings(rate: f64, steps: usize) -> RunSettings {
+    RunSettings {
+        schedule: Schedule { rate, curve: Curve::Cosine, warmup_steps: 2, steps },
+        batch: 3,
+        seed: 5,
+        step: StepSettings { optimiser: AdamW::default(), clip: Some(1.0), piece_tokens: 25, factors: vec![(0, 1.0)] },
+        validate_every: 4,
+        patience: None,
+        checkpoint_every: 3,
+    }
+}
+
+/// Sequences that count on, each from another number by another step, with the second half learnt.
+fn counting(count: usize) -> Vec<Example> {
+    let example = |i: usize| Example {
+        ids: (0..12 + i % 5).map(|t| TokenId(((20 + 7 * i + t * (1 + i % 3)) % 300) as u32)).collect(),
+        goal: Goal::Tokens((0..12 + i % 5).map(|t| t >= 6).collect()),
+    };
+    (0..count).map(example).collect()
+}
+
+/// Texts of which the third token says the label.
+fn labelled(count: usize) -> Vec<Example> {
+    let example = |i: usize| Example {
+        ids: (0..5 + i % 4)
+            .map(|t| TokenId(if t == 2 { 40 + (i % 3) as u32 } else { (100 + i * 13 + t * 5) as u32 % 300 }))
+            .collect(),
+        goal: Goal::Label((i % 3) as u32),
+    };
+    (0..count).map(example).collect()
+}
+
+fn place(folder: &Path) -> Place {
+    Place { checkpoint: PathBuf::from(folder).join("checkpoint.safetensors"), identity: "this run".to_owned() }
+}
+
+#[test]
+fn a_run_that_was_cut_off_goes_on_with_the_same_numbers() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(16));
+    let examples = all.split_at(13);
+    let learner = || Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+    let losses = |learner: &mut Learner<'_>, folder: &Path, resume: bool, stop: usize| {
+        let mut losses = Vec::new();
+        let outcome = run(learner, examples, &settings(1e-2, 14), Some(&place(folder)), resume, &mut |happening| {
+            if let Happening::Step { step, report, .. } = happening {
+                losses.push((step, report.loss.to_bits()));
+                return step < stop;
+            }
+            true
+        });
+        assert_eq!(outcome.is_err(), stop < 20, "{outcome:?}");
+        losses
+    };
+    let whole_folder = tempfile::tempdir().unwrap();
+    let mut whole = learner();
+    let expected = losses(&mut whole, whole_folder.path(), false, 20);
+    assert_eq!(expected.len(), 14);
+    for stop in [1, 4, 5, 13] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut found = losses(&mut learner(), folder.path(), false, stop);
+        let mut second = learner();
+        found.extend(losses(&mut second, folder.path(), true, 20));
+        assert_eq!(found, expected, "stopped after step {stop}");
+        assert!(second.adapter.values() == whole.adapter.values(), "stopped after step {stop}");
+    }
+}
+
+#[test]
+fn the_best_by_validation_is_kept_and_a_run_without_progress_ends() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(16));
+    let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+    let mut settings = RunSettings { validate_every: 1, patience: Some(2), ..settings(0.1, 60) };
+    settings.step.clip = None;
+    let (mut seen, mut early) = (Vec::new(), None);
+    let outcome = run(&mut learner, all.split_at(13), &settings, None, false, &mut |happening| {
+        match happening {
+            Happening::Validation { outcome, .. } => seen.push(outcome.loss),
+            Happening::EarlyStop { step } => early = Some(step),
+            _ => {}
+        }
+        true
+    })
+    .unwrap();
+    let best = seen.iter().copied().fold(f64::INFINITY, f64::min);
+    assert_eq!(outcome.loss, best, "{seen:?}");
+    assert_eq!(early, Some(seen.len()), "a rate so high overshoots: {seen:?}");
+    assert_eq!(validate(&mut learner, &all[13..], 1000).unwrap().loss, best);
+}
+
+#[test]
+fn a_rate_that_diverges_is_said() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(12));
+    let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+    let error = run(&mut learner, (&all, &[]), &settings(1e30, 40), None, false, &mut |_| true).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::Diverged { .. }) && message.contains("--lr"), "{message}");
+}
+
+#[test]
+fn labels_are_learnt() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), labelled(30));
+    let mut learner = Learner::new(&model, &compute, shape(Some(3)).start(model.plan(), 1).unwrap(), true);
+    let before = validate(&mut learner, &all, 64).unwrap();
+    assert!((before.loss - 3f64.ln()).abs() < 1e-6, "{before:?}");
+    run(&mut learner, (&all, &[]), &settings(1e-2, 120), None, false, &mut |_| true).unwrap();
+    let after = validate(&mut learner, &all, 64).unwrap();
+    assert!(after.right.is_some_and(|right| right > 0.9) && after.loss < 0.3, "{after:?}");
+}
