@@ -89,7 +89,15 @@ fn last_logits(model: &Model, ids: &[TokenId], cut: usize) -> Vec<f32> {
     let (compute, mut buffers, mut logits) = (compute(), Buffers::default(), Vec::new());
     let mut state = ModelState::new(model.plan(), model.kv_type(), 1, 1).unwrap();
     for (rows, outputs) in [(0..cut, Outputs::None), (cut..ids.len(), Outputs::Last)] {
-        let seq = BatchSeq { rows: 0..rows.len(), first: rows.start, pages: &[0], slot: 0, outputs, seen: None };
+        let seq = BatchSeq {
+            rows: 0..rows.len(),
+            first: rows.start,
+            pages: &[0],
+            slot: 0,
+            outputs,
+            seen: None,
+            adapter: None,
+        };
         let batch = Batch { tokens: &ids[rows], seqs: &[seq] };
         model.forward(&compute, &mut state, &batch, &mut buffers, None, &mut logits);
     }
