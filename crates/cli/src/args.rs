@@ -6,8 +6,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, classify, doctor, embed, list, logits, preprocess, pull, rerank, rm, run, serve, show, template, tokenize,
-    tune,
+    bench, classify, doctor, embed, export, list, logits, merge, preprocess, pull, quantize, rerank, rm, run, serve, show,
+    template, tokenize, tune,
 };
 
 const EXAMPLES: &str = "\
@@ -65,6 +65,12 @@ pub(crate) enum Command {
     Logits(logits::LogitsArgs),
     /// Turn images into the patches that a vision model reads
     Preprocess(preprocess::PreprocessArgs),
+    /// Write a model as a GGUF file of another kind
+    Quantize(quantize::QuantizeArgs),
+    /// Make adapters or other models part of a model's weights
+    Merge(merge::MergeArgs),
+    /// Write a model in the other format: GGUF file or checkpoint folder
+    Export(export::ExportArgs),
     /// Say what this machine can run, or check this build against reference models
     Doctor(doctor::DoctorArgs),
 }

@@ -19,6 +19,7 @@ mod machine;
 mod measure;
 mod opening;
 mod prompt;
+mod proving;
 mod sampling;
 mod seeing;
 mod tensors;
@@ -63,6 +64,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => commands::bench::run(&args, offline),
         Command::Logits(args) => commands::logits::run(&args, offline),
         Command::Preprocess(args) => commands::preprocess::run(&args, offline),
+        Command::Quantize(args) => commands::quantize::run(&args, offline),
+        Command::Merge(args) => commands::merge::run(&args, offline),
+        Command::Export(args) => commands::export::run(&args, offline),
         Command::Doctor(args) => commands::doctor::run(&args, offline),
     }
 }

@@ -96,6 +96,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Tokens of a prompt.
     Tokens,
+    /// Numbers of a model's tensors.
+    Values,
 }
 
 /// A progress bar on stderr that appears only when the work takes longer than its delay; nothing without a terminal.
@@ -155,6 +157,7 @@ fn style(unit: Unit, first: u64) -> ProgressStyle {
     let template = match unit {
         Unit::Bytes => "{prefix} {wide_bar:.cyan} {decimal_bytes}/{decimal_total_bytes}  {rate}  {left}",
         Unit::Tokens => "{prefix} {wide_bar:.cyan} {pos}/{len} tokens  {left}",
+        Unit::Values => "{prefix} {wide_bar:.cyan} {percent}%  {left}",
     };
     let rate = move |state: &ProgressState| per_second(state.pos().saturating_sub(first), state.elapsed());
     ProgressStyle::with_template(template)

@@ -20,7 +20,7 @@ pub mod safetensors;
 mod sniff;
 mod tensor_table;
 
-pub use self::safetensors::{SafetensorsFile, read_safetensors_file, write_safetensors};
+pub use self::safetensors::{SafetensorsFile, ShardWriter, read_safetensors_file, write_safetensors};
 pub use adapter::{Adapter, AdapterModule, AdapterNames, AdapterSettings, AdapterTensor};
 pub use checkpoint::Checkpoint;
 pub use config::Config;

@@ -17,6 +17,7 @@ mod plan;
 mod rope;
 mod state;
 mod tap;
+mod twins;
 mod vision;
 mod wanted;
 
@@ -31,7 +32,8 @@ pub use plan::{
 };
 pub use state::{LayerState, ModelState, NgramState, RecurrentState};
 pub use tap::{Site, Tap};
+pub use twins::{Change, Run, Source, Twin, Twins};
 pub use vision::{
     Encoding, Grid, PatchPlan, Pixels, Positions, Span, Tower, TowerBuffers, VisionFfn, VisionNorm, VisionPlan,
-    Windows, mmproj_beside, plan as vision_plan,
+    Windows, mmproj_beside, vision_plan,
 };

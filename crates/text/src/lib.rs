@@ -33,6 +33,7 @@ pub use answer::AnswerReader;
 pub use chat::{ChatInput, ChatPrompt, chat_text, encode_chat};
 pub use error::Error;
 pub use grammar::{Form, Grammar, GrammarFactory};
+pub use parts::{SPLIT_QWEN2, SPLIT_QWEN35};
 pub use reasoning::{Opening, Part, ReasoningSplitter};
 pub use stream::StreamDecoder;
 pub use template::ChatTemplate;

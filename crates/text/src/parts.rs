@@ -11,10 +11,10 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use crate::Error;
 
 /// The pattern that splits text into pieces before merging: Qwen 1 to 3, VL, Next, Omni.
-pub(crate) const SPLIT_QWEN2: &str =
+pub const SPLIT_QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The same from Qwen 3.5 on: combining marks belong to the letters they sit on.
-pub(crate) const SPLIT_QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub const SPLIT_QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A token that is matched as a whole before anything else happens to the text.
 pub(crate) struct Added {

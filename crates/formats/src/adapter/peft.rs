@@ -41,6 +41,13 @@ pub(super) fn read(dir: &Path) -> Result<Adapter, Error> {
     }
     let settings = AdapterSettings::read(&config)?;
     let file = read_safetensors_file(&weights)?;
+    for (key, found) in facts(&settings) {
+        // Weights that were written here say what they were trained with.
+        if let Some(expected) = file.metadata().get(key).filter(|expected| **expected != found) {
+            let expected = format!("{expected}, which the weights were written with");
+            return Err(wrong(&config, key, found, expected));
+        }
+    }
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut whole = Vec::new();
     for info in file.tensors() {
@@ -87,6 +94,11 @@ pub(super) fn read(dir: &Path) -> Result<Adapter, Error> {
     let modules = halves.into_iter().map(|(name, h)| h.join(&weights, &name, &settings)).collect::<Result<_, _>>()?;
     whole.sort_by(|x, y| x.name.cmp(&y.name));
     Ok(Adapter { settings, names: AdapterNames::HuggingFace, gguf_architecture: None, modules, whole })
+}
+
+/// The settings that the weights mean nothing without.
+fn facts(settings: &AdapterSettings) -> [(&'static str, String); 2] {
+    [("lora_alpha", settings.alpha.to_string()), ("use_rslora", settings.use_rslora.to_string())]
 }
 
 /// Which part of a module a tensor is.
@@ -157,6 +169,7 @@ pub(super) fn write(adapter: &Adapter, dir: &Path, remarks: &BTreeMap<String, St
         .map(|((name, shape, _), bytes)| (name.as_str(), DType::F32, shape.as_slice(), bytes.as_slice()))
         .collect();
     let mut all = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    all.extend(facts(&adapter.settings).map(|(key, value)| (key.to_owned(), value)));
     all.extend(remarks.iter().map(|(k, v)| (k.clone(), v.clone())));
     write_safetensors(&dir.join(WEIGHTS), &list, &all)?;
     let rank = adapter.modules.iter().map(|m| m.rank).max().unwrap_or(1);

@@ -62,7 +62,7 @@ fn a_peft_folder_comes_back_as_it_was() {
 
 #[test]
 fn what_contradicts_the_settings_is_refused() {
-    let cases: [(&str, &str, &str); 8] = [
+    let cases: [(&str, &str, &str); 10] = [
         ("\"r\": 2", "\"r\": 4", "of rank 4"),
         ("\"LORA\"", "\"IA3\"", "peft_type"),
         ("\"use_dora\": false", "\"use_dora\": true", "lora_magnitude_vector"),
@@ -71,6 +71,8 @@ fn what_contradicts_the_settings_is_refused() {
         ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
         ("\"rank_pattern\": {}", "\"rank_pattern\": {\".*q_proj\": 8}", "the end of a module's path"),
         ("\"lora_alpha\": 6", "\"lora_alpha\": null", "lora_alpha"),
+        ("\"lora_alpha\": 6", "\"lora_alpha\": 12", "written with"),
+        ("\"use_rslora\": false", "\"use_rslora\": true", "written with"),
     ];
     for (old, new, part) in cases {
         let error = reread(&sample(), |text| {

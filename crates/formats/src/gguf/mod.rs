@@ -18,7 +18,7 @@ pub use self::array::{Array, Strings};
 pub use self::metadata::Metadata;
 pub(crate) use self::parts::split_name;
 pub use self::value::Value;
-pub use self::writer::{SplitLimits, TensorSpec, Writer};
+pub use self::writer::{SplitLimits, TensorSpec, Writer, replace_metadata};
 
 use crate::data_file::DataFile;
 use crate::tensor_table::TensorTable;

@@ -4,6 +4,7 @@
 //! the caller hands over bytes in the tensor's own type.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use qwenkit_tensor::DType;
@@ -13,8 +14,8 @@ use super::metadata::Metadata;
 use super::parts::{self, KEY_COUNT, KEY_NUMBER, KEY_TENSORS};
 use super::value::{Value, ValueType};
 use super::{MAGIC, MAX_ALIGNMENT, MAX_AXES, alignment, tensor_type};
-use crate::Error;
 use crate::atomic_file::AtomicFile;
+use crate::{Error, Gguf, TensorInfo};
 
 /// ggml keeps names in 64 bytes with a terminating zero; a longer one could not be read by other programs.
 const MAX_NAME_BYTES: usize = 63;
@@ -163,6 +164,36 @@ impl Writer {
     fn order_error(&self, found: &str, expected: String) -> Error {
         Error::WriteOrder { path: self.path.clone(), found: found.into(), expected }
     }
+}
+
+/// Puts `metadata` in the place of those of the file at `path`, whose tensors stay where they are. Both must take the same room
+/// up to the file's alignment, as when only numbers change.
+///
+/// # Errors
+/// When the file is no whole GGUF file in one part, the room is another, or writing fails.
+pub fn replace_metadata(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+    let gguf = Gguf::open(path)?;
+    let alignment = alignment(metadata)?;
+    let mut tensors: Vec<_> = gguf.tensors().iter().collect();
+    tensors.sort_by_key(|tensor| tensor.offset);
+    let spec = |t: &&TensorInfo| TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    let held: Vec<_> = specs.iter().zip(&tensors).map(|(spec, info)| (spec, info.len_bytes as u64)).collect();
+    let mut bytes = header(metadata, &held, alignment);
+    let found = (bytes.len() as u64).next_multiple_of(alignment);
+    let expected = tensors.first().map_or(found, |first| first.offset);
+    if found != expected || gguf.parts().len() != 1 {
+        return Err(Error::WriteInvalid {
+            path: path.to_path_buf(),
+            thing: "the header".into(),
+            found: format!("{found} bytes"),
+            expected: format!("the {expected} bytes of the header in its place"),
+        });
+    }
+    bytes.resize(expected as usize, 0);
+    let io_error = |source| Error::Io { action: "write", path: path.to_path_buf(), source };
+    let mut file = std::fs::File::options().write(true).open(path).map_err(io_error)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error)
 }
 
 /// The bytes of each tensor, if GGUF can hold them all.

@@ -5,6 +5,7 @@
 
 mod header;
 mod shards;
+mod stream;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use ::safetensors::tensor::Dtype;
 use qwenkit_tensor::DType;
 
 pub(crate) use self::shards::open_shards;
+pub use self::stream::ShardWriter;
 pub use self::writer::write_safetensors;
 
 use crate::data_file::DataFile;

@@ -221,7 +221,7 @@ fn write<const N: usize, const CODEBOOK: bool>(
     out: &mut [u8],
 ) {
     let (d, min) = stored.factors();
-    let q = tile.levels::<CODEBOOK>(levels, &d, &min);
+    let q = super::stored::<N, CODEBOOK>(&tile.levels::<CODEBOOK>(levels, &d, &min), levels);
     let mut block = Split::new();
     for (i, out) in out.chunks_exact_mut(dtype.block_bytes()).enumerate() {
         let first = i * (256 / N);
@@ -235,7 +235,7 @@ fn write<const N: usize, const CODEBOOK: bool>(
                 block.min[entry] = stored.min[lane] as u8;
             }
             for (e, q) in q.iter().enumerate() {
-                block.q[sub * N + e] = levels.stored::<CODEBOOK>(q[lane]);
+                block.q[sub * N + e] = q[lane];
             }
         }
         join(dtype, &block, out);

@@ -37,18 +37,28 @@ impl<const N: usize> Tile<N> {
             }
             let at = start + lane * N;
             let values = &row.values[at..at + N];
-            for (e, &x) in values.iter().enumerate() {
-                self.x[e][lane] = x;
-                self.w[e][lane] = (row.sigma2 + x * x).sqrt();
+            for (x, &value) in self.x.iter_mut().zip(values) {
+                x[lane] = value;
             }
-            if let Some(importance) = row.importance {
-                for (e, &imp) in importance[at..at + N].iter().enumerate() {
-                    self.w[e][lane] *= imp;
+            match row.importance {
+                Some(importance) => {
+                    for (w, &importance) in self.w.iter_mut().zip(&importance[at..at + N]) {
+                        w[lane] = importance;
+                    }
                 }
+                None => self.w.iter_mut().for_each(|w| w[lane] = 1.0),
             }
-            // Weights that are all nothing would leave the block undecided.
-            let total: f32 = self.w.iter().map(|w| w[lane]).sum();
-            if !(total > 0.0 && total.is_finite()) {
+        }
+        let mut total = [0.0; LANES];
+        for (w, x) in self.w.iter_mut().zip(&self.x) {
+            for l in 0..LANES {
+                w[l] *= (row.sigma2 + x[l] * x[l]).sqrt();
+                total[l] += w[l];
+            }
+        }
+        // Weights that are all nothing would leave a block undecided.
+        for (lane, total) in total.iter().enumerate() {
+            if !(*total > 0.0 && total.is_finite()) {
                 self.w.iter_mut().for_each(|w| w[lane] = 1.0);
             }
         }

@@ -37,14 +37,21 @@ impl LinearNumbers {
             (Some(_), Some(_)) => Some(0),
             _ => None,
         };
+        // Where the file does not say the architecture does.
+        let name = key("ssm.output_gate");
+        let output_gate_type = match gguf.metadata().string(&name)? {
+            None => is_indexed.then_some(GateKind::Sigmoid),
+            Some("silu") => Some(GateKind::Silu),
+            Some("sigmoid") if is_indexed => Some(GateKind::Sigmoid),
+            Some(other) => return Err(wrong(gguf.path(), &name, format!("`{other}`"), "`silu` or `sigmoid`")),
+        };
         Ok(LinearNumbers {
             linear_num_key_heads: number("ssm.group_count")?,
             linear_num_value_heads: value_heads,
             linear_key_head_dim: number("ssm.state_size")?,
             linear_value_head_dim: value_dim,
             linear_conv_kernel_dim: number("ssm.conv_kernel")?,
-            // GGUF does not say; the architecture does.
-            output_gate_type: is_indexed.then_some(GateKind::Sigmoid),
+            output_gate_type,
         })
     }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// No Qwen is deeper or wider than a fraction of these; beyond them a file is broken or hostile.
-const LAYERS_MAX: usize = 1_000;
+pub(super) const LAYERS_MAX: usize = 1_000;
 pub(super) const SIZE_MAX: usize = 1 << 24;
 pub(super) const HEADS_MAX: usize = 1 << 14;
 pub(super) const CONTEXT_MAX: usize = 1 << 30;
@@ -114,7 +114,7 @@ impl Hyper {
             linear: LinearNumbers::of_gguf(gguf, &key, architecture.is_indexed)?,
             streams: StreamNumbers::of_gguf(gguf, &key)?,
             indexer: IndexerNumbers::of_gguf(gguf, &key)?,
-            ngrams: NgramNumbers::default(),
+            ngrams: NgramNumbers::of_gguf(gguf, &key)?,
         };
         hyper.check()
     }

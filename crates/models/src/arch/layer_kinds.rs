@@ -20,7 +20,8 @@ pub(super) enum LayerKind {
     Linear,
 }
 
-/// Of models without linear attention in a GGUF file: full attention throughout. Of hybrid ones:
+/// Of models without linear attention in a GGUF file: full attention throughout, except where
+/// `attention.sliding_window_pattern` has `true`: there a window of `attention.sliding_window`. Of hybrid ones:
 /// `attention.recurrent_layers`, else every `full_attention_interval`-th has full attention.
 pub(super) fn of_gguf(
     gguf: &Gguf,
@@ -29,7 +30,7 @@ pub(super) fn of_gguf(
     hybrid: bool,
 ) -> Result<Vec<LayerKind>, Error> {
     if !hybrid {
-        return Ok(vec![LayerKind::Attention(None); layers]);
+        return windows_of_gguf(gguf, key, layers);
     }
     let name = key("attention.recurrent_layers");
     let Some(recurrent) = gguf.metadata().bools(&name)? else {
@@ -44,6 +45,22 @@ pub(super) fn of_gguf(
     }
     let kind = |recurrent: &bool| if *recurrent { LayerKind::Linear } else { LayerKind::Attention(None) };
     Ok(recurrent.iter().take(layers).map(kind).collect())
+}
+
+fn windows_of_gguf(gguf: &Gguf, key: &impl Fn(&str) -> String, layers: usize) -> Result<Vec<LayerKind>, Error> {
+    let (pattern, window) = (key("attention.sliding_window_pattern"), key("attention.sliding_window"));
+    // A width alone says nothing: some converters write it for models that do not use it.
+    let Some(windowed) = gguf.metadata().bools(&pattern)? else {
+        return Ok(vec![LayerKind::Attention(None); layers]);
+    };
+    let width = gguf.metadata().require_usize(&window)?;
+    if width == 0 {
+        return Err(wrong(gguf.path(), &window, 0, "1 or more positions"));
+    }
+    if windowed.len() != layers {
+        return Err(wrong(gguf.path(), &pattern, format!("{} entries", windowed.len()), &format!("{layers}")));
+    }
+    Ok(windowed.iter().map(|&has| LayerKind::Attention(has.then_some(width))).collect())
 }
 
 /// `layer_types` where the file has it. Else, of hybrid models, every `full_attention_interval`-th layer has full

@@ -3,7 +3,7 @@
 use qwenkit_formats::{Config, Gguf};
 use qwenkit_kernels::RouterRule;
 
-use super::hyper::{Hyper, SIZE_MAX};
+use super::hyper::{Hyper, LAYERS_MAX, SIZE_MAX};
 use crate::{
     error::Error,
     plan::{Ffn, MoePlan},
@@ -55,6 +55,10 @@ impl ExpertNumbers {
             Some(width) => Some(width),
             None => axis("blk.0.ffn_gate_shexp.weight", 0),
         };
+        // Layers without a router are dense.
+        let blocks = meta.usize(&key("block_count"))?.unwrap_or(0).min(LAYERS_MAX);
+        let is_dense = |i: &usize| gguf.tensor(&format!("blk.{i}.ffn_gate_inp.weight")).is_none();
+        let mlp_only_layers: Vec<usize> = (0..blocks).filter(is_dense).collect();
         Ok(ExpertNumbers {
             num_experts: meta.usize(&key("expert_count"))?,
             num_experts_per_tok: meta.usize(&key("expert_used_count"))?,
@@ -62,7 +66,8 @@ impl ExpertNumbers {
             shared_expert_intermediate_size: shared,
             norm_topk_prob: meta.bool(&key("expert_weights_norm"))?,
             decoder_sparse_step: 1,
-            mlp_only_layers: Vec::new(),
+            // A file without any is broken, not dense.
+            mlp_only_layers: if mlp_only_layers.len() < blocks { mlp_only_layers } else { Vec::new() },
         })
     }
 

@@ -164,6 +164,16 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     ARCHITECTURES.iter().map(|a| a.model_type)
 }
 
+/// Whether the architecture of this `model_type` has linear attention in some layers; its checkpoints' norms are zero-centred.
+pub(crate) fn is_hybrid(model_type: &str) -> bool {
+    ARCHITECTURES.iter().any(|a| a.model_type == model_type && a.is_hybrid)
+}
+
+/// What GGUF files call the architecture that a plan names.
+pub fn gguf_name(model_type: &str) -> Option<&'static str> {
+    ARCHITECTURES.iter().find(|a| a.model_type == model_type).map(|a| a.gguf)
+}
+
 /// Refuses GGUF files that belong to a model and are none.
 fn refuse_companions(gguf: &Gguf) -> Result<(), Error> {
     let meta = gguf.metadata();

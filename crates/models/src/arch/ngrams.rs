@@ -1,7 +1,7 @@
-//! The numbers of embeddings of runs of tokens, read from config.json and checked; and the constants of their hashes, which
-//! follow from them. Source: transformers' Qwen4-exp.
+//! The numbers of embeddings of runs of tokens, read from config.json and from GGUF metadata and checked; and the constants
+//! of their hashes, which follow from them. Source: transformers' Qwen4-exp.
 
-use qwenkit_formats::Config;
+use qwenkit_formats::{Config, Gguf};
 use qwenkit_kernels::{CONV_WIDTH_MAX, ConvShape};
 
 use super::hyper::{Hyper, SIZE_MAX};
@@ -38,6 +38,24 @@ pub(super) struct NgramNumbers {
 }
 
 impl NgramNumbers {
+    /// Keys `ngram.*`. Published files have no such keys yet; these are QwenKit's own.
+    pub(super) fn of_gguf(gguf: &Gguf, key: &impl Fn(&str) -> String) -> Result<NgramNumbers, Error> {
+        let number = |name: &str| gguf.metadata().usize(&key(name));
+        let layers = gguf.metadata().u32s(&key("ngram.layers"))?.unwrap_or_default();
+        Ok(NgramNumbers {
+            // Counted from 0 there.
+            ple_layer_ids: layers.into_iter().map(|i| i as usize + 1).collect(),
+            ple_embed_dim: number("ngram.embedding_length")?,
+            ple_conv_kernel_size: number("ngram.conv_kernel")?,
+            ngram_size: number("ngram.longest")?,
+            heads_per_ngram: number("ngram.tables")?,
+            ngram_vocab_size_base: number("ngram.table_rows")?,
+            make_ngram_vocab_size_divisible_by: number("ngram.rows_divisor")?,
+            seed: number("ngram.seed")?,
+            eos_token_id: number("ngram.end_token_id")?,
+        })
+    }
+
     /// `whole` is the whole file's, where `config` is of the text model in it.
     pub(super) fn of_config(config: &Config, whole: &Config) -> Result<NgramNumbers, Error> {
         let first = |config: &Config| match config.get("eos_token_id") {

@@ -19,7 +19,7 @@ use crate::{
     rope::Rope,
 };
 use tensors::Loader;
-pub(crate) use tower::load_tower;
+pub(crate) use tower::{SCOPES, load_tower, tower_names};
 
 /// A model in memory, ready to compute. It is never changed; sequences' state lives in a `ModelState`.
 pub struct Model {

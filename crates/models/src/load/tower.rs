@@ -16,17 +16,17 @@ use crate::{
 };
 
 /// Where checkpoints keep the tower: before transformers 4.52, since then, in MLX's.
-const SCOPES: [&str; 3] = ["model.visual.", "visual.", "vision_tower."];
+pub(crate) const SCOPES: [&str; 3] = ["model.visual.", "visual.", "vision_tower."];
 
 /// Names of one generation in Hugging Face's checkpoints.
-struct Names {
+pub(crate) struct Names {
     /// Of the feed-forward block, without its matrices' `weight` and `bias`.
-    ffn: &'static [&'static str],
-    merger_norm: &'static str,
-    merger: [&'static str; 2],
+    pub(crate) ffn: &'static [&'static str],
+    pub(crate) merger_norm: &'static str,
+    pub(crate) merger: [&'static str; 2],
 }
 
-fn names_of(plan: &VisionPlan) -> Names {
+pub(crate) fn tower_names(plan: &VisionPlan) -> Names {
     match plan.architecture {
         "qwen2_vl" => Names { ffn: &["mlp.fc1", "mlp.fc2"], merger_norm: "ln_q", merger: ["mlp.0", "mlp.2"] },
         "qwen2_5_vl" => Names {
@@ -60,7 +60,7 @@ pub(crate) fn load_tower(
         scope,
     };
     let loader = Loader::over(files, compute, facts, progress)?;
-    TowerLoader { loader, is_gguf, scope, names: names_of(&plan), plan: &plan }
+    TowerLoader { loader, is_gguf, scope, names: tower_names(&plan), plan: &plan }
         .load()
         .map(|parts| parts.into_tower(plan))
 }

@@ -28,7 +28,7 @@ use crate::{error::Error, plan::Plan};
 ///
 /// # Errors
 /// When the model takes no images, its tower is missing, or is another model's.
-pub fn plan(files: &ModelFiles, mmproj: Option<&ModelFiles>, text: &Plan) -> Result<VisionPlan, Error> {
+pub fn vision_plan(files: &ModelFiles, mmproj: Option<&ModelFiles>, text: &Plan) -> Result<VisionPlan, Error> {
     let (path, architecture) = (files.path().to_owned(), text.architecture);
     let Some(sight) = &text.sight else { return Err(Error::Blind { path, architecture }) };
     let (plan, path) = match (mmproj, files) {

@@ -110,7 +110,7 @@ impl Tower {
         compute: &Compute,
         progress: &mut dyn FnMut(LoadEvent),
     ) -> Result<Tower, Error> {
-        let plan = super::plan(files, mmproj, text)?;
+        let plan = super::vision_plan(files, mmproj, text)?;
         load_tower(plan, mmproj.unwrap_or(files), compute, progress)
     }
 

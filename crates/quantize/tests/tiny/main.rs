@@ -1,0 +1,5 @@
+//! The tiny models of all architectures: converted, quantised, loaded again.
+
+mod kinds;
+mod models;
+mod twins;
