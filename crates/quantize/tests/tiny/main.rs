@@ -2,4 +2,5 @@
 
 mod kinds;
 mod models;
+mod steps;
 mod twins;

@@ -1,0 +1,269 @@
+//! Merging and exporting: the same model whichever way it went.
+
+use std::path::{Path, PathBuf};
+
+use qwenkit_engine::text_of;
+use qwenkit_formats::{Adapter, AdapterModule, AdapterNames, AdapterSettings, AdapterTensor, ModelFiles};
+use qwenkit_kernels::dequantize_row;
+use qwenkit_quantize::{Change, Error, Importance, Method, Prover, Step, record_path};
+use qwenkit_text::SpecialTokens;
+
+use crate::models::{compute, folders, ids, logits, name, write};
+
+fn folder(wanted: &str) -> PathBuf {
+    folders().into_iter().find(|folder| name(folder) == wanted).unwrap()
+}
+
+fn values(files: &ModelFiles, at: &str) -> Vec<f32> {
+    let info = files.tensor(at).unwrap_or_else(|| panic!("no {at} in {}", files.path().display()));
+    let (mut bytes, mut values) = (vec![0; info.len_bytes], vec![0.0; info.shape.iter().product()]);
+    files.read(info, 0, &mut bytes).unwrap();
+    dequantize_row(info.dtype, &bytes, &mut values);
+    values
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// An adapter of these modules of a checkpoint, with numbers that are neither small nor alike.
+fn adapter(files: &ModelFiles, modules: &[&str], dora: bool) -> Adapter {
+    let mut state = 5_u32;
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let rank = 3;
+    let module = |module: &&str| {
+        let shape = &files.tensor(&format!("{module}.weight")).unwrap().shape;
+        let (outputs, inputs) = (shape[0], shape[1]);
+        AdapterModule {
+            name: (*module).to_owned(),
+            inputs,
+            outputs,
+            rank,
+            scale: 4.0,
+            a: (0..rank * inputs).map(|_| 0.2 * number()).collect(),
+            b: (0..rank * outputs).map(|_| 0.2 * number()).collect(),
+            magnitude: dora.then(|| (0..outputs).map(|_| 1.0 + number()).collect()),
+        }
+    };
+    let modules: Vec<AdapterModule> = {
+        let mut module = module;
+        modules.iter().map(|m| module(m)).collect()
+    };
+    let settings = AdapterSettings { rank: Some(rank), alpha: 12.0, use_dora: dora, ..AdapterSettings::default() };
+    Adapter { settings, names: AdapterNames::HuggingFace, gguf_architecture: None, modules, whole: Vec::new() }
+}
+
+fn merged(base: &Path, changes: &[Change<'_>], out: &Path) -> Result<(), Error> {
+    let (files, importance) = (ModelFiles::open(base).unwrap(), Importance::new());
+    let step = Step { kind: "F32".parse().unwrap(), out, importance: &importance, threads: 2, prover: None };
+    step.merge(&files, changes, &mut |_, _| {}).map(|_| ())
+}
+
+#[test]
+fn an_adapter_becomes_part_of_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = ModelFiles::open(&folder("qwen2")).unwrap();
+    let at = "model.layers.1.mlp.down_proj";
+    for dora in [false, true] {
+        let adapter = adapter(&base, &[at, "model.layers.0.self_attn.q_proj"], dora);
+        let out = dir.path().join(format!("merged-{dora}"));
+        merged(base.path(), &[Change::Adapter(&adapter, Path::new("adapter"))], &out).unwrap();
+        let files = ModelFiles::open(&out).unwrap();
+        let (before, after) = (values(&base, &format!("{at}.weight")), values(&files, &format!("{at}.weight")));
+        let m = adapter.modules.iter().find(|m| m.name == at).unwrap();
+        for (row, (before, after)) in before.chunks(m.inputs).zip(after.chunks(m.inputs)).enumerate() {
+            let mut expected: Vec<f64> = before
+                .iter()
+                .enumerate()
+                .map(|(col, w)| {
+                    let product = |r: usize| f64::from(m.b[row * m.rank + r]) * f64::from(m.a[r * m.inputs + col]);
+                    f64::from(*w) + 4.0 * (0..m.rank).map(product).sum::<f64>()
+                })
+                .collect();
+            if let Some(magnitude) = &m.magnitude {
+                let length = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
+                expected.iter_mut().for_each(|x| *x *= f64::from(magnitude[row]) / length);
+            }
+            let off = expected.iter().zip(after).map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
+            assert!(off < 1e-6, "row {row}: {off}");
+        }
+        let same = "model.layers.2.mlp.down_proj.weight";
+        assert_eq!(values(&base, same), values(&files, same));
+    }
+}
+
+#[test]
+fn the_base_may_be_of_either_format() {
+    let dir = tempfile::tempdir().unwrap();
+    for (model, modules) in [
+        ("qwen3", &["model.layers.0.self_attn.q_proj", "model.layers.3.mlp.up_proj"][..]),
+        // Rows and columns stand in another order in GGUF.
+        ("qwen3.5", &["model.layers.0.linear_attn.in_proj_qkv", "model.layers.1.linear_attn.out_proj"]),
+        ("qwen3-next", &["model.layers.0.linear_attn.in_proj_qkvz", "model.layers.3.self_attn.q_proj"]),
+    ] {
+        let source = folder(model);
+        let base = ModelFiles::open(&source).unwrap();
+        let adapter = adapter(&base, modules, false);
+        let change = || [Change::Adapter(&adapter, Path::new("adapter"))];
+        let gguf = dir.path().join(format!("{model}.gguf"));
+        write(&source, "F32", &gguf);
+        let ids = ids(&source);
+        let plain = logits(&source, &ids);
+        let mut all = Vec::new();
+        for (n, from) in [&source, &gguf].into_iter().enumerate() {
+            for ending in ["", ".gguf"] {
+                let out = dir.path().join(format!("{model}-{n}{ending}"));
+                merged(from, &change(), &out).unwrap_or_else(|error| panic!("{model}: {error}"));
+                all.push(logits(&out, &ids));
+            }
+        }
+        assert!(largest_difference(&all[0], &plain) > 0.01, "{model}: the adapter does nothing");
+        for other in &all[1..] {
+            let off = largest_difference(&all[0], other);
+            assert!(off < 2e-4, "{model}: {off}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_belong_to_the_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (qwen2, tied) = (ModelFiles::open(&folder("qwen2")).unwrap(), ModelFiles::open(&folder("qwen2-tied")).unwrap());
+    let good = adapter(&qwen2, &["model.layers.0.self_attn.q_proj"], false);
+    let refused = |base: &ModelFiles, adapter: &Adapter, part: &str| {
+        let error =
+            merged(base.path(), &[Change::Adapter(adapter, Path::new("adapter"))], &out).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+        assert!(!out.exists());
+    };
+    let mut other = good.clone();
+    other.modules[0].name = "model.layers.9.self_attn.q_proj".into();
+    refused(&qwen2, &other, "layers.9");
+    let mut other = good.clone();
+    other.modules[0].inputs = 32;
+    other.modules[0].a.truncate(3 * 32);
+    refused(&qwen2, &other, "[64, 32]");
+    let mut other = good.clone();
+    other.modules.push(other.modules[0].clone());
+    refused(&qwen2, &other, "there twice");
+    // A head of its own would be lost in a model whose head is the embedding.
+    let shape = qwen2.tensor("lm_head.weight").unwrap().shape.clone();
+    let head = AdapterTensor { name: "lm_head.weight".into(), values: vec![0.0; shape.iter().product()], shape };
+    let other = Adapter { whole: vec![head], ..good };
+    refused(&tied, &other, "one tensor in this model");
+}
+
+#[test]
+fn models_are_blended() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = ModelFiles::open(&folder("qwen2")).unwrap();
+    let adapter = adapter(&base, &["model.layers.0.self_attn.q_proj"], false);
+    let changed = dir.path().join("changed");
+    merged(base.path(), &[Change::Adapter(&adapter, Path::new("adapter"))], &changed).unwrap();
+    let changed = ModelFiles::open(&changed).unwrap();
+    let out = dir.path().join("half.gguf");
+    merged(base.path(), &[Change::Blend(vec![(&changed, 0.5)], Method::Linear)], &out).unwrap();
+    let half = values(&ModelFiles::open(&out).unwrap(), "blk.0.attn_q.weight");
+    let at = "model.layers.0.self_attn.q_proj.weight";
+    for ((half, a), b) in half.iter().zip(values(&base, at)).zip(values(&changed, at)) {
+        assert!((half - 0.5 * (a + b)).abs() < 1e-6);
+    }
+    let other = ModelFiles::open(&folder("qwen3")).unwrap();
+    let error = merged(base.path(), &[Change::Blend(vec![(&other, 0.5)], Method::Linear)], &dir.path().join("no"));
+    assert!(matches!(error, Err(Error::Unsayable { .. })));
+}
+
+#[test]
+fn exported_folders_are_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut exported = 0;
+    for source in folders() {
+        let model = name(&source);
+        // Towers stay in their own folders, and one has no class in transformers yet.
+        if model.contains("vl") || model.contains("vision") || model == "qwen4-exp" {
+            continue;
+        }
+        let (gguf, out) = (dir.path().join(format!("{model}.gguf")), dir.path().join(&model));
+        write(&source, "F32", &gguf);
+        let (files, importance) = (ModelFiles::open(&gguf).unwrap(), Importance::new());
+        let step = Step { kind: "F32".parse().unwrap(), out: &out, importance: &importance, threads: 1, prover: None };
+        step.export(&files, &mut |_, _| {}).unwrap_or_else(|error| panic!("{model}: {error}"));
+        let ids = ids(&source);
+        let off = largest_difference(&logits(&out, &ids), &logits(&source, &ids));
+        assert!(off < 2e-4, "{model}: {off}");
+        let (ours, theirs) = (ModelFiles::open(&out).unwrap(), ModelFiles::open(&source).unwrap());
+        let encode = |files: &ModelFiles| {
+            let text = text_of(files).unwrap();
+            let ids = text.tokenizer.encode("The rain in Spain<|im_end|>\n42", SpecialTokens::Parse).unwrap();
+            (ids, text.stop_tokens, text.template.is_some())
+        };
+        assert_eq!(encode(&ours), encode(&theirs), "{model}");
+        exported += 1;
+    }
+    assert_eq!(exported, 11);
+}
+
+#[test]
+fn a_model_that_changed_after_its_proof_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, compute, importance) = (folder("qwen3"), compute(), Importance::new());
+    let prover = Prover { compute: &compute, text: None, limit: None, positions: Prover::POSITIONS };
+    let run = |from: &Path, out: &Path| {
+        let files = ModelFiles::open(from).unwrap();
+        let step =
+            Step { kind: "Q8_0".parse().unwrap(), out, importance: &importance, threads: 1, prover: Some(&prover) };
+        step.quantize(&files, &mut |_, _| {})
+    };
+    let (first, second) = (dir.path().join("first.gguf"), dir.path().join("second.gguf"));
+    let proof = run(&source, &first).unwrap().proof.unwrap();
+    assert!(proof.holds() && proof.tokens > 100 && proof.kl_mean > 0.0, "{proof:?}");
+    let ModelFiles::Gguf(gguf) = ModelFiles::open(&first).unwrap() else { panic!("a GGUF file") };
+    assert_eq!(gguf.metadata().f32("qwenkit.proof.kl_mean").unwrap(), Some(proof.kl_mean as f32));
+    assert!(record_path(&first).is_file());
+    run(&first, &second).unwrap();
+    let mut bytes = std::fs::read(&first).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    let error = run(&first, &second).unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+    // A limit below what the type costs is one that the file does not keep.
+    let strict = Prover { limit: Some(1e-12), ..prover };
+    let files = ModelFiles::open(&source).unwrap();
+    let out = dir.path().join("strict.gguf");
+    let kind = "Q4_0".parse().unwrap();
+    let step = Step { kind, out: &out, importance: &importance, threads: 1, prover: Some(&strict) };
+    let error = step.quantize(&files, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, Error::NotProved { .. }) && !out.exists(), "{error}");
+}
+
+#[test]
+fn a_text_says_which_columns_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let compute = compute();
+    for model in ["qwen2", "qwen3.5-moe", "qwen2-tied"] {
+        let source = folder(model);
+        let files = ModelFiles::open(&source).unwrap();
+        let text = "The harbour office opens at seven, and the night watch goes home. ".repeat(8);
+        let importance = qwenkit_quantize::calibrate(&files, &compute, &text, &mut |_, _| {}).unwrap();
+        assert!(importance.values().flatten().all(|x| x.is_finite() && *x >= 0.0), "{model}");
+        let out = dir.path().join(format!("{model}.gguf"));
+        let kind = "Q3_K_M".parse().unwrap();
+        let step = Step { kind, out: &out, importance: &importance, threads: 1, prover: None };
+        step.quantize(&files, &mut |_, _| {}).unwrap();
+        let gguf = ModelFiles::open(&out).unwrap();
+        for (name, weights) in &importance {
+            // Names of tensors that this model lacks are of another form of the same layer.
+            if let Some(info) = gguf.tensor(name) {
+                assert_eq!(weights.len(), *info.shape.last().unwrap(), "{model}: {name}");
+            }
+        }
+        let known = if model == "qwen3.5-moe" { "blk.0.ssm_out.weight" } else { "blk.3.ffn_down.weight" };
+        assert!(importance.contains_key(known), "{model}");
+    }
+}
