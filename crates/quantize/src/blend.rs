@@ -229,11 +229,11 @@ impl Tensors for Blended<'_> {
                     };
                     let vote: f32 = (0..others.len()).map(|n| weights[n] * kept(n)).sum();
                     let (mut sum, mut total) = (0.0, 0.0);
-                    for n in 0..others.len() {
+                    for (n, weight) in weights.iter().enumerate() {
                         let difference = kept(n);
-                        if difference != 0.0 && (weights[n] * difference > 0.0) == (vote > 0.0) {
-                            sum += weights[n] * difference;
-                            total += weights[n].abs();
+                        if difference != 0.0 && (weight * difference > 0.0) == (vote > 0.0) {
+                            sum += weight * difference;
+                            total += weight.abs();
                         }
                     }
                     // The mean of those on the stronger side, at the full strength of their weights together.

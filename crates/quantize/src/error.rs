@@ -15,7 +15,7 @@ pub enum Error {
 
     /// Computing with the model, or its text side.
     #[error(transparent)]
-    Engine(#[from] qwenkit_engine::Error),
+    Engine(Box<qwenkit_engine::Error>),
 
     /// The operating system refused something outside the model's own files.
     #[error("cannot {action} `{path}`: {source}", path = path.display())]
@@ -109,6 +109,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<qwenkit_engine::Error> for Error {
+    fn from(error: qwenkit_engine::Error) -> Error {
+        Error::Engine(Box::new(error))
+    }
 }
 
 impl Error {
