@@ -251,7 +251,7 @@ impl Keys<'_> {
             self.plan.layers.iter().map(|layer| matches!(layer.mixer, Mixer::DeltaNet(_))).collect();
         // Where every so many layers one is not, the interval says the same.
         if let Some(first) = is_linear.iter().position(|linear| !linear)
-            && is_linear.iter().enumerate().all(|(i, linear)| *linear == !(i + 1).is_multiple_of(first + 1))
+            && is_linear.iter().enumerate().all(|(i, linear)| *linear != (i + 1).is_multiple_of(first + 1))
         {
             self.number("full_attention_interval", first + 1);
         }

@@ -99,9 +99,9 @@ impl Prover<'_> {
         let model = Model::load(files, self.compute, &mut |_| {})?;
         let text = text_of(files)?;
         let plan = model.plan();
-        let encode = |passage: &str| {
+        let encode = |passage: &str| -> Result<Vec<TokenId>, Error> {
             let ids = text.tokenizer.encode(passage, qwenkit_text::SpecialTokens::AsText);
-            ids.map_err(qwenkit_engine::Error::from)
+            Ok(ids.map_err(qwenkit_engine::Error::from)?)
         };
         let most = plan.context_tokens.min(self.positions).max(1);
         let mut passages: Vec<Vec<TokenId>> = Vec::new();

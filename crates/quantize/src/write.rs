@@ -24,6 +24,9 @@ pub type Importance = HashMap<String, Vec<f32>>;
 /// How far a step is, in values: done and all.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
 
+/// What takes a tensor's bytes, piece after piece.
+pub(crate) type Sink<'a> = dyn FnMut(usize, &[u8]) -> Result<(), Error> + 'a;
+
 /// A piece of a tensor.
 struct Piece {
     tensor: usize,
@@ -50,7 +53,7 @@ pub(crate) fn encode(
     importance: &Importance,
     threads: usize,
     progress: &mut Progress<'_>,
-    sink: &mut dyn FnMut(usize, &[u8]) -> Result<(), Error>,
+    sink: &mut Sink<'_>,
 ) -> Result<(), Error> {
     let pieces = pieces(tensors);
     let values_of = |piece: &Piece| piece.rows.len() * tensors.specs()[piece.tensor].cols();
