@@ -48,7 +48,7 @@ pub(crate) fn run(args: &ExportArgs, offline: bool) -> anyhow::Result<()> {
     let name = args.model.name().ok_or_else(|| usage("no model is named\nhint: qwenkit export MODEL --out ..."))?;
     let files = locate::locate(Some(name), offline)?.files;
     let kind: Kind = match &args.kind {
-        Some(kind) => kind.parse().map_err(|error| usage(error.to_string()))?,
+        Some(kind) => kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?,
         None => plain_kind(&files, &args.out)?,
     };
     let mut bar = Bar::new("writing", Unit::Values, Duration::from_secs(1));

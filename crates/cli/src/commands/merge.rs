@@ -89,7 +89,7 @@ pub(crate) fn run(args: &MergeArgs, offline: bool) -> anyhow::Result<()> {
     }
     let files = locate::locate(Some(name), offline)?.files;
     let kind: Kind = match &args.kind {
-        Some(kind) => kind.parse().map_err(|error| usage(error.to_string()))?,
+        Some(kind) => kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?,
         None => plain_kind(&files, &args.out)?,
     };
     let adapters = args.adapter.iter().map(|path| Adapter::open(path)).collect::<Result<Vec<_>, _>>()?;

@@ -59,7 +59,7 @@ pub(crate) struct QuantizeArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &QuantizeArgs, offline: bool) -> anyhow::Result<()> {
-    let kind: Kind = args.kind.parse().map_err(|error| usage(error.to_string()))?;
+    let kind: Kind = args.kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?;
     let name = args.model.name().ok_or_else(|| usage("no model is named\nhint: qwenkit quantize MODEL --type ..."))?;
     let files = locate::locate(Some(name), offline)?.files;
     if is_quantized(&files) && kind.base().is_quantized() {
