@@ -6,8 +6,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, classify, doctor, embed, export, list, logits, merge, preprocess, pull, quantize, rerank, rm, run, serve, show,
-    template, tokenize, tune,
+    bench, classify, doctor, embed, export, list, logits, merge, preprocess, pull, quantize, rerank, rm, run, serve,
+    show, template, tokenize, tune,
 };
 
 const EXAMPLES: &str = "\

@@ -61,7 +61,15 @@ fn read(
     let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
     let mut state =
         ModelState::new(model.plan(), model.kv_type(), pages.len(), 1).map_err(qwenkit_models::Error::from)?;
-    let seq = BatchSeq { rows: 0..ids.len(), first: 0, pages: &pages, slot: 0, outputs: Outputs::All, seen: None };
+    let seq = BatchSeq {
+        rows: 0..ids.len(),
+        first: 0,
+        pages: &pages,
+        slot: 0,
+        outputs: Outputs::All,
+        seen: None,
+        adapter: None,
+    };
     let rows = ids.len();
     let mut tap = |site: Site, layer: usize, x: &mut [f32]| {
         let wanted =
