@@ -64,21 +64,34 @@ impl Session {
         Ok(Reading { ids, goal: Goal::Hidden })
     }
 
-    /// The reading whose values are the logits of yes and no: whether a document fits a query.
+    /// The reading whose values `relevance_score` turns into how well a document fits a query.
     ///
     /// # Errors
     /// When it is longer than the context, or the model has no output head or not the words for it.
     pub fn relevance(&self, instruction: Option<&str>, query: &str, document: &str) -> Result<Reading, Error> {
-        self.check_head()?;
         let tokenizer = self.tokenizer();
-        let (yes, no) = (special(tokenizer, "yes")?, special(tokenizer, "no")?);
+        let goal = match self.judge() {
+            Some(_) => Goal::Hidden,
+            None => {
+                self.check_head()?;
+                Goal::Logits(vec![special(tokenizer, "yes")?, special(tokenizer, "no")?])
+            }
+        };
         let instruction = instruction.unwrap_or(INSTRUCTION);
         let pair = format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}");
         let mut ids = tokenizer.encode(RERANK_HEAD, SpecialTokens::Parse)?;
         ids.extend(tokenizer.encode(&pair, SpecialTokens::AsText)?);
         ids.extend(tokenizer.encode(RERANK_TAIL, SpecialTokens::Parse)?);
         self.check_reading(ids.len())?;
-        Ok(Reading { ids, goal: Goal::Logits(vec![yes, no]) })
+        Ok(Reading { ids, goal })
+    }
+
+    /// The share of yes, 0 to 1, from the values of a reading for relevance.
+    pub fn relevance_score(&self, values: &[f32]) -> f32 {
+        let Some(rows) = self.judge() else { return share_of_yes(values) };
+        let product =
+            |row: &[f32]| row.iter().zip(values).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
+        share_of_yes(&rows.chunks_exact(values.len().max(1)).map(product).collect::<Vec<_>>())
     }
 
     /// Refuses a reading that the context does not hold; it needs no room for an answer.
@@ -137,7 +150,7 @@ pub fn unit_vector(state: &[f32], dimensions: Option<usize>) -> Vec<f32> {
 }
 
 /// The share of yes, from the logits of yes and no; 0 to 1.
-pub fn relevance_score(logits: &[f32]) -> f32 {
+fn share_of_yes(logits: &[f32]) -> f32 {
     match logits {
         [yes, no] => (1.0 / (1.0 + f64::from(no - yes).exp())) as f32,
         _ => 0.0,

@@ -28,10 +28,10 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// An answer from an embedding model.
+    /// An answer from a model that has no words.
     #[error(
-        "{origin} is an embedding model without an output head, expected one that answers; it turns texts into vectors \
-         (`embed`), for answers and ranks take another model"
+        "{origin} has no output head, expected a model that answers; embedding models turn texts into vectors (`embed`), \
+         rerankers compare them (`rerank`), for answers take another model"
     )]
     Headless {
         /// The file or folder.

@@ -32,7 +32,7 @@ mod stop_text;
 mod vision;
 
 pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
-pub use embedding::{Input, Reading, query_text, relevance_score, unit_vector};
+pub use embedding::{Input, Reading, query_text, unit_vector};
 pub use engine::{Canceller, Engine};
 pub use error::Error;
 pub use guide::{Guide, Verdict};

@@ -55,6 +55,8 @@ pub struct Session {
     plan: Plan,
     info: Info,
     origin: String,
+    /// A reranker's rows of yes and no, where it has no other head.
+    judge: Option<Vec<f32>>,
     /// What is said of an image where there is no tower.
     blind: fn(std::path::PathBuf, &'static str) -> ModelError,
     /// By what numbers images are cut, where the model sees.
@@ -209,10 +211,11 @@ impl Session {
             None => |path, architecture| ModelError::Blind { path, architecture },
         };
         let plan = plan.clone();
+        let judge = model.judge().map(<[f32]>::to_vec);
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
         let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
         let origin = files.path().display().to_string();
-        Ok(Session { engine, text, plan, info, origin, blind, processor, grammars: OnceLock::new() })
+        Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars: OnceLock::new() })
     }
 
     /// What visuals prompts may have; none where absent.
@@ -344,6 +347,10 @@ impl Session {
             Prompt::Ids(_) => vision.place(&ids, visuals).map(|placed| (ids, placed)),
             Prompt::Chat(_) | Prompt::Text(_) => vision.expand(&ids, visuals),
         }
+    }
+
+    pub(crate) fn judge(&self) -> Option<&[f32]> {
+        self.judge.as_deref()
     }
 
     /// Refuses what only a model with an output head can say.

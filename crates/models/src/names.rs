@@ -33,6 +33,9 @@ pub(crate) const NORM: Pair = ("norm.weight", "output_norm.weight");
 /// The one name that does not begin with the body's.
 pub(crate) const HEAD: Pair = ("lm_head.weight", "output.weight");
 
+/// Of a reranker's head the rows of yes and no, in GGUF files that have nothing else of it.
+pub(crate) const JUDGE: &str = "cls.output.weight";
+
 /// Inside a layer, after `layers.N.` and `blk.N.`.
 pub(crate) const INPUT_NORM: Pair = ("input_layernorm.weight", "attn_norm.weight");
 pub(crate) const POST_NORM: Pair = ("post_attention_layernorm.weight", "ffn_norm.weight");

@@ -22,8 +22,10 @@ pub struct Plan {
     /// Whether the output head is the embedding.
     pub tied: bool,
     /// Whether the file has no output head at all, not even the embedding in its place: an embedding model, which turns texts
-    /// into vectors and has no logits.
+    /// into vectors and has no logits, or a reranker that `judges`.
     pub headless: bool,
+    /// Whether there are two rows of an output head, those of yes and no: a reranker's GGUF file.
+    pub judges: bool,
     /// How the file's norm weights are meant.
     pub norms: NormWeights,
     /// Rotary positions of the attention layers.

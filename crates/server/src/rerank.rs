@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, body::Bytes, extract::State};
-use qwenkit_engine::{Priority, relevance_score};
+use qwenkit_engine::Priority;
 use serde_json::{Value, json};
 
 use crate::{
@@ -97,7 +97,7 @@ async fn scores(
         pairs.iter().map(reading).collect()
     };
     let found = readings::read(model, at, Priority::Normal, make).await?;
-    Ok((found.values.iter().map(|logits| relevance_score(logits)).collect(), found.prompt_tokens))
+    Ok((found.values.iter().map(|values| model.session.relevance_score(values)).collect(), found.prompt_tokens))
 }
 
 /// A text, texts, or objects with a text.

@@ -1,7 +1,7 @@
 //! `qwenkit rerank`: how well documents fit a query.
 
 use clap::Args;
-use qwenkit_engine::{Session, relevance_score};
+use qwenkit_engine::Session;
 use serde_json::{Map, Value, json};
 
 use crate::opening::{self, SessionArgs};
@@ -92,8 +92,8 @@ fn answer(session: &Session, mut line: Map<String, Value>, instruction: Option<&
 fn scores(session: &Session, instruction: Option<&str>, query: &str, documents: &[&str]) -> Result<Vec<f32>, String> {
     let reading = |document: &&str| session.relevance(instruction, query, document).map_err(|error| error.to_string());
     let readings: Vec<_> = documents.iter().map(reading).collect::<Result<_, _>>()?;
-    let logits = session.read(readings).map_err(|error| error.to_string())?;
-    Ok(logits.iter().map(|logits| relevance_score(logits)).collect())
+    let values = session.read(readings).map_err(|error| error.to_string())?;
+    Ok(values.iter().map(|values| session.relevance_score(values)).collect())
 }
 
 /// The best first.

@@ -1,8 +1,11 @@
 //! `embed` and `rerank`: vectors and scores for lines of texts, whatever the lines hold.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use crate::program::{Place, fixture};
+use crate::recorded;
 
 fn vector(value: &Value) -> Vec<f64> {
     value.as_array().unwrap_or_else(|| panic!("{value}")).iter().map(|x| x.as_f64().unwrap()).collect()
@@ -39,4 +42,36 @@ fn a_model_without_the_words_to_judge_by_refuses_at_once() {
     let place = Place::new();
     let model = fixture("parity/qwen2");
     place.run(&["rerank", "--model", &model, "--query", "q", "d"]).fails_with(1, &["no token", "Qwen3-Reranker"]);
+}
+
+#[test]
+fn an_embedding_model_without_its_end_token_refuses_at_once() {
+    let place = Place::new();
+    let model = fixture("parity/qwen2/model.gguf");
+    place.run(&["embed", "--model", &model, "one"]).fails_with(1, &["no token", "<|endoftext|>", "Qwen3-Embedding"]);
+}
+
+/// As Qwen3-Embedding is published: the body of a model, saved by itself.
+#[test]
+fn a_body_alone_embeds_and_answers_nothing() {
+    let place = Place::new();
+    let folder = place.path("embedding");
+    fs::create_dir_all(&folder).expect("a folder");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(format!("{}/{name}", fixture("parity/qwen3")), folder.join(name)).expect("copied");
+    }
+    let whole = recorded::read(format!("{}/model.safetensors", fixture("parity/qwen3")).as_ref());
+    let body = whole.into_iter().filter(|(name, _)| name != "lm_head.weight");
+    let body = body.map(|(name, tensor)| (name.trim_start_matches("model.").to_owned(), tensor)).collect();
+    recorded::write(&folder.join("model.safetensors"), &body);
+    let model = folder.to_str().expect("a path");
+    let of = |model: &str| place.run(&["embed", "--model", model, "one"]).exits(0).out;
+    assert_eq!(of(model), of(&fixture("parity/qwen3")));
+    let refusal = ["no output head", "embedding", model];
+    place.run(&["run", model, "Hello"]).fails_with(1, &refusal);
+    place.run(&["bench", "--model", model, "--prompt", "8", "--generate", "2"]).fails_with(1, &refusal);
+    place.run(&["rerank", "--model", model, "--query", "q", "d"]).fails_with(1, &refusal);
+    let out = place.path("logits.safetensors");
+    let args = ["logits", "--model", model, "--ids", "1,2", "--out", out.to_str().expect("a path")];
+    place.run(&args).fails_with(1, &refusal[..2]);
 }

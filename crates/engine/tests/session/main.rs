@@ -5,4 +5,5 @@ mod fixture;
 mod images;
 mod model_text;
 mod prompts;
+mod readings;
 mod sharing;

@@ -251,6 +251,7 @@ impl Hyper {
             rms_norm_eps: self.rms_norm_eps,
             tied: self.tie_word_embeddings,
             headless: false,
+            judges: false,
             norms,
             rope: self.rope.clone(),
             streams: None,

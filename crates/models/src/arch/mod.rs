@@ -23,7 +23,7 @@ use std::path::Path;
 
 use qwenkit_formats::{Gguf, ModelFiles};
 
-use crate::{error::Error, plan::Plan};
+use crate::{error::Error, names::JUDGE, plan::Plan};
 use hyper::Hyper;
 pub(crate) use hyper::wrong;
 
@@ -140,23 +140,34 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     };
     let mut plan = (architecture.plan)(&hyper)?;
     plan.sight = sight::read(architecture, files, &plan)?;
-    plan.headless = is_headless(architecture, files)?;
+    (plan.headless, plan.judges) = missing_head(architecture, files)?;
     Ok(plan)
 }
 
-/// Whether the files hold an embedding model: everything but an output head.
-fn is_headless(architecture: &Architecture, files: &ModelFiles) -> Result<bool, Error> {
-    match files {
-        ModelFiles::Gguf(gguf) => {
-            // How states become one vector: their mean, the first or the last. 4 is a reranker's.
-            let pooling = gguf.metadata().usize(&format!("{}.pooling_type", architecture.gguf))?;
-            Ok(gguf.tensor("output.weight").is_none() && matches!(pooling, Some(1..=3)))
-        }
+/// Whether the files hold everything but an output head, and whether they have its rows of yes and no instead.
+fn missing_head(architecture: &Architecture, files: &ModelFiles) -> Result<(bool, bool), Error> {
+    let ModelFiles::Gguf(gguf) = files else {
         // The body of a model saved by itself.
-        ModelFiles::Checkpoint(_) => {
-            Ok(files.tensor("embed_tokens.weight").is_some() && files.tensor("lm_head.weight").is_none())
-        }
+        let is_body = files.tensor("embed_tokens.weight").is_some();
+        return Ok((is_body && files.tensor("lm_head.weight").is_none(), false));
+    };
+    if gguf.tensor("output.weight").is_some() {
+        return Ok((false, false));
     }
+    let key = |name: &str| format!("{}.{name}", architecture.gguf);
+    if gguf.tensor(JUDGE).is_some() {
+        let name = key("classifier.output_labels");
+        let labels = gguf.metadata().strings(&name)?.map(|labels| labels.iter().collect::<Vec<_>>());
+        return match labels {
+            Some(labels) if labels != ["yes", "no"] => {
+                Err(wrong(gguf.path(), &name, format!("{labels:?}"), "yes and no"))
+            }
+            _ => Ok((true, true)),
+        };
+    }
+    // How states become one vector: their mean, the first or the last.
+    let pooling = gguf.metadata().usize(&key("pooling_type"))?;
+    Ok((matches!(pooling, Some(1..=3)), false))
 }
 
 /// The names of all architectures that this build computes, as `model_type` spells them.

@@ -32,6 +32,8 @@ pub struct Model {
     pub(crate) norm: Join,
     /// (V, D); the embedding where absent
     pub(crate) head: Option<Weight>,
+    /// (2, D)
+    judge: Option<Vec<f32>>,
 }
 
 /// Progress of a load.
@@ -67,14 +69,26 @@ impl Model {
                 None
             }
         };
+        let judge = match plan.judges {
+            true => {
+                let info = loader.find(names::JUDGE.to_owned(), &[&[2, plan.width]])?;
+                Some(loader.values(info, plan.width)?)
+            }
+            false => None,
+        };
         loader.finish(&plan)?;
         let rope = Rope::new(&plan.rope);
-        Ok(Model { plan, rope, embedding, layers, norm, head })
+        Ok(Model { plan, rope, embedding, layers, norm, head, judge })
     }
 
     /// The model's shape.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The rows of the output head that say yes and no, of a reranker that has no others: (2, D).
+    pub fn judge(&self) -> Option<&[f32]> {
+        self.judge.as_deref()
     }
 
     /// Bytes of the packed weights.
