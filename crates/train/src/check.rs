@@ -370,39 +370,45 @@ fn remarks(data: &Data) -> Vec<String> {
             said.push(format!("{file}: nothing reads the keys {}", keys.join(", ")));
         }
         if remarks.blank_lines > 0 {
-            said.push(format!("{file}: {} blank lines", remarks.blank_lines));
+            said.push(format!("{file}: blank lines: {}", remarks.blank_lines));
         }
         if remarks.unanswered > 0 {
             said.push(format!(
-                "{file}: {} conversations go on after their last answer; what follows it is not used",
+                "{file}: conversations that go on after their last answer: {}; what follows it is not used",
                 remarks.unanswered
             ));
         }
     }
     let remarks = &data.remarks;
-    let mut say = |count: usize, what: &str| {
+    let mut say = |count: usize, what: &str, more: &str| {
         if count > 0 {
-            said.push(format!("{count} {what}"));
+            said.push(format!("{what}: {count}{more}"));
         }
     };
-    say(remarks.cut, "samples are cut to the length of the context");
-    say(remarks.pieced, "plain texts are longer than the context and go on in further samples");
-    say(remarks.left_out, "records are left out, being longer than the context");
+    say(remarks.cut, "samples cut to the length of the context", "");
+    say(remarks.pieced, "plain texts longer than the context, which go on in further samples", "");
+    say(remarks.left_out, "records left out, being longer than the context", "");
     say(
         remarks.split,
-        "conversations give more than one sample: the model's template prints earlier answers differently from how it asks for them, and \
-         every answer is learnt behind exactly what the model will read (--answers last learns the last one alone)",
+        "conversations that give more than one sample",
+        "; the model's template prints earlier answers differently from how it asks for them, and every answer is learnt behind exactly what \
+         the model will read (--answers last learns the last one alone)",
     );
-    say(remarks.lost_thoughts, "answers have thoughts that the model's template does not print; these are not learnt");
+    say(
+        remarks.lost_thoughts,
+        "answers with thoughts that the model's template does not print",
+        "; these are not learnt",
+    );
     say(
         remarks.reopened,
-        "answers have no thought, and the model's prompts open one; they are learnt behind a thought that is closed, as when it answers \
-         without thinking",
+        "answers without a thought where the model's prompts open one",
+        "; they are learnt behind a thought that is closed, as when it answers without thinking",
     );
-    say(remarks.empty_answers, "answers are empty: they teach to say nothing");
+    say(remarks.empty_answers, "empty answers, which teach to say nothing", "");
     say(
         remarks.spelt,
-        "texts spell control tokens such as <|im_end|>; with --control-tokens they become these, otherwise they are text",
+        "texts that spell control tokens such as <|im_end|>",
+        "; with --control-tokens they become these, otherwise they are text",
     );
     said
 }

@@ -11,6 +11,8 @@ pub(crate) mod hash;
 mod lines;
 mod load;
 mod messages;
+#[cfg(feature = "parquet")]
+mod parquet_rows;
 mod read;
 mod record;
 mod sample;

@@ -163,7 +163,10 @@ fn plain_texts_are_learnt_whole_and_control_tokens_are_text_unless_asked_for() {
     assert!(samples[0].trained.iter().all(|&trained| trained));
     assert_eq!(samples[0].tokens.last(), model.tokenizer.token_id("<|endoftext|>").as_ref());
     assert!(samples[0].tokens.len() > 4, "the end token is spelt out");
-    assert!(check.remarks.iter().any(|remark| remark.starts_with("1 texts spell control tokens")), "{check:?}");
+    assert!(
+        check.remarks.iter().any(|remark| remark.starts_with("texts that spell control tokens such as <|im_end|>: 1;")),
+        "{check:?}"
+    );
     let parsed = sft(&model, record, Encoding { parses_control_tokens: true, ..ENCODING }).remove(0);
     assert_eq!(model.text(&parsed.tokens), "a<|im_end|>");
     assert_eq!(parsed.tokens.len(), 2);
@@ -186,12 +189,12 @@ fn samples_longer_than_the_context_are_faults_cut_or_left_out_and_told() {
         load_with(&model, "d.jsonl", &text, Encoding { too_long: TooLong::Cut, ..encoding }).expect("cut");
     let Samples::Sft(samples) = data.samples else { panic!("conversations") };
     assert_eq!((samples[1].tokens.len(), samples[1].cut_tokens, samples[0].cut_tokens), (whole - 7, 7, 0));
-    assert_eq!(check.remarks, ["1 samples are cut to the length of the context"]);
+    assert_eq!(check.remarks, ["samples cut to the length of the context: 1"]);
     let (data, check) =
         load_with(&model, "d.jsonl", &text, Encoding { too_long: TooLong::LeaveOut, ..encoding }).expect("left");
     assert_eq!(data.samples.len(), 1);
     assert_eq!((check.records, check.samples), (2, 1));
-    assert_eq!(check.remarks, ["1 records are left out, being longer than the context"]);
+    assert_eq!(check.remarks, ["records left out, being longer than the context: 1"]);
     let away = fault(&model, &text, Encoding { too_long: TooLong::Cut, context_tokens: 10, ..encoding });
     assert!(
         away.contains("line 1: cut to the 10 tokens of the context, the sample keeps nothing of its answer"),

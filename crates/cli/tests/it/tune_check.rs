@@ -22,10 +22,10 @@ fn a_check_says_what_is_learnt_and_marks_it() {
         let args = ["tune", "--check", "--model", &model, "--data", &data];
         let outcome = place.run(&args).exits(0);
         for part in [
-            "3 records give 3 samples",
+            "records: 3, samples: 3",
             "each line a conversation (`messages`)",
-            "1 records repeat an earlier one: line 2 and line 3",
-            "personal data in 1 records: 1 e-mail address",
+            "records that repeat an earlier one: 1 (line 2 and line 3)",
+            "records with personal data: 1 (1 e-mail address)",
             "nothing reads the keys `id` (3 times)",
             "\u{27e6}A fox<|im_end|>\u{27e7}",
         ] {
@@ -75,7 +75,7 @@ fn faults_end_a_check_with_every_line_and_reason() {
     let args = ["tune", "--check", "--model", &model, "--data", &data, "--context", "100"];
     place.run(&args).fails_with(1, &["line 1: the sample has", "and the context 100", "--too-long cut"]);
     let outcome = place.run(&[&args[..], &["--too-long", "cut"]].concat()).exits(0);
-    assert!(outcome.out.contains("1 samples are cut to the length of the context"), "{}", outcome.out);
+    assert!(outcome.out.contains("samples cut to the length of the context: 1"), "{}", outcome.out);
     place.run(&["tune", "--model", &model]).fails_with(2, &["there is nothing"]);
 }
 

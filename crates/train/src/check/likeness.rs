@@ -5,6 +5,7 @@
 //! four functions in a row, at one of sixteen places, are compared in all 64.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::data::hash::{Hash, mixed};
 
@@ -30,12 +31,10 @@ pub(crate) struct Like {
 pub(crate) struct Texts {
     least: f32,
     signatures: Vec<[u16; FUNCTIONS]>,
-    /// The texts that have a row of values at a place, the first few of them.
-    rows: HashMap<(u8, u64), Vec<u32>>,
+    /// The first text that had a row of values at a place. Later ones like it are like it too, as a rule, and a table of all would outgrow
+    /// the texts.
+    rows: HashMap<u64, u32>,
 }
-
-/// Texts that are compared for one row; many texts may share a phrase.
-const COMPARED_MAX: usize = 16;
 
 impl Texts {
     /// Texts are alike whose likeness is at least `least`.
@@ -51,22 +50,21 @@ impl Texts {
         let signature = signature?;
         let mut best: Option<Like> = None;
         for (place, row) in signature.chunks(ROW).enumerate() {
-            let key = row.iter().fold(Hash::new(), |mut hash, &value| {
-                hash.add(u64::from(value));
-                hash
-            });
-            let members = self.rows.entry((place as u8, key.finish())).or_default();
-            for &earlier in members.iter() {
-                let Some(other) = self.signatures.get(earlier as usize) else { continue };
-                let agreeing = signature.iter().zip(other).filter(|(one, other)| one == other).count();
-                let likeness = agreeing as f32 / FUNCTIONS as f32;
-                let is_better = best.is_none_or(|best| likeness > best.likeness);
-                if likeness >= self.least && is_better {
-                    best = Some(Like { earlier: earlier as usize, likeness });
+            let mut key = Hash::new();
+            key.add(place as u64);
+            row.iter().for_each(|&value| key.add(u64::from(value)));
+            let earlier = match self.rows.entry(key.finish()) {
+                Entry::Occupied(first) => *first.get() as usize,
+                Entry::Vacant(vacant) => {
+                    vacant.insert(u32::try_from(number).unwrap_or(u32::MAX));
+                    continue;
                 }
-            }
-            if members.len() < COMPARED_MAX {
-                members.push(u32::try_from(number).unwrap_or(u32::MAX));
+            };
+            let Some(other) = self.signatures.get(earlier) else { continue };
+            let agreeing = signature.iter().zip(other).filter(|(one, other)| one == other).count();
+            let likeness = agreeing as f32 / FUNCTIONS as f32;
+            if likeness >= self.least && best.is_none_or(|best| likeness > best.likeness) {
+                best = Some(Like { earlier, likeness });
             }
         }
         best

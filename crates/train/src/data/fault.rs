@@ -30,6 +30,15 @@ pub enum Problem {
         /// How to turn it into what is expected.
         hint: &'static str,
     },
+    /// A Parquet file that cannot be read.
+    #[error(
+        "the Parquet file cannot be read: {problem}\n\
+         hint: fetch it again; of compressed files those with Snappy are read, as hubs write them"
+    )]
+    Parquet {
+        /// The library's words.
+        problem: String,
+    },
     /// Bytes that are no text.
     #[error(
         "found the byte 0x{found:02X} at byte {byte}, expected UTF-8\n\

@@ -20,7 +20,7 @@ const OTHER_FILES: [(&[u8], &str, &str); 6] = [
     (
         b"PAR1",
         "a Parquet file",
-        "write it as JSON lines, for instance with DuckDB: COPY (FROM 'in.parquet') TO 'out.jsonl'",
+        "name it *.parquet and build qwenkit with `--features parquet`, or write it as JSON lines, as DuckDB does: COPY (FROM 'in.parquet') TO 'out.jsonl'",
     ),
 ];
 

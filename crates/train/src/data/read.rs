@@ -63,7 +63,7 @@ pub struct Source {
 }
 
 /// Reads a file and hands each record, with the number of its line, to `visit`: rows of a table for names that end in `.csv`
-/// or `.tsv`, else JSON lines. The form is that of the first line, and the same on all lines.
+/// or `.tsv` (or `.parquet`, with that feature), else JSON lines. The form is that of the first line, and the same on all lines.
 ///
 /// # Errors
 /// All faults of the file, up to a bound.
@@ -93,6 +93,11 @@ pub fn read_file(
     let read = Hashed::open(path).map_err(Problem::Unreadable).and_then(|mut file| {
         match extension.as_str() {
             "csv" => reader.rows(BufReader::new(&mut file), None, &mut take)?,
+            #[cfg(feature = "parquet")]
+            "parquet" => {
+                io::copy(&mut file, &mut io::sink()).map_err(Problem::Unreadable)?;
+                reader.parquet(path, &mut take)?;
+            }
             "tsv" => reader.rows(BufReader::new(&mut file), Some('\t'), &mut take)?,
             _ => reader.lines(BufReader::new(&mut file), &mut take)?,
         }
@@ -172,6 +177,18 @@ impl Reader<'_> {
             has_any |= take(row.line, record.map(Some))?;
         }
         self.remarks.blank_lines = blank;
+        if has_any { Ok(()) } else { Err(Problem::Empty) }
+    }
+
+    #[cfg(feature = "parquet")]
+    fn parquet(&mut self, path: &Path, take: &mut Take<'_>) -> Result<(), Problem> {
+        let mut has_any = false;
+        super::parquet_rows::visit_rows(path, &mut |number, object| {
+            // As in a table, what is missing in a row does not give it another form.
+            let form = self.form.or_else(|| Form::of(&object, self.labels));
+            has_any |= take(number, self.record(object, form).map(Some))?;
+            Ok(())
+        })?;
         if has_any { Ok(()) } else { Err(Problem::Empty) }
     }
 

@@ -167,10 +167,10 @@ fn report(check: &Check, data: &Data, context_tokens: usize) -> String {
         );
     }
     let lengths = &check.lengths;
-    let _ = writeln!(out, "{} records give {} samples, {} tokens", check.records, check.samples, lengths.total_tokens);
+    let _ = writeln!(out, "records: {}, samples: {}, tokens: {}", check.records, check.samples, lengths.total_tokens);
     if check.objective != "label" {
         let share = 100.0 * lengths.trained_tokens as f64 / lengths.total_tokens.max(1) as f64;
-        let _ = writeln!(out, "learnt: {} tokens, {share:.1}%", lengths.trained_tokens);
+        let _ = writeln!(out, "tokens that are learnt: {}, {share:.1}%", lengths.trained_tokens);
     }
     let _ = writeln!(
         out,
@@ -183,9 +183,9 @@ fn report(check: &Check, data: &Data, context_tokens: usize) -> String {
     if !check.labels.is_empty() {
         labels(&mut out, check);
     }
-    repeated(&mut out, check.duplicates, "records repeat an earlier one", &check.repeated, data);
-    repeated(&mut out, check.near_duplicates, "records are nearly like an earlier one", &check.near, data);
-    repeated(&mut out, check.contradictions, "texts have another label elsewhere", &check.contradicting, data);
+    repeated(&mut out, check.duplicates, "records that repeat an earlier one", &check.repeated, data);
+    repeated(&mut out, check.near_duplicates, "records that are nearly like an earlier one", &check.near, data);
+    repeated(&mut out, check.contradictions, "texts that have another label elsewhere", &check.contradicting, data);
     personal(&mut out, check, data);
     for remark in &check.remarks {
         let _ = writeln!(out, "note: {remark}");
@@ -246,7 +246,7 @@ fn repeated(out: &mut String, count: usize, what: &str, examples: &[Repeated], d
     });
     let shown: Vec<String> = shown.collect();
     let more = if count > shown.len() { ", ..." } else { "" };
-    let _ = writeln!(out, "{count} {what}: {}{more}", shown.join(", "));
+    let _ = writeln!(out, "{what}: {count} ({}{more})", shown.join(", "));
 }
 
 fn personal(out: &mut String, check: &Check, data: &Data) {
@@ -255,7 +255,7 @@ fn personal(out: &mut String, check: &Check, data: &Data) {
     }
     let kinds: Vec<String> =
         check.personal.iter().map(|(kind, &count)| format!("{count} {}", kind.name(count))).collect();
-    let _ = writeln!(out, "personal data in {} records: {}", check.personal_lines, kinds.join(", "));
+    let _ = writeln!(out, "records with personal data: {} ({})", check.personal_lines, kinds.join(", "));
     for found in check.personal_shown.iter().take(10) {
         let _ = writeln!(out, "  {}: {} {}", at(&found.place, data), found.kind.name(1), found.shown);
     }
