@@ -359,7 +359,7 @@ fn count_labels(data: &Data) -> Vec<LabelCount> {
 }
 
 /// Sentences about what was read.
-fn remarks(data: &Data) -> Vec<String> {
+pub fn remarks(data: &Data) -> Vec<String> {
     let mut said = Vec::new();
     for source in &data.sources {
         let file = &source.file;

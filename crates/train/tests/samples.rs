@@ -337,3 +337,22 @@ fn the_division_depends_on_what_samples_say_and_keeps_equal_records_together() {
         assert!(division.train.iter().any(|&at| labelled[at].label == label));
     }
 }
+
+#[test]
+fn the_example_of_the_recipe_can_be_learnt_by_every_template() {
+    let text =
+        std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tune/rename.jsonl"));
+    let text = text.expect("the example");
+    for name in TEMPLATES {
+        let model = Model::new(name);
+        let (data, check) = load_with(&model, "d.jsonl", &text, ENCODING).expect("conversations");
+        assert_eq!((data.samples.len(), check.duplicates, check.contradictions), (30, 0, 0), "{name}");
+        assert!(check.personal.is_empty());
+        let Samples::Sft(samples) = data.samples else { panic!("conversations") };
+        for (sample, line) in samples.iter().zip(text.lines()) {
+            let record: Value = serde_json::from_str(line).expect("JSON");
+            let answer = record["messages"][1]["content"].as_str().expect("an answer");
+            assert_eq!(model.learnt(sample), [format!("{answer}<|im_end|>")], "{name}");
+        }
+    }
+}
