@@ -3,6 +3,9 @@
 //! Not here: where a page's memory lies (`kv`), and the order in which steps follow each other (`attention` and the folders of
 //! the instruction sets).
 
+// Loops over the registers of a tile index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

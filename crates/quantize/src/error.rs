@@ -11,7 +11,7 @@ pub enum Error {
 
     /// The model is none that is known, or not whole.
     #[error(transparent)]
-    Model(#[from] qwenkit_models::Error),
+    Model(Box<qwenkit_models::Error>),
 
     /// Computing with the model, or its text side.
     #[error(transparent)]
@@ -109,6 +109,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<qwenkit_models::Error> for Error {
+    fn from(error: qwenkit_models::Error) -> Error {
+        Error::Model(Box::new(error))
+    }
 }
 
 impl From<qwenkit_engine::Error> for Error {

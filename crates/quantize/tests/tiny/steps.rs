@@ -49,10 +49,7 @@ fn adapter(files: &ModelFiles, modules: &[&str], dora: bool) -> Adapter {
             magnitude: dora.then(|| (0..outputs).map(|_| 1.0 + number()).collect()),
         }
     };
-    let modules: Vec<AdapterModule> = {
-        let mut module = module;
-        modules.iter().map(|m| module(m)).collect()
-    };
+    let modules: Vec<AdapterModule> = modules.iter().map(module).collect();
     let settings = AdapterSettings { rank: Some(rank), alpha: 12.0, use_dora: dora, ..AdapterSettings::default() };
     Adapter { settings, names: AdapterNames::HuggingFace, gguf_architecture: None, modules, whole: Vec::new() }
 }
