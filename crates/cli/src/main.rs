@@ -19,11 +19,11 @@ mod machine;
 mod measure;
 mod opening;
 mod prompt;
-mod proving;
 mod sampling;
 mod seeing;
 mod tensors;
 mod terminal;
+mod writing;
 
 use std::process::ExitCode;
 

@@ -1,54 +1,15 @@
 //! Every backward op against the slopes of its forward in f64, on every instruction set present.
 
+mod slopes;
+
 use qwenkit_kernels::{
-    AttentionInput, AttentionShape, BackProduct, Compute, Isa, Join, Weight, dequantize_row, is_weight_type,
+    AttentionInput, AttentionShape, BackProduct, Compute, Join, Weight, dequantize_row, is_weight_type,
 };
 use qwenkit_tensor::DType;
+use slopes::{assert_within, dot, f32s, on_every_isa, slopes, wave};
 
-fn wave(n: usize, f: f64) -> Vec<f64> {
-    (0..n).map(|i| (i as f64 * f + 0.3).sin()).collect()
-}
-
-fn f32s(x: &[f64]) -> Vec<f32> {
-    x.iter().map(|x| *x as f32).collect()
-}
-
-/// The gradient of `f` at `x` by central differences.
-fn slopes(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-    let mut x = x.to_vec();
-    (0..x.len())
-        .map(|i| {
-            let (old, step) = (x[i], 1e-5);
-            x[i] = old + step;
-            let above = f(&x);
-            x[i] = old - step;
-            let below = f(&x);
-            x[i] = old;
-            (above - below) / (2.0 * step)
-        })
-        .collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// Prints the worst place when two gradients differ by more than 2e-5 of the largest.
 fn assert_close(what: &str, found: &[f32], expected: &[f64]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let largest = expected.iter().fold(1e-9f64, |m, x| m.max(x.abs()));
-    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let error = (f64::from(*found) - expected).abs();
-        assert!(error <= 2e-5 * largest, "{what}: at {i} found {found}, expected {expected}; largest {largest}");
-    }
-}
-
-fn on_every_isa(f: impl Fn(&Compute, &str)) {
-    for isa in Isa::available() {
-        for threads in [1, 3] {
-            f(&Compute::new(threads, isa), &format!("{isa} on {threads} threads"));
-        }
-    }
+    assert_within(2e-5, what, found, expected);
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub struct Prover<'a> {
     pub compute: &'a Compute,
     /// Own texts in place of the built-in ones.
     pub text: Option<&'a str>,
-    /// The largest mean divergence, in place of the type's own.
+    /// The largest mean divergence, in place of the step's own.
     pub limit: Option<f64>,
     /// Positions to compare. The logits of all are kept while the step writes.
     pub positions: usize,
@@ -57,7 +57,7 @@ pub struct Proof {
     pub worst: Place,
     /// Share of positions at which the most probable token is the same.
     pub top1: f64,
-    /// What the mean may be.
+    /// What the mean may be; infinite of a step that is meant to change answers.
     pub limit: f64,
     /// The tensors that moved most, in the order of how far they are beyond what their type explains.
     pub moved: Vec<Moved>,
@@ -139,11 +139,11 @@ impl Prover<'_> {
         Ok(before)
     }
 
-    /// Compares the file behind the step with the model before it. `kind_limit` is what the type of the file may cost.
+    /// Compares the file behind the step with the model before it. `usual_limit` counts where the user names none.
     ///
     /// # Errors
     /// When the file is not a whole model.
-    pub fn compare(&self, before: &Before, after: &ModelFiles, kind_limit: f64) -> Result<Proof, Error> {
+    pub fn compare(&self, before: &Before, after: &ModelFiles, usual_limit: f64) -> Result<Proof, Error> {
         let model = Model::load(after, self.compute, &mut |_| {})?;
         if model.plan().vocab != before.vocab {
             return Err(Error::Unsayable {
@@ -159,7 +159,7 @@ impl Prover<'_> {
             kl_worst: -1.0,
             worst: Place::default(),
             top1: 0.0,
-            limit: self.limit.unwrap_or(kind_limit),
+            limit: self.limit.unwrap_or(usual_limit),
             moved: Vec::new(),
         };
         let (mut kl_sum, mut same) = (0.0, 0);
@@ -219,11 +219,14 @@ impl Proof {
 
     /// The same in a line for people.
     pub fn in_words(&self) -> String {
+        let limit = match self.limit.is_finite() {
+            true => format!("limit {:.2e}", self.limit),
+            false => "meant to change".to_owned(),
+        };
         format!(
-            "over {} tokens: mean KL {:.2e} (limit {:.2e}), same best token {:.1}%, worst {:.2e} at {:?}",
+            "over {} tokens: mean KL {:.2e} ({limit}), same best token {:.1}%, worst {:.2e} at {:?}; every tensor read back",
             self.tokens,
             self.kl_mean,
-            self.limit,
             100.0 * self.top1,
             self.kl_worst,
             self.worst.text,

@@ -55,6 +55,8 @@ pub(crate) struct Start<'a> {
     pub(crate) name: &'static str,
     pub(crate) files: &'a ModelFiles,
     pub(crate) before: Option<Before>,
+    /// How far the answers may move where the user does not say, as their mean divergence.
+    pub(crate) limit: f64,
 }
 
 impl Step<'_> {
@@ -74,7 +76,8 @@ impl Step<'_> {
                 Box::new(Renamed::new(stored, twins)?)
             }
         };
-        self.to_gguf(Start { name: "quantize", files, before }, &*tensors, progress)
+        let start = Start { name: "quantize", files, before, limit: self.kind.limit() };
+        self.to_gguf(start, &*tensors, progress)
     }
 
     /// Writes `tensors`, which have GGUF names; everything else is that of the step's model.
@@ -163,7 +166,7 @@ impl Step<'_> {
     /// Compares what lies at `path` with the model before.
     fn prove(&self, start: &Start<'_>, tensors: &dyn Tensors, path: &Path) -> Result<Option<Proof>, Error> {
         let (Some(prover), Some(before)) = (self.prover, &start.before) else { return Ok(None) };
-        let mut proof = prover.compare(before, &ModelFiles::open(path)?, self.kind.limit())?;
+        let mut proof = prover.compare(before, &ModelFiles::open(path)?, start.limit)?;
         proof.moved = self.moved(tensors, path)?;
         self.judge(start.name, &proof, &proof.in_words())?;
         Ok(Some(proof))

@@ -96,7 +96,7 @@ fn outcome(model: &str, kind: &str, to_gguf: bool, how: Option<How>) -> Option<E
     if let Some(how) = how {
         tensors = Box::new(Broken::new(tensors, how));
     }
-    let start = Start { name: "quantize", files: &files, before };
+    let start = Start { name: "quantize", files: &files, before, limit: step.kind.limit() };
     let done = match to_gguf {
         true => step.to_gguf(start, &*tensors, &mut |_, _| {}),
         false => step.to_folder(start, &*tensors, &mut |_, _| {}),

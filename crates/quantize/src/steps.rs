@@ -52,7 +52,8 @@ impl Step<'_> {
     pub fn export(&self, files: &ModelFiles, progress: &mut Progress<'_>) -> Result<Converted, Error> {
         self.check_input(files)?;
         let before = self.prover.map(|prover| prover.before(files)).transpose()?;
-        self.finish(Start { name: "export", files, before }, Box::new(Stored::new(files)), world_of(files), progress)
+        let start = Start { name: "export", files, before, limit: self.kind.limit() };
+        self.finish(start, Box::new(Stored::new(files)), world_of(files), progress)
     }
 
     /// Writes the model in `base` with the changes in it, one after the other.
@@ -90,7 +91,9 @@ impl Step<'_> {
                 }
             }
         }
-        self.finish(Start { name: "merge", files: base, before: None }, tensors, world, progress)
+        // A merge is there to change answers: how far they moved is told, and that every tensor is the one meant is the proof.
+        let before = self.prover.map(|prover| prover.before(base)).transpose()?;
+        self.finish(Start { name: "merge", files: base, before, limit: f64::INFINITY }, tensors, world, progress)
     }
 
     fn finish<'t>(

@@ -3,18 +3,14 @@
 //! Contract: the file or folder is there whole or not at all. Not here: what is written (`qwenkit-quantize`).
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use qwenkit_kernels::Compute;
-use qwenkit_quantize::{Importance, Kind, Step};
+use qwenkit_quantize::Importance;
 
-use crate::args::{ComputeArgs, ModelArgs};
-use crate::commands::quantize::{plain_kind, report};
+use crate::args::ModelArgs;
 use crate::failure::usage;
-use crate::proving::ProofArgs;
-use crate::terminal::{Bar, Unit};
-use crate::{locate, opening};
+use crate::locate;
+use crate::writing::{WritingArgs, kind_of};
 
 /// Arguments of `export`.
 #[derive(Args)]
@@ -34,31 +30,15 @@ pub(crate) struct ExportArgs {
     /// The GGUF file or folder to write
     #[arg(long, value_name = "FILE_OR_FOLDER")]
     out: PathBuf,
-    /// Print a JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    proof: ProofArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    writing: WritingArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &ExportArgs, offline: bool) -> anyhow::Result<()> {
     let name = args.model.name().ok_or_else(|| usage("no model is named\nhint: qwenkit export MODEL --out ..."))?;
     let files = locate::locate(Some(name), offline)?.files;
-    let kind: Kind = match &args.kind {
-        Some(kind) => kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?,
-        None => plain_kind(&files, &args.out)?,
-    };
-    let mut bar = Bar::new("writing", Unit::Values, Duration::from_secs(1));
-    let started = Instant::now();
-    let (threads, importance) = (args.compute.threads(), Importance::new());
-    let compute = Compute::new(threads, opening::isa()?);
-    let text = args.proof.text()?;
-    let prover = args.proof.prover(&compute, text.as_deref());
-    let step = Step { kind, out: &args.out, importance: &importance, threads, prover: prover.as_ref() };
-    let written = step.export(&files, &mut |done, total| bar.update(done, total))?;
-    bar.clear();
-    report(&written, kind, args.json, started.elapsed())
+    let kind = kind_of(args.kind.as_deref(), &files, &args.out)?;
+    let compute = args.writing.compute()?;
+    args.writing.write((kind, &args.out), &Importance::new(), &compute, |step, progress| step.export(&files, progress))
 }

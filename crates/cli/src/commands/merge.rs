@@ -3,19 +3,15 @@
 //! Contract: the file or folder is there whole or not at all. Not here: the arithmetic (`qwenkit-quantize`).
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use qwenkit_formats::{Adapter, ModelFiles};
-use qwenkit_kernels::Compute;
-use qwenkit_quantize::{Change, Importance, Kind, Method, Step};
+use qwenkit_quantize::{Change, Importance, Method, Progress, Step};
 
-use crate::args::{ComputeArgs, ModelArgs};
-use crate::commands::quantize::{plain_kind, report};
+use crate::args::ModelArgs;
 use crate::failure::usage;
-use crate::proving::ProofArgs;
-use crate::terminal::{Bar, Unit};
-use crate::{locate, opening};
+use crate::locate;
+use crate::writing::{WritingArgs, kind_of};
 
 /// Arguments of `merge`.
 #[derive(Args)]
@@ -53,13 +49,8 @@ pub(crate) struct MergeArgs {
     /// The GGUF file or folder to write
     #[arg(long, value_name = "FILE_OR_FOLDER")]
     out: PathBuf,
-    /// Print a JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    proof: ProofArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    writing: WritingArgs,
 }
 
 /// Ways to blend.
@@ -88,10 +79,7 @@ pub(crate) fn run(args: &MergeArgs, offline: bool) -> anyhow::Result<()> {
         return Err(usage("nothing to merge is named\nhint: --adapter ADAPTER, or --blend METHOD --with MODEL=WEIGHT"));
     }
     let files = locate::locate(Some(name), offline)?.files;
-    let kind: Kind = match &args.kind {
-        Some(kind) => kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?,
-        None => plain_kind(&files, &args.out)?,
-    };
+    let kind = kind_of(args.kind.as_deref(), &files, &args.out)?;
     let adapters = args.adapter.iter().map(|path| Adapter::open(path)).collect::<Result<Vec<_>, _>>()?;
     let others = args
         .with
@@ -110,14 +98,7 @@ pub(crate) fn run(args: &MergeArgs, offline: bool) -> anyhow::Result<()> {
         changes.push(Change::Blend(others.iter().map(|(files, weight)| (files, *weight)).collect(), method));
     }
     changes.extend(adapters.iter().zip(&args.adapter).map(|(adapter, path)| Change::Adapter(adapter, path)));
-    let mut bar = Bar::new("writing", Unit::Values, Duration::from_secs(1));
-    let started = Instant::now();
-    let (threads, importance) = (args.compute.threads(), Importance::new());
-    let compute = Compute::new(threads, opening::isa()?);
-    let text = args.proof.text()?;
-    let prover = args.proof.prover(&compute, text.as_deref());
-    let step = Step { kind, out: &args.out, importance: &importance, threads, prover: prover.as_ref() };
-    let written = step.merge(&files, &changes, &mut |done, total| bar.update(done, total))?;
-    bar.clear();
-    report(&written, kind, args.json, started.elapsed())
+    let compute = args.writing.compute()?;
+    let merge = |step: &Step<'_>, progress: &mut Progress<'_>| step.merge(&files, &changes, progress);
+    args.writing.write((kind, &args.out), &Importance::new(), &compute, merge)
 }

@@ -156,6 +156,35 @@ fn what_does_not_belong_to_the_model_is_refused() {
 }
 
 #[test]
+fn a_merge_says_how_far_answers_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, compute, importance) = (ModelFiles::open(&folder("qwen3")).unwrap(), compute(), Importance::new());
+    let adapter = adapter(&base, &["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.up_proj"], false);
+    let prover = Prover { compute: &compute, text: None, limit: None, positions: Prover::POSITIONS };
+    let out = dir.path().join("merged");
+    let run = |limit: Option<f64>, out: &Path| {
+        let prover = Prover { limit, ..prover };
+        let kind = "F32".parse().unwrap();
+        let step = Step { kind, out, importance: &importance, threads: 1, prover: Some(&prover) };
+        step.merge(&base, &[Change::Adapter(&adapter, Path::new("adapter"))], &mut |_, _| {})
+    };
+    let proof = run(None, &out).unwrap().proof.unwrap();
+    assert!(proof.holds() && proof.kl_mean > 1e-6 && proof.moved[0].relative < 1e-12, "{proof:?}");
+    assert!(out.join("proof.json").is_file());
+    // Whoever knows how far it may go can say so.
+    let other = dir.path().join("other");
+    assert!(matches!(run(Some(1e-9), &other), Err(Error::NotProved { .. })) && !other.exists());
+    // A folder that changed after its merge is no longer what was merged.
+    let config = out.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\n").unwrap();
+    let files = ModelFiles::open(&out).unwrap();
+    let (kind, gguf) = ("Q8_0".parse().unwrap(), dir.path().join("next.gguf"));
+    let step = Step { kind, out: &gguf, importance: &importance, threads: 1, prover: None };
+    assert!(matches!(step.quantize(&files, &mut |_, _| {}), Err(Error::Changed { .. })));
+}
+
+#[test]
 fn models_are_blended() {
     let dir = tempfile::tempdir().unwrap();
     let base = ModelFiles::open(&folder("qwen2")).unwrap();

@@ -3,10 +3,11 @@
 use anyhow::{anyhow, bail};
 use qwenkit_engine::ModelText;
 use qwenkit_train::data::{Data, Objective, Samples, divide, load};
-use qwenkit_train::{Example, Goal};
+use qwenkit_train::{Example, Goal, check};
 
 use super::data_args::text_side;
 use super::{Task, TuneArgs};
+use crate::terminal;
 
 /// What a run learns from.
 pub(super) struct Material {
@@ -31,6 +32,9 @@ fn usual_validation(samples: usize) -> usize {
 pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> anyhow::Result<Material> {
     let loading = args.how.loading(args.data.clone(), context_tokens);
     let data = load(&loading, text_side(text), |_, _, _| {}).map_err(|error| anyhow!("{error}"))?;
+    for remark in check::remarks(&data) {
+        terminal::note(&format!("note: {remark}"));
+    }
     let task = match (data.samples.objective(), args.task) {
         (Objective::Preference, _) => bail!("the data are preferences, and training on these is not there yet"),
         (Objective::Sft, None | Some(Task::Sft)) => Task::Sft,
