@@ -27,6 +27,9 @@ def main():
     chat = {"model": MODEL, "messages": [{"role": "user", "content": parts}], "max_tokens": 8, "temperature": 0}
     whole = by_openai.chat.completions.create(**chat)
     found["chat"] = whole.choices[0].message.content
+    blind = by_openai.chat.completions.create(**chat | {"messages": [{"role": "user", "content": QUESTION}]})
+    assert whole.usage.prompt_tokens > blind.usage.prompt_tokens + 2, (whole.usage, blind.usage)
+    assert found["chat"], whole
     chunks = by_openai.chat.completions.create(stream=True, **chat)
     found["stream"] = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 

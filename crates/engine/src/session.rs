@@ -271,9 +271,17 @@ impl Session {
     /// An adapter from its file, ready for questions. Those under different adapters, and under none, are answered together.
     ///
     /// # Errors
-    /// When it is another model's.
+    /// When it is another model's, or a classifier's: its weights were trained for labels, not for answers.
     pub fn adapter(&self, file: &AdapterFile) -> Result<Arc<Adapter>, Error> {
-        Ok(Arc::new(Adapter::of_file(&self.plan, file)?))
+        let adapter = Adapter::of_file(&self.plan, file)?;
+        if adapter.score().is_some() {
+            return Err(Error::Model(ModelError::Adapter {
+                part: "score.weight".into(),
+                found: "a classifier's head".into(),
+                expected: "an adapter that answers\nhint: `qwenkit classify --adapter ...` asks a classifier".into(),
+            }));
+        }
+        Ok(Arc::new(adapter))
     }
 
     /// Asks; the answer comes piece by piece.

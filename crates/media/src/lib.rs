@@ -24,4 +24,3 @@ pub use film::read_film;
 pub use patches::{PatchGrid, Patches};
 pub use processor::{FilmBounds, Processor};
 pub use resample::resize;
-pub use size::smart_resize;

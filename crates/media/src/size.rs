@@ -20,7 +20,7 @@ pub(crate) fn check_ratio(height: usize, width: usize) -> Result<(), Error> {
 ///
 /// # Errors
 /// When the longer side is more than 200 times the shorter, or one is 0.
-pub fn smart_resize(
+pub(crate) fn smart_resize(
     height: usize,
     width: usize,
     factor: usize,

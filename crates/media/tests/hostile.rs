@@ -70,6 +70,17 @@ fn headers_that_promise_more_than_the_file_can_hold_are_refused() {
     let gif = [&b"GIF89a"[..], &[0xff, 0xff, 0xff, 0xff, 0, 0, 0], &[0x2c, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 2]]
         .concat();
     assert!(matches!(decode(&gif, &Limits::default()), Err(Error::TooLarge { .. })));
+    // A canvas of one pixel around frames that state more.
+    let chunk = |name: &[u8; 4], data: &[u8]| [name, &(data.len() as u32).to_le_bytes()[..], data].concat();
+    let lossy = chunk(b"VP8 ", &[0x10, 0, 0, 0x9d, 1, 0x2a, 0xff, 0x3f, 0xff, 0x3f, 0, 0]);
+    let lossless = chunk(b"VP8L", &[0x2f, 0xff, 0xff, 0xff, 0x0f, 0]);
+    let animated = |frame: &[u8]| chunk(b"ANMF", &[&[0; 16], frame].concat());
+    for (flags, frame) in [(0, &lossy), (0, &lossless), (2, &animated(&lossy)), (2, &animated(&lossless))] {
+        let canvas = chunk(b"VP8X", &[flags, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let file = chunk(b"RIFF", &[b"WEBP", &canvas[..], frame].concat());
+        let error = decode(&file, &Limits::default()).expect_err("a bomb");
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    }
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn model(app: &App, slot: &Slot) -> Value {
         object["loaded"] = json!(true);
         object["max_model_len"] = json!(served.session.info().context_tokens);
         object["capabilities"] = json!({
-            "chat": served.session.template().is_some(),
+            "chat": served.session.info().has_head && served.session.template().is_some(),
             "thinking": served.thinking.thinks,
             "thinking_switch": served.thinking.has_switch,
             "images": slot.sees,

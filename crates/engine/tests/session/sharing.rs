@@ -1,6 +1,9 @@
 //! One engine for many: what was computed before or is computed beside an answer changes its speed and nothing else.
 
+use std::path::Path;
+
 use qwenkit_engine::{Ask, Prompt, Sampling, Session};
+use qwenkit_formats::Adapter;
 use qwenkit_tensor::TokenId;
 
 use crate::fixture::{chat, checkpoint, greedy, open, read, tell};
@@ -92,4 +95,37 @@ fn dropping_the_session_ends_its_answers() {
     let last = answer.last().unwrap();
     let error = last.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("the engine has stopped"), "{error}");
+}
+
+#[test]
+fn adapters_share_nothing_with_each_other_or_the_base() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity-train/qwen2/adapter_init");
+    let mut file = Adapter::open(&folder).unwrap();
+    let files = [file.clone(), {
+        file.modules.iter_mut().for_each(|module| module.scale *= -2.0);
+        file
+    }];
+    let ids = Prompt::Ids((0..150).map(|i| TokenId((3 + i * 7) % 250 + 3)).collect());
+    let told = |session: &Session, adapter| {
+        let told = tell(session, Ask { adapter, logprobs: Some(5), ..greedy(ids.clone(), 12) });
+        let logprobs: Vec<_> = told.pieces.into_iter().flat_map(|piece| piece.logprobs).collect();
+        (logprobs, told.summary.cached_tokens)
+    };
+    let alone: Vec<_> = [None, Some(&files[0]), Some(&files[1])]
+        .into_iter()
+        .map(|file| {
+            let session = open(&checkpoint("qwen2"), None);
+            let adapter = file.map(|file| session.adapter(file).unwrap());
+            told(&session, adapter).0
+        })
+        .collect();
+    assert!(alone[0] != alone[1] && alone[1] != alone[2] && alone[0] != alone[2]);
+    // Room to remember all of them.
+    let session = open(&checkpoint("qwen2"), Some(4096));
+    let [first, second] = files.each_ref().map(|file| Some(session.adapter(file).unwrap()));
+    for (which, adapter, cached) in
+        [(0, None, 0), (1, first.clone(), 0), (2, second, 0), (1, first, 149), (0, None, 149)]
+    {
+        assert_eq!(told(&session, adapter), (alone[which].clone(), cached), "under {which}");
+    }
 }

@@ -81,14 +81,14 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
     let model = app.model(name.as_str()).await?;
     let info = model.session.info();
     let architecture = info.architecture;
-    let mut capabilities = vec!["completion", "embedding"];
-    if model.session.template().and_then(qwenkit_text::CallSyntax::of_template).is_some() {
+    let mut capabilities = if info.has_head { vec!["completion", "embedding"] } else { vec!["embedding"] };
+    if info.has_head && model.session.template().and_then(qwenkit_text::CallSyntax::of_template).is_some() {
         capabilities.push("tools");
     }
     if model.session.pictures().is_ok() {
         capabilities.push("vision");
     }
-    if model.thinking.thinks {
+    if info.has_head && model.thinking.thinks {
         capabilities.push("thinking");
     }
     Ok(Json(json!({
