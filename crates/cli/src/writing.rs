@@ -35,7 +35,7 @@ pub(crate) struct WritingArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Proof")]
 struct ProofArgs {
-    /// Compare answers on this text instead of the built-in ones
+    /// Compare answers on the beginning of this text (480 tokens) instead of the built-in ones
     #[arg(long, value_name = "FILE", conflicts_with = "no_proof")]
     proof_text: Option<PathBuf>,
     /// The largest mean divergence (KL, in nats) of the answers [default: what the type may cost; of a merge none]

@@ -96,7 +96,7 @@ impl Drop for AtomicFile {
 }
 
 /// Makes the new name itself durable. Some file systems refuse to sync a folder; the file's contents are safe anyway.
-fn sync_folder(path: &Path) {
+pub fn sync_folder(path: &Path) {
     if cfg!(unix) {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let _ = File::open(folder).and_then(|f| f.sync_all());

@@ -22,6 +22,7 @@ mod tensor_table;
 
 pub use self::safetensors::{SafetensorsFile, ShardWriter, read_safetensors_file, write_safetensors};
 pub use adapter::{Adapter, AdapterModule, AdapterNames, AdapterSettings, AdapterTensor};
+pub use atomic_file::sync_folder;
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use error::Error;

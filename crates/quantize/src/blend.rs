@@ -2,9 +2,10 @@
 //! at random (DARE) or by size with a vote on signs (TIES). Sources: Yu et al. 2023 (DARE), Yadav et al. 2023 (TIES),
 //! Shoemake 1985 (slerp).
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qwenkit_formats::{ModelFiles, TensorInfo};
 
@@ -38,12 +39,12 @@ pub enum Method {
 }
 
 /// Tensors of several models, blended.
-pub struct Blended<'a> {
+pub(crate) struct Blended<'a> {
     base: Box<dyn Tensors + 'a>,
     others: Vec<Other<'a>>,
     method: Method,
     /// What has to be known of a whole tensor before its first value.
-    facts: Vec<OnceLock<Facts>>,
+    facts: Vec<Mutex<Option<Arc<Facts>>>>,
 }
 
 struct Other<'a> {
@@ -69,7 +70,7 @@ impl<'a> Blended<'a> {
     ///
     /// # Errors
     /// When shapes differ, or the method does not fit the number of models or the weights.
-    pub fn new(
+    pub(crate) fn new(
         base: Box<dyn Tensors + 'a>,
         others: Vec<(Box<dyn Tensors + 'a>, f32)>,
         method: Method,
@@ -87,8 +88,9 @@ impl<'a> Blended<'a> {
             return Err(unsayable(base.path(), "the density", density, "above 0 and up to 1"));
         }
         let find = |(tensors, weight): (Box<dyn Tensors + 'a>, f32)| {
+            let names: HashMap<String, usize> = tensors.specs().iter().map(|spec| spec.name.clone()).zip(0..).collect();
             let find = |spec: &Spec| {
-                let at = tensors.specs().iter().position(|other| other.name == spec.name);
+                let at = names.get(&spec.name).copied();
                 let shape = at.map(|at| tensors.specs()[at].shape.clone());
                 at.filter(|_| shape.as_ref() == Some(&spec.shape)).ok_or_else(|| {
                     let found = shape.map_or("missing".into(), |shape| format!("{shape:?}"));
@@ -105,13 +107,15 @@ impl<'a> Blended<'a> {
             Ok(Other { tensors, index, weight })
         };
         let others = others.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
-        let facts = base.specs().iter().map(|_| OnceLock::new()).collect();
+        let facts = base.specs().iter().map(|_| Mutex::default()).collect();
         Ok(Blended { base, others, method, facts })
     }
 
-    fn facts(&self, index: usize) -> Result<&Facts, Error> {
-        if let Some(facts) = self.facts[index].get() {
-            return Ok(facts);
+    /// What a tensor's pieces share; the first that asks computes it while the others wait, as it may take the whole tensor.
+    fn facts(&self, index: usize) -> Result<Arc<Facts>, Error> {
+        let mut held = self.facts[index].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(facts) = &*held {
+            return Ok(facts.clone());
         }
         let values = self.base.specs()[index].values();
         let facts = match self.method {
@@ -137,7 +141,7 @@ impl<'a> Blended<'a> {
             }
             _ => Facts::default(),
         };
-        Ok(self.facts[index].get_or_init(|| facts))
+        Ok(held.insert(Arc::new(facts)).clone())
     }
 
     /// Factors that lead a share of the way along the circle through both tensors.

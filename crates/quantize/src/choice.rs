@@ -19,7 +19,7 @@ pub struct Kind {
 
 /// How much better than the rest a kind treats tensors that matter more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mix {
+pub(crate) enum Mix {
     /// All alike, but for the output head.
     Plain,
     /// A few.

@@ -86,7 +86,7 @@ fn set_dtype(config: &mut Value, dtype: DType) {
 
 fn written(files: &ModelFiles, gguf: &Gguf, dtype: DType, to: &Path) -> Result<(), Error> {
     let plan = qwenkit_models::arch::plan(files)?;
-    let tokenizer = tokenizer_json::Texts::of(gguf)?;
+    let tokenizer = tokenizer_json::Texts::of(files, gguf)?;
     let config = config_json::of_plan(&plan, gguf, &tokenizer, dtype)?;
     text(&to.join("config.json"), &format!("{config:#}\n"))?;
     text(&to.join("generation_config.json"), &format!("{:#}\n", config_json::generation(gguf, &tokenizer)?))?;

@@ -29,14 +29,12 @@ mod unproved;
 mod vocabulary;
 mod write;
 
-pub use blend::{Blended, Method};
+pub use blend::Method;
 pub use calibrate::{calibrate, read_importance};
-pub use choice::{Kind, Mix};
+pub use choice::Kind;
 pub use error::Error;
-pub use merge::Merged;
 pub use proof::{Before, Moved, Place, Proof, Prover};
 pub use record::record_path;
 pub use step::{Converted, Step};
 pub use steps::Change;
-pub use tensors::{Renamed, Spec, Stored, Tensors};
 pub use write::{Importance, Progress};

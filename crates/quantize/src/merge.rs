@@ -16,7 +16,7 @@ use crate::{
 const BODIES: [&str; 3] = ["model.language_model.", "language_model.model.", "model."];
 
 /// A model's tensors with an adapter in them.
-pub struct Merged<'a> {
+pub(crate) struct Merged<'a> {
     base: Box<dyn Tensors + 'a>,
     edits: Vec<Edit<'a>>,
 }
@@ -32,7 +32,7 @@ impl<'a> Merged<'a> {
     ///
     /// # Errors
     /// When something in the adapter has no place in the model, or its sizes are another model's.
-    pub fn new(
+    pub(crate) fn new(
         base: Box<dyn Tensors + 'a>,
         adapter: &'a Adapter,
         origin: &Path,

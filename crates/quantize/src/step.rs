@@ -66,8 +66,7 @@ impl Step<'_> {
     /// When the model is not whole, something in it cannot be said in a GGUF file, writing fails, or the file does not answer
     /// like the model. Nothing is left under the file's name then.
     pub fn quantize(&self, files: &ModelFiles, progress: &mut Progress<'_>) -> Result<Converted, Error> {
-        self.check_input(files)?;
-        let before = self.prover.map(|prover| prover.before(files)).transpose()?;
+        self.check(files, true)?;
         let stored = Box::new(Stored::new(files));
         let tensors: Box<dyn Tensors + '_> = match files {
             ModelFiles::Gguf(_) => stored,
@@ -76,6 +75,8 @@ impl Step<'_> {
                 Box::new(Renamed::new(stored, twins)?)
             }
         };
+        self.check_importance(&*tensors)?;
+        let before = self.prover.map(|prover| prover.before(files)).transpose()?;
         let start = Start { name: "quantize", files, before, limit: self.kind.limit() };
         self.to_gguf(start, &*tensors, progress)
     }
@@ -109,6 +110,7 @@ impl Step<'_> {
             replace_metadata(unproved.path(), &meta)?;
         }
         let mut converted = self.converted(specs, &types, proof);
+        let mut written = vec![unproved];
         if let (ModelFiles::Checkpoint(checkpoint), Some(tower)) = (files, tower_plan(files, &plan)?) {
             let twins = Twins::of_tower(checkpoint, &tower)?;
             let tensors = Renamed::new(Box::new(Stored::new(files)), twins)?;
@@ -123,13 +125,12 @@ impl Step<'_> {
                 let proof = Proof { moved: self.moved(&tensors, unproved.path())?, ..Proof::default() };
                 self.judge(start.name, &proof, "the tower's tensors are not those of the checkpoint")?;
             }
-            unproved.finish()?;
             converted.tower = Some(path);
+            written.push(unproved);
         }
-        let name = self.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let written = [(name, unproved.path().to_path_buf())];
-        self.record(&start, converted.proof.as_ref(), &record_path(self.out), &written)?;
-        unproved.finish()?;
+        let sums = written.iter().map(|file| (file.name(), file.path().to_path_buf())).collect::<Vec<_>>();
+        let record = self.record(&start, converted.proof.as_ref(), &record_path(self.out), &sums)?;
+        written.into_iter().chain(record).try_for_each(Unproved::finish)?;
         Ok(converted)
     }
 
@@ -140,13 +141,6 @@ impl Step<'_> {
         tensors: &dyn Tensors,
         progress: &mut Progress<'_>,
     ) -> Result<Converted, Error> {
-        if self.out.exists() {
-            return Err(metadata::unsayable(self.out, "the folder", "there already", "a name that is free"));
-        }
-        if self.kind.base().is_quantized() {
-            let expected = "F32, F16 or BF16 in a checkpoint folder; name a .gguf file for a quantised model";
-            return Err(metadata::unsayable(self.out, "the type", self.kind.name(), expected));
-        }
         let dtype = self.kind.base();
         // Numbers that are not weights stay what they are.
         let type_of = |spec: &Spec| if qwenkit_kernels::is_weight_type(spec.dtype) { dtype } else { spec.dtype };
@@ -158,8 +152,9 @@ impl Step<'_> {
         let proof = self.prove(&start, tensors, unproved.path())?;
         let converted = self.converted(tensors.specs(), &types, proof);
         let record = unproved.path().join(record::IN_FOLDER);
-        self.record(&start, converted.proof.as_ref(), &record, &record::files_of(unproved.path())?)?;
-        unproved.finish()?;
+        let files = record::files_of(unproved.path())?;
+        let record = self.record(&start, converted.proof.as_ref(), &record, &files)?;
+        record.into_iter().chain([unproved]).try_for_each(Unproved::finish)?;
         Ok(converted)
     }
 
@@ -190,23 +185,26 @@ impl Step<'_> {
         })
     }
 
-    /// Puts the proof's record at `path`, with the checksums of `files`; a step without proof takes an older record away.
+    /// The proof's record, which gets the name `path` when the model has its own, with the checksums of `files`. A step without
+    /// proof takes an older record away.
     fn record(
         &self,
         start: &Start<'_>,
         proof: Option<&Proof>,
         path: &Path,
         files: &[(String, PathBuf)],
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Unproved>, Error> {
         let Some(proof) = proof else {
-            return match path.is_file() {
-                true => std::fs::remove_file(path).map_err(Error::io("remove", path)),
-                false => Ok(()),
-            };
+            if path.is_file() {
+                std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+            }
+            return Ok(None);
         };
         let (before, after) = (start.files.path(), self.out);
         let done = Done { step: start.name, kind: self.kind.name(), before, after, proof };
-        record::write(path, &done, files)
+        let record = Unproved::new(path);
+        record::write(record.path(), &done, files)?;
+        Ok(Some(record))
     }
 
     /// A file's metadata for one of this kind, without an earlier proof's.
@@ -235,8 +233,37 @@ impl Step<'_> {
         Converted { model: self.out.to_path_buf(), tower: None, bytes: (read, written), types: counts, proof }
     }
 
-    /// A model must not become its own victim, and must be the one that its proof speaks of.
-    pub(crate) fn check_input(&self, files: &ModelFiles) -> Result<(), Error> {
+    /// Importance of another model would be left out, or weigh the wrong columns.
+    fn check_importance(&self, tensors: &dyn Tensors) -> Result<(), Error> {
+        let mut of_model = 0;
+        for spec in tensors.specs() {
+            let Some(weights) = self.importance.get(&spec.name) else { continue };
+            of_model += 1;
+            let matrices = if spec.shape.len() > 2 { spec.shape[0] } else { 1 };
+            if ![spec.cols(), spec.cols() * matrices].contains(&weights.len()) {
+                let (what, expected) = (format!("the importance of `{}`", spec.name), format!("{}", spec.cols()));
+                let found = format!("{} numbers", weights.len());
+                return Err(metadata::unsayable(tensors.path(), &what, found, &expected));
+            }
+        }
+        if of_model == 0 && !self.importance.is_empty() {
+            let expected = "one that names tensors of this model";
+            return Err(metadata::unsayable(tensors.path(), "the importance matrix", "one of another model", expected));
+        }
+        Ok(())
+    }
+
+    /// What can be refused before any work: a model must not become its own victim and must be the one that its proof speaks of,
+    /// and the output must be able to be what it is to be.
+    pub(crate) fn check(&self, files: &ModelFiles, to_gguf: bool) -> Result<(), Error> {
+        if to_gguf && (self.out.is_dir() || self.out.file_name().is_none()) {
+            let expected = "the name of a file, as in model.gguf";
+            return Err(metadata::unsayable(self.out, "the output", "a folder", expected));
+        }
+        if !to_gguf && self.kind.base().is_quantized() {
+            let expected = "F32, F16 or BF16 in a checkpoint folder; name a .gguf file for a quantised model";
+            return Err(metadata::unsayable(self.out, "the type", self.kind.name(), expected));
+        }
         record::check(files)?;
         let Ok(out) = self.out.canonicalize() else { return Ok(()) };
         let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == out);
@@ -246,6 +273,9 @@ impl Step<'_> {
         };
         match is_input {
             true => Err(Error::SamePath { path: self.out.to_path_buf() }),
+            false if !to_gguf => {
+                Err(metadata::unsayable(self.out, "the folder", "there already", "a name that is free"))
+            }
             false => Ok(()),
         }
     }

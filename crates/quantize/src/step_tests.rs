@@ -7,7 +7,11 @@ use qwenkit_formats::{ModelFiles, TensorInfo};
 use qwenkit_kernels::{Compute, Isa};
 use qwenkit_models::{Twins, arch};
 
-use crate::{Error, Importance, Prover, Renamed, Spec, Step, Stored, Tensors, step::Start};
+use crate::{
+    Error, Importance, Prover, Step,
+    step::Start,
+    tensors::{Renamed, Spec, Stored, Tensors},
+};
 
 /// Tensors of which some are not what they should be.
 struct Broken<'a> {

@@ -6,16 +6,20 @@
 use std::path::Path;
 
 use qwenkit_formats::{Adapter, AdapterNames, ModelFiles};
-use qwenkit_models::{Twins, arch};
+use qwenkit_models::{Plan, Twins, arch};
 
 use crate::{
     Error,
     blend::{Blended, Method},
     merge::Merged,
+    metadata::{tower_plan, unsayable},
     step::{Converted, Start, Step},
     tensors::{Renamed, Stored, Tensors},
     write::Progress,
 };
+
+/// How names of a tower's tensors begin in checkpoints.
+const TOWERS: [&str; 2] = ["model.visual.", "visual."];
 
 /// What changes a model's weights.
 pub enum Change<'a> {
@@ -50,7 +54,7 @@ impl Step<'_> {
     /// # Errors
     /// As `quantize`.
     pub fn export(&self, files: &ModelFiles, progress: &mut Progress<'_>) -> Result<Converted, Error> {
-        self.check_input(files)?;
+        self.check(files, self.writes_gguf())?;
         let before = self.prover.map(|prover| prover.before(files)).transpose()?;
         let start = Start { name: "export", files, before, limit: self.kind.limit() };
         self.finish(start, Box::new(Stored::new(files)), world_of(files), progress)
@@ -66,8 +70,9 @@ impl Step<'_> {
         changes: &[Change<'_>],
         progress: &mut Progress<'_>,
     ) -> Result<Converted, Error> {
-        self.check_input(base)?;
+        self.check(base, self.writes_gguf())?;
         let plan = arch::plan(base)?;
+        self.check_tower(base, changes, &plan)?;
         let mut world = world_of(base);
         let mut tensors: Box<dyn Tensors + '_> = Box::new(Stored::new(base));
         for change in changes {
@@ -94,6 +99,25 @@ impl Step<'_> {
         // A merge is there to change answers: how far they moved is told, and that every tensor is the one meant is the proof.
         let before = self.prover.map(|prover| prover.before(base)).transpose()?;
         self.finish(Start { name: "merge", files: base, before, limit: f64::INFINITY }, tensors, world, progress)
+    }
+
+    /// A tower has other names in another file than the text: a merge under names that know only the text would leave it as it
+    /// was, or out.
+    fn check_tower(&self, base: &ModelFiles, changes: &[Change<'_>], plan: &Plan) -> Result<(), Error> {
+        let names = |adapter: &'_ Adapter| {
+            let all = adapter.modules.iter().map(|m| &m.name).chain(adapter.whole.iter().map(|t| &t.name));
+            all.into_iter().any(|name| TOWERS.iter().any(|start| name.starts_with(start)))
+        };
+        let loses = |change: &Change<'_>| match change {
+            Change::Blend(..) => self.writes_gguf(),
+            Change::Adapter(adapter, _) if adapter.names == AdapterNames::Gguf => !self.writes_gguf(),
+            Change::Adapter(adapter, _) => self.writes_gguf() && names(adapter),
+        };
+        if tower_plan(base, plan)?.is_some() && changes.iter().any(loses) {
+            let expected = "a merge into a folder by the names of checkpoints; that folder can be exported afterwards";
+            return Err(unsayable(base.path(), "the vision tower", "lost by this merge", expected));
+        }
+        Ok(())
     }
 
     fn finish<'t>(

@@ -14,7 +14,7 @@ use crate::Error;
 
 /// A tensor's outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
+pub(crate) struct Spec {
     /// Its name.
     pub name: String,
     /// Outermost axis first.
@@ -25,18 +25,18 @@ pub struct Spec {
 
 impl Spec {
     /// How many values it has.
-    pub fn values(&self) -> usize {
+    pub(crate) fn values(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// Values along the last axis.
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.shape.last().copied().unwrap_or(1).max(1)
     }
 }
 
 /// A list of tensors that can be read.
-pub trait Tensors: Sync {
+pub(crate) trait Tensors: Sync {
     /// The model that they come from, for messages.
     fn path(&self) -> &Path;
 
@@ -54,14 +54,14 @@ pub trait Tensors: Sync {
 }
 
 /// A file's own tensors.
-pub struct Stored<'a> {
+pub(crate) struct Stored<'a> {
     files: &'a ModelFiles,
     specs: Vec<Spec>,
 }
 
 impl<'a> Stored<'a> {
     /// All tensors of `files`.
-    pub fn new(files: &'a ModelFiles) -> Stored<'a> {
+    pub(crate) fn new(files: &'a ModelFiles) -> Stored<'a> {
         let spec = |t: &TensorInfo| Spec { name: t.name.clone(), shape: t.shape.clone(), dtype: t.dtype };
         Stored { files, specs: files.tensors().iter().map(spec).collect() }
     }
@@ -109,7 +109,7 @@ impl Tensors for Stored<'_> {
 }
 
 /// Tensors that are made of others.
-pub struct Renamed<'a> {
+pub(crate) struct Renamed<'a> {
     from: Box<dyn Tensors + 'a>,
     specs: Vec<Spec>,
     /// Index into `from` of each source that runs name.
@@ -130,7 +130,7 @@ impl<'a> Renamed<'a> {
     ///
     /// # Errors
     /// When `from` lacks a source.
-    pub fn new(from: Box<dyn Tensors + 'a>, twins: Twins) -> Result<Renamed<'a>, Error> {
+    pub(crate) fn new(from: Box<dyn Tensors + 'a>, twins: Twins) -> Result<Renamed<'a>, Error> {
         let by_name: std::collections::HashMap<&str, usize> =
             from.specs().iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
         let find = |source: &qwenkit_models::Source| {

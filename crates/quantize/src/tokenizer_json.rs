@@ -1,6 +1,6 @@
 //! A GGUF file's tokenizer as Hugging Face's files: tokenizer.json and tokenizer_config.json.
 
-use qwenkit_formats::Gguf;
+use qwenkit_formats::{Gguf, ModelFiles};
 use qwenkit_text::{SPLIT_QWEN2, SPLIT_QWEN35};
 use serde_json::{Map, Value, json};
 
@@ -16,10 +16,11 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
-    pub(crate) fn of(gguf: &Gguf) -> Result<Texts, Error> {
+    /// Those of `gguf`, which is what `files` are.
+    pub(crate) fn of(files: &ModelFiles, gguf: &Gguf) -> Result<Texts, Error> {
         let meta = gguf.metadata();
         // What cannot be read as a tokenizer is refused with its reason there.
-        qwenkit_engine::text_of(&qwenkit_formats::ModelFiles::Gguf(Gguf::open(gguf.path())?))?;
+        qwenkit_engine::text_of(files)?;
         let tokens = meta.require_strings("tokenizer.ggml.tokens")?;
         let kinds = meta.i32s("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
         let split = match meta.string("tokenizer.ggml.pre")? {

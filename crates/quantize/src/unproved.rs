@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use qwenkit_formats::sync_folder;
+
 use crate::Error;
 
 pub(crate) struct Unproved {
@@ -22,9 +24,15 @@ impl Unproved {
         &self.path
     }
 
+    /// The name that it will have.
+    pub(crate) fn name(&self) -> String {
+        self.out.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Gives it its name.
     pub(crate) fn finish(mut self) -> Result<(), Error> {
         std::fs::rename(&self.path, &self.out).map_err(Error::io("rename the finished file to", &self.out))?;
+        sync_folder(&self.out);
         self.finished = true;
         Ok(())
     }

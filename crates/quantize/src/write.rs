@@ -10,7 +10,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use qwenkit_kernels::quantize_row;
 use qwenkit_tensor::DType;
 
-use crate::{Error, tensors::Tensors};
+use crate::{
+    Error,
+    tensors::{Spec, Tensors},
+};
 
 /// Values of one piece: 4 MB of f32.
 const PIECE_VALUES: usize = 1 << 20;
@@ -43,6 +46,18 @@ struct Shared {
     stopped: bool,
 }
 
+/// Stops the other threads when its own panics: they would wait for it.
+struct Guard<'a>(&'a Mutex<Shared>, &'a Condvar);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).stopped = true;
+            self.1.notify_all();
+        }
+    }
+}
+
 /// Calls `sink(tensor, bytes)` with all tensors' bytes in `types`, in order, in pieces of whole rows.
 ///
 /// # Errors
@@ -65,6 +80,7 @@ pub(crate) fn encode(
     std::thread::scope(|scope| {
         for _ in 0..threads.min(pieces.len()) {
             scope.spawn(|| {
+                let _guard = Guard(&shared, &changed);
                 let mut values = Vec::new();
                 loop {
                     let number = {
@@ -85,6 +101,7 @@ pub(crate) fn encode(
                 }
             });
         }
+        let _guard = Guard(&shared, &changed);
         let mut write_all = || {
             let mut done = 0;
             for (number, piece) in pieces.iter().enumerate() {
@@ -93,6 +110,10 @@ pub(crate) fn encode(
                     loop {
                         if let Some(bytes) = shared.done.remove(&number) {
                             break bytes;
+                        }
+                        if shared.stopped {
+                            // The scope hands the panic on.
+                            return Ok(());
                         }
                         shared = changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
                     }
@@ -114,7 +135,7 @@ pub(crate) fn encode(
 
 /// All tensors in pieces of about `PIECE_VALUES`.
 fn pieces(tensors: &dyn Tensors) -> Vec<Piece> {
-    let of = |(tensor, spec): (usize, &crate::Spec)| {
+    let of = |(tensor, spec): (usize, &Spec)| {
         let rows = spec.values() / spec.cols();
         let step = (PIECE_VALUES / spec.cols()).max(1);
         (0..rows).step_by(step).map(move |first| Piece { tensor, rows: first..(first + step).min(rows) })
@@ -157,4 +178,54 @@ fn encode_piece(
         quantize_row(dtype, values, weights, bytes);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::Path;
+
+    use qwenkit_formats::{ModelFiles, TensorInfo};
+
+    use super::*;
+
+    /// Tensors of which the last cannot be read without a panic.
+    struct Bad(Vec<Spec>);
+
+    impl Tensors for Bad {
+        fn path(&self) -> &Path {
+            Path::new("bad")
+        }
+
+        fn specs(&self) -> &[Spec] {
+            &self.0
+        }
+
+        fn values(&self, index: usize, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Error> {
+            assert!(index + 1 < self.0.len(), "the last one");
+            out.extend(range.map(|i| i as f32));
+            Ok(())
+        }
+
+        fn stored(&self, _: usize) -> Option<(&ModelFiles, &TensorInfo)> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_the_step() {
+        let spec = |i: usize| Spec { name: i.to_string(), shape: vec![4, 32], dtype: DType::F32 };
+        let tensors = Bad((0..20).map(spec).collect());
+        for threads in [1, 3] {
+            let types = vec![DType::F32; 20];
+            let mut sink = |_: usize, _: &[u8]| Ok(());
+            let run = || encode(&tensors, &types, &Importance::new(), threads, &mut |_, _| {}, &mut sink);
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+            // Of the one that writes, too.
+            let whole = Bad((0..21).map(spec).collect());
+            let mut sink = |_: usize, _: &[u8]| panic!("no disk");
+            let run = || encode(&whole, &[DType::F32; 21], &Importance::new(), threads, &mut |_, _| {}, &mut sink);
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
+    }
 }

@@ -20,7 +20,7 @@ Examples:
   qwenkit export ./checkpoint --out model-bf16.gguf             for llama.cpp and its like
 
 A name that ends in .gguf makes a GGUF file, any other a checkpoint folder: safetensors, config.json, tokenizer.json and their like.
-A quantised model's weights are written as they are multiplied, which takes more room and gives the same answers.")]
+A quantised model's weights become plain numbers, which takes more room; its answers hardly move, and --type F32 keeps every value.")]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     model: ModelArgs,

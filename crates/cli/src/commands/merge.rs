@@ -37,12 +37,12 @@ pub(crate) struct MergeArgs {
     /// Another model and its weight
     #[arg(long, value_name = "MODEL=WEIGHT", requires = "blend", value_parser = weighted)]
     with: Vec<(String, f32)>,
-    /// The share of each difference that dare and ties keep
-    #[arg(long, value_name = "X", default_value_t = 0.5, requires = "blend")]
-    density: f32,
-    /// Which random numbers dare takes
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "blend")]
-    seed: u64,
+    /// The share of each difference that dare and ties keep [default: 0.5]
+    #[arg(long, value_name = "X", requires = "blend")]
+    density: Option<f32>,
+    /// Which random numbers dare takes [default: 0]
+    #[arg(long, value_name = "N", requires = "blend")]
+    seed: Option<u64>,
     /// The kind of file [default: the model's own type, of a quantised model F16 in a GGUF file and BF16 in a folder]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
@@ -88,12 +88,19 @@ pub(crate) fn run(args: &MergeArgs, offline: bool) -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<(ModelFiles, f32)>>>()?;
     let mut changes: Vec<Change<'_>> = Vec::new();
     if let Some(blend) = args.blend {
+        if args.density.is_some() && !matches!(blend, Blend::Dare | Blend::Ties) {
+            return Err(usage("--density is for dare and ties alone"));
+        }
+        if args.seed.is_some() && blend != Blend::Dare {
+            return Err(usage("--seed is for dare alone"));
+        }
+        let density = args.density.unwrap_or(0.5);
         let method = match blend {
             Blend::Linear => Method::Linear,
             Blend::Slerp => Method::Slerp,
             Blend::Task => Method::Task,
-            Blend::Dare => Method::Dare { density: args.density, seed: args.seed },
-            Blend::Ties => Method::Ties { density: args.density },
+            Blend::Dare => Method::Dare { density, seed: args.seed.unwrap_or(0) },
+            Blend::Ties => Method::Ties { density },
         };
         changes.push(Change::Blend(others.iter().map(|(files, weight)| (files, *weight)).collect(), method));
     }

@@ -54,6 +54,9 @@ pub(crate) struct QuantizeArgs {
 pub(crate) fn run(args: &QuantizeArgs, offline: bool) -> anyhow::Result<()> {
     let name = args.model.name().ok_or_else(|| usage("no model is named\nhint: qwenkit quantize MODEL --type ..."))?;
     let kind = args.kind.parse::<Kind>().map_err(|error| usage(error.to_string()))?;
+    if (args.imatrix.is_some() || args.imatrix_text.is_some()) && !kind.base().is_quantized() {
+        return Err(usage(format!("{} keeps every column alike; importance is for quantised types", kind.name())));
+    }
     let files = locate::locate(Some(name), offline)?.files;
     if is_quantized(&files) && kind.base().is_quantized() {
         terminal::note("note: the model is quantised already; errors add up, so start from its original where you can");

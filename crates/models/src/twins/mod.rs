@@ -135,25 +135,27 @@ impl Twins {
     /// The way back: what was made is read, and what was read is made.
     pub fn inverted(&self) -> Twins {
         let sources = self.made.iter().map(|t| Source { name: t.name.clone(), shape: t.shape.clone() }).collect();
-        let mut units: Vec<Vec<(usize, usize, usize)>> = vec![Vec::new(); self.sources.len()];
+        // Of each source its parts: first unit, units, the tensor that they went into, and where in it.
+        let mut parts: Vec<Vec<(usize, usize, usize, usize)>> = vec![Vec::new(); self.sources.len()];
         let mut facts = vec![(1, Change::Keep); self.sources.len()];
         for (index, twin) in self.made.iter().enumerate() {
             let mut at = 0;
             for run in &twin.runs {
                 facts[run.source] = (twin.unit, twin.change.inverse());
-                for i in 0..run.count {
-                    units[run.source].push((run.first + i * run.step, index, at));
-                    at += 1;
+                let (pieces, len) = if run.step == 1 { (1, run.count) } else { (run.count, 1) };
+                for i in 0..pieces {
+                    parts[run.source].push((run.first + i * run.step, len, index, at));
+                    at += len;
                 }
             }
         }
-        let made = self.sources.iter().zip(units).zip(facts).map(|((source, mut units), (unit, change))| {
-            units.sort_unstable();
+        let made = self.sources.iter().zip(parts).zip(facts).map(|((source, mut parts), (unit, change))| {
+            parts.sort_unstable();
             let mut runs: Vec<Run> = Vec::new();
-            for (_, index, at) in units {
+            for (_, count, index, at) in parts {
                 match runs.last_mut() {
-                    Some(run) if run.source == index && run.first + run.count == at => run.count += 1,
-                    _ => runs.push(Run { source: index, first: at, count: 1, step: 1 }),
+                    Some(run) if run.source == index && run.first + run.count == at => run.count += count,
+                    _ => runs.push(Run { source: index, first: at, count, step: 1 }),
                 }
             }
             Twin { name: source.name.clone(), shape: source.shape.clone(), unit, runs, change }

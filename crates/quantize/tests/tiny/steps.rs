@@ -268,28 +268,86 @@ fn a_model_that_changed_after_its_proof_is_refused() {
     assert!(matches!(error, Error::NotProved { .. }) && !out.exists(), "{error}");
 }
 
+/// Squares of the differences of two files' tensor, each column's weighed.
+fn weighed_error(a: &ModelFiles, b: &ModelFiles, at: &str, weights: &[f32]) -> f64 {
+    let (a, b) = (values(a, at), values(b, at));
+    let squares = a.iter().zip(&b).zip(weights.iter().cycle());
+    squares.map(|((a, b), weight)| f64::from(*weight) * f64::from(a - b).powi(2)).sum()
+}
+
 #[test]
 fn a_text_says_which_columns_matter() {
     let dir = tempfile::tempdir().unwrap();
-    let compute = compute();
-    for model in ["qwen2", "qwen3.5-moe", "qwen2-tied"] {
-        let source = folder(model);
-        let files = ModelFiles::open(&source).unwrap();
-        let text = "The harbour office opens at seven, and the night watch goes home. ".repeat(8);
-        let importance = qwenkit_quantize::calibrate(&files, &compute, &text, &mut |_, _| {}).unwrap();
+    let (compute, none) = (compute(), Importance::new());
+    let text = "The harbour office opens at seven, and the night watch goes home. ".repeat(8);
+    for (model, known) in
+        [("qwen2", "blk.3.ffn_down.weight"), ("qwen3.5-moe", "blk.0.ssm_out.weight"), ("qwen2-tied", "output.weight")]
+    {
+        let write = |files: &ModelFiles, kind: &str, importance: &Importance| {
+            let out = dir.path().join(format!("{model}-{kind}-{}.gguf", importance.len()));
+            let step = Step { kind: kind.parse().unwrap(), out: &out, importance, threads: 1, prover: None };
+            step.quantize(files, &mut |_, _| {}).unwrap();
+            ModelFiles::open(&out).unwrap()
+        };
+        let files = ModelFiles::open(&folder(model)).unwrap();
+        let learn = |files| qwenkit_quantize::calibrate(files, &compute, &text, &mut |_, _| {}).unwrap();
+        let importance = learn(&files);
         assert!(importance.values().flatten().all(|x| x.is_finite() && *x >= 0.0), "{model}");
-        let out = dir.path().join(format!("{model}.gguf"));
-        let kind = "Q3_K_M".parse().unwrap();
-        let step = Step { kind, out: &out, importance: &importance, threads: 1, prover: None };
-        step.quantize(&files, &mut |_, _| {}).unwrap();
-        let gguf = ModelFiles::open(&out).unwrap();
-        for (name, weights) in &importance {
-            // Names of tensors that this model lacks are of another form of the same layer.
-            if let Some(info) = gguf.tensor(name) {
-                assert_eq!(weights.len(), *info.shape.last().unwrap(), "{model}: {name}");
-            }
-        }
-        let known = if model == "qwen3.5-moe" { "blk.0.ssm_out.weight" } else { "blk.3.ffn_down.weight" };
         assert!(importance.contains_key(known), "{model}");
+        // The same model with its heads in a GGUF file's order has the same numbers.
+        let whole = write(&files, "F32", &none);
+        for (name, expected) in learn(&whole) {
+            let largest = expected.iter().fold(0.0, |a: f32, x| a.max(*x));
+            let (found, expected) = (&importance[&name], &expected);
+            assert!(largest_difference(found, expected) <= 1e-3 * largest, "{model}: {name}");
+        }
+        // What counts more comes nearer.
+        let (with, without) = (write(&files, "Q3_K_S", &importance), write(&files, "Q3_K_S", &none));
+        for (name, weights) in
+            importance.iter().filter(|(name, _)| name.contains("attn_q.") || name.contains("ffn_up."))
+        {
+            // Names of tensors that this model lacks are of another form of the same layer.
+            let Some(info) = whole.tensor(name) else { continue };
+            assert_eq!(weights.len(), *info.shape.last().unwrap(), "{model}: {name}");
+            let [with, without] = [&with, &without].map(|files| weighed_error(files, &whole, name, weights));
+            assert!(with < without, "{model}: {name}: {with} with, {without} without");
+        }
     }
+}
+
+#[test]
+fn importance_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ModelFiles::open(&folder("qwen2")).unwrap();
+    for (name, numbers, part) in [
+        ("blk.0.attn_q.weight", 128, "the importance of `blk.0.attn_q.weight` is 128 numbers"),
+        ("elsewhere", 64, "names tensors"),
+    ] {
+        let importance = Importance::from([(name.to_owned(), vec![1.0; numbers])]);
+        let out = dir.path().join("out.gguf");
+        let step =
+            Step { kind: "Q4_K_M".parse().unwrap(), out: &out, importance: &importance, threads: 1, prover: None };
+        let error = step.quantize(&files, &mut |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains(part) && !out.exists(), "{error}");
+    }
+}
+
+#[test]
+fn a_merge_that_would_lose_the_tower_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ModelFiles::open(&folder("qwen2.5-vl")).unwrap();
+    let blend = || Change::Blend(vec![(&files, 0.5)], Method::Linear);
+    let importance = Importance::new();
+    let merge = |out: &str, change| {
+        let out = dir.path().join(out);
+        let step = Step { kind: "F32".parse().unwrap(), out: &out, importance: &importance, threads: 1, prover: None };
+        step.merge(&files, &[change], &mut |_, _| {}).map(|_| ModelFiles::open(&out).unwrap())
+    };
+    let error = merge("blend.gguf", blend()).unwrap_err();
+    assert!(error.to_string().contains("the vision tower"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let merged = merge("blend", blend()).unwrap();
+    let is_of_tower = |name: &str| name.starts_with("visual.") || name.starts_with("model.visual.");
+    let towers = |files: &ModelFiles| files.tensors().iter().filter(|tensor| is_of_tower(&tensor.name)).count();
+    assert!(towers(&files) > 0 && towers(&merged) == towers(&files));
 }
