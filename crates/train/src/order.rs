@@ -1,6 +1,8 @@
 //! In which order examples are learnt from: a function of the seed and the epoch alone, so that a run that was cut off goes on
 //! with the very examples that would have come.
 
+use crate::data::hash::{STEP, mixed};
+
 /// A stream of numbers from a seed (SplitMix64, Steele et al. 2014).
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);
@@ -16,11 +18,9 @@ impl Numbers {
     /// The next 64 bits.
     #[allow(clippy::should_implement_trait)] // it has no end, and nothing to gain from an iterator
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        let number = mixed(self.0);
+        self.0 = self.0.wrapping_add(STEP);
+        number
     }
 
     /// A number below `end`.

@@ -6,7 +6,11 @@ use qwenkit_formats::ModelFiles;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{error::Error, report::RECORD};
+use crate::{
+    error::Error,
+    example::{Example, Goal},
+    report::RECORD,
+};
 
 /// What a classifier needs beside its adapter.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +39,33 @@ pub fn model_hash(files: &ModelFiles) -> Result<String, Error> {
             start += len;
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(hash))
+}
+
+/// The SHA-256 of examples, their tokens and what is learnt of each, in this order: of the same files it differs with the model's
+/// tokens and the way samples are made.
+pub fn examples_hash<'a>(examples: impl IntoIterator<Item = &'a Example>) -> String {
+    let mut hash = Sha256::new();
+    for Example { ids, goal } in examples {
+        hash.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hash.update(id.0.to_le_bytes()));
+        match goal {
+            Goal::Tokens(marks) => marks.iter().for_each(|&mark| hash.update([u8::from(mark)])),
+            Goal::Label(label) => hash.update(label.to_le_bytes()),
+        }
+    }
+    hex(hash)
+}
+
+/// The SHA-256 of an adapter's numbers.
+pub fn values_hash(values: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ClassifierRecord {
@@ -69,7 +99,24 @@ impl ClassifierRecord {
 
 #[cfg(test)]
 mod tests {
+    use qwenkit_tensor::TokenId;
+
     use super::*;
+
+    #[test]
+    fn hashes_of_examples_see_tokens_marks_and_order() {
+        let example = |ids: &[u32], marks: &[bool]| Example {
+            ids: ids.iter().map(|&id| TokenId(id)).collect(),
+            goal: Goal::Tokens(marks.to_vec()),
+        };
+        let (a, b, c) =
+            (example(&[1, 2], &[false, true]), example(&[1, 3], &[false, true]), example(&[1, 2], &[true; 2]));
+        let label = Example { goal: Goal::Label(0), ..a.clone() };
+        let lists: [&[&Example]; 6] = [&[&a], &[&b], &[&c], &[&label], &[&a, &b], &[&b, &a]];
+        let hashes: std::collections::HashSet<String> =
+            lists.iter().map(|list| examples_hash(list.iter().copied())).collect();
+        assert_eq!(hashes.len(), lists.len());
+    }
 
     #[test]
     fn records_come_back_and_others_are_named() {

@@ -126,6 +126,9 @@ fn a_run_that_is_killed_goes_on_with_the_same_numbers() {
     place.run(&tune(&model, "cut", &more)).fails_with(2, &["a run that was cut off", "--resume"]);
     let others = ["--steps", "61", "--checkpoint-every", "2", "--validate-every", "7", "--resume"];
     place.run(&tune(&model, "cut", &others)).fails_with(1, &["then: steps: 60; now: steps: 61"]);
+    // The same files, read into other samples.
+    let others = [&more[..], &["--resume", "--context", "8", "--too-long", "cut"]].concat();
+    place.run(&tune(&model, "cut", &others)).fails_with(1, &["tokens and goals"]);
     let told = place.run(&tune(&model, "cut", &[&more[..], &["--resume"]].concat())).exits(0);
     assert!(told.err.contains("going on after step"), "{told:?}");
     let read = |path: &str| fs::read(place.path(path)).expect("a file");

@@ -18,9 +18,12 @@ impl Hash {
     }
 }
 
-/// SplitMix64's finaliser (Steele, Lea, Flood 2014): every bit of the result depends on every bit of the value.
+/// What SplitMix64's state grows by: the golden ratio's share of 2^64.
+pub(crate) const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// SplitMix64's step and finaliser (Steele, Lea, Flood 2014): every bit of the result depends on every bit of the value.
 pub(crate) fn mixed(value: u64) -> u64 {
-    let mut value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut value = value.wrapping_add(STEP);
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ (value >> 31)

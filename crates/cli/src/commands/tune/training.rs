@@ -12,7 +12,7 @@ use qwenkit_kernels::Compute;
 use qwenkit_models::{Adapter, Model, Tape, arch};
 use qwenkit_train::{
     AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Place, RECORD, RunSettings, Schedule,
-    StepSettings, USUAL_TARGETS, calibrate, model_hash, report as page,
+    StepSettings, USUAL_TARGETS, calibrate, examples_hash, model_hash, report as page, values_hash,
 };
 use serde_json::json;
 
@@ -61,7 +61,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
         start.values().len()
     ));
     let model_hash = model_hash(&located.files)?;
-    let identity = identity(&settings, &shape, &material, &model_hash);
+    let identity = identity(&settings, (&shape, start.values()), &material, &model_hash);
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let compute = Compute::new(args.compute.threads(), opening::isa()?);
     let mut bar = opening::loading_bar();
@@ -187,12 +187,19 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
 }
 
 /// Everything that the numbers of a run depend on.
-fn identity(settings: &RunSettings, shape: &AdapterShape, material: &Material, model: &str) -> String {
+fn identity(
+    settings: &RunSettings,
+    (shape, start): (&AdapterShape, &[f32]),
+    material: &Material,
+    model: &str,
+) -> String {
     let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
     let lines = [
         format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
         format!("model: {model}"),
         format!("samples: {} to learn from, {} to validate with", material.train.len(), material.valid.len()),
+        format!("tokens and goals: {}", examples_hash(material.train.iter().chain(&material.valid))),
+        format!("start: {}", values_hash(start)),
         format!("rank: {}", shape.rank),
         format!("alpha: {}", shape.alpha),
         format!("rslora: {}", shape.rslora),
