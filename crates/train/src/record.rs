@@ -15,6 +15,8 @@ use crate::{
 /// What a classifier needs beside its adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassifierRecord {
+    /// The name of the model that it was tuned from, where the record has one.
+    pub base: Option<String>,
     /// The labels in order of their scores.
     pub labels: Vec<String>,
     /// The token behind a text whose state is scored.
@@ -64,12 +66,13 @@ pub fn values_hash(values: &[f32]) -> String {
     hex(hash)
 }
 
-fn hex(hash: Sha256) -> String {
+/// A finished hash as it is written.
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ClassifierRecord {
-    /// As part of the record.
+    /// As part of the record, which has the model's name elsewhere.
     pub fn to_json(&self) -> Value {
         json!({ "labels": self.labels, "end_token": self.end_token, "temperature": self.temperature })
     }
@@ -93,7 +96,8 @@ impl ClassifierRecord {
         let temperature = temperature.ok_or_else(|| wrong("no `classifier.temperature` above 0"))?;
         let end_token = of.get("end_token").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         let end_token = end_token.ok_or_else(|| wrong("no `classifier.end_token`"))?;
-        Ok(ClassifierRecord { labels, end_token, temperature })
+        let base = value["base"]["name"].as_str().map(str::to_owned);
+        Ok(ClassifierRecord { base, labels, end_token, temperature })
     }
 }
 
@@ -122,10 +126,15 @@ mod tests {
     fn records_come_back_and_others_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let write = |value: &Value| std::fs::write(folder.path().join(RECORD), value.to_string()).unwrap();
-        let record = ClassifierRecord { labels: vec!["a".into(), "b \"c\"".into()], end_token: 2, temperature: 1.25 };
+        let record = ClassifierRecord {
+            base: Some("qwen3:4b".into()),
+            labels: vec!["a".into(), "b \"c\"".into()],
+            end_token: 2,
+            temperature: 1.25,
+        };
         let message = |found: Result<ClassifierRecord, Error>| found.unwrap_err().to_string();
         assert!(message(ClassifierRecord::read(folder.path())).contains(RECORD));
-        write(&json!({ "classifier": record.to_json() }));
+        write(&json!({ "classifier": record.to_json(), "base": { "name": "qwen3:4b" } }));
         assert_eq!(ClassifierRecord::read(folder.path()).unwrap(), record);
         for (value, part) in [
             (json!({}), "not of a classifier"),

@@ -119,7 +119,7 @@ pub fn read_steps(folder: &Path) -> Result<Vec<Step>, ReportError> {
             time_ms: number("ms"),
         });
     }
-    // A run that went on from a checkpoint may have written steps twice; the later figures count, in the order of steps.
+    // A validation stands behind the step that it followed.
     steps.sort_by_key(|step| step.step);
     if steps.is_empty() { Err(ReportError::NoFigures { path: folder.to_owned() }) } else { Ok(steps) }
 }

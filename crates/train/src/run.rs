@@ -200,8 +200,8 @@ impl State {
     fn follow(&mut self, step: usize, report: &StepReport, rate: f64) -> Result<(), Error> {
         let Trend { now, lowest } = self.trend;
         let kept = match self.best {
-            Some(_) => "the best adapter so far is in the checkpoint",
-            None => "nothing of it is worth keeping",
+            Some(_) => "its folder holds the best adapter so far in a checkpoint alone: begin again in another folder",
+            None => "nothing of it is worth keeping: begin again in another folder",
         };
         let diverged =
             |lowest| Err(Error::Diverged { step: step + 1, loss: report.loss, lowest, hint: rate / 5.0, kept });

@@ -31,7 +31,7 @@ Examples:
 Each text gives a line: its label and how probable that is. With --jsonl each line {\"text\": ...} gives the same line with \"label\",
 \"probability\" and \"top\", the most probable labels. The adapter is a folder that `qwenkit tune --task classify` wrote.")]
 pub(crate) struct ClassifyArgs {
-    /// A short name, a hub id, a .gguf file or a checkpoint folder: the model that the classifier was tuned from
+    /// A short name, a hub id, a .gguf file or a checkpoint folder [default: the model that the classifier was tuned from]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// The classifier
@@ -44,7 +44,7 @@ pub(crate) struct ClassifyArgs {
     #[arg(long)]
     jsonl: bool,
     /// Labels of `top`
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "jsonl", conflicts_with = "texts", value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -56,7 +56,7 @@ pub(crate) struct ClassifyArgs {
 /// When the adapter is no classifier of the model, or a line could not be used.
 pub(crate) fn run(args: &ClassifyArgs, offline: bool) -> anyhow::Result<()> {
     let (record, file) = (ClassifierRecord::read(&args.adapter)?, AdapterFile::open(&args.adapter)?);
-    let located = locate::locate(args.model.as_deref(), offline)?;
+    let located = locate::locate(args.model.as_deref().or(record.base.as_deref()), offline)?;
     let (text, plan) = (text_of(&located.files)?, arch::plan(&located.files)?);
     let adapter = Adapter::of_file(&plan, &file)?;
     let found = adapter.score().map_or(0, |score| score.labels);

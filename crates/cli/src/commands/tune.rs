@@ -37,7 +37,7 @@ that are not given depend on the data and are in qwenkit.json afterwards, with t
 Data are JSON lines, or CSV with a header line. A line is one of:
   {\"messages\": [{\"role\": \"user\", \"content\": ...}, {\"role\": \"assistant\", \"content\": ...}], \"tools\": [...]}
   {\"prompt\": ..., \"completion\": ...}
-  {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}
+  {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}      --check reads these; training on them is not there yet
   {\"text\": ..., \"label\": ...}
   {\"text\": ...}
 Of a conversation the assistant's messages are learnt, each with the token that ends it; \"weight\": 0 leaves one out. Of texts with
@@ -70,7 +70,7 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "FOLDER", requires = "data")]
     out: Option<PathBuf>,
     /// What to learn [default: what the data's form says]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["check", "ids"])]
     task: Option<Task>,
     /// Go on with the run that was begun in the folder
     #[arg(long, requires = "data")]
@@ -79,19 +79,22 @@ pub(crate) struct TuneArgs {
     #[arg(long, requires = "data", conflicts_with_all = ["report", "out"])]
     check: bool,
     /// Samples that --check shows
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "check", conflicts_with = "out")]
     show: usize,
     /// Print what --check finds as JSON
-    #[arg(long, requires = "check")]
+    #[arg(long, requires = "check", conflicts_with = "out")]
     json: bool,
     /// Write the page report.html of a run's folder anew
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["data", "ids", "out", "resume"])]
     report: Option<PathBuf>,
     /// Token ids and labels to learn, as safetensors
-    #[arg(long, value_name = "FILE", requires = "adapter_init")]
+    #[arg(long, value_name = "FILE", requires = "adapter_init", conflicts_with_all = [
+        "batch", "validation", "validate_every", "patience", "checkpoint_every", "seed", "piece_tokens",
+        "text_column", "label_column", "context", "too_long", "answers", "raw", "control_tokens",
+    ])]
     ids: Option<PathBuf>,
     /// The adapter to go on from: a PEFT folder or a GGUF file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "rslora", "targets"])]
     adapter_init: Option<PathBuf>,
     /// Write losses, gradients and the trained adapter to this safetensors file
     #[arg(long, value_name = "FILE", requires = "ids")]

@@ -38,6 +38,7 @@ fn a_recorded_case_comes_out_as_recorded() {
             _ => continue,
         };
         let (found, expected) = (f32s(&out, &info.name), f32s(Path::new(&record), &info.name));
+        assert_eq!(found.len(), expected.len(), "{}", info.name);
         let square = |x: f32| f64::from(x) * f64::from(x);
         let apart: f64 = found.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
         let length: f64 = expected.iter().map(|x| square(*x)).sum();
@@ -127,7 +128,7 @@ fn a_run_that_is_killed_goes_on_with_the_same_numbers() {
     let others = ["--steps", "61", "--checkpoint-every", "2", "--validate-every", "7", "--resume"];
     place.run(&tune(&model, "cut", &others)).fails_with(1, &["then: steps: 60; now: steps: 61"]);
     // The same files, read into other samples.
-    let others = [&more[..], &["--resume", "--context", "8", "--too-long", "cut"]].concat();
+    let others = [&more[..], &["--resume", "--context", "24", "--too-long", "cut"]].concat();
     place.run(&tune(&model, "cut", &others)).fails_with(1, &["tokens and goals"]);
     let told = place.run(&tune(&model, "cut", &[&more[..], &["--resume"]].concat())).exits(0);
     assert!(told.err.contains("going on after step"), "{told:?}");
@@ -156,4 +157,51 @@ fn data_that_cannot_be_learnt_from_are_refused() {
     let long = "word ".repeat(4000);
     fails(&format!("text,label\na,b\nc,b\nd,e\n{long},e\n"), &["line 5", "512"]);
     place.run(&["tune", "--model", &model]).fails_with(2, &["nothing to learn"]);
+}
+
+#[test]
+fn an_adapter_to_begin_with_must_be_of_the_task() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let init = |adapter: &str, out: &str, more: &[&str], code: i32, parts: &[&str]| {
+        let mut args =
+            vec!["tune", "--model", &model, "--data", "intents.csv", "--out", out, "--adapter-init", adapter];
+        args.extend(["--steps", "2", "--batch", "8"]);
+        args.extend(more);
+        place.run(&args).fails_with(code, parts);
+        assert!(!place.path(out).exists());
+    };
+    let plain = fixture("parity-train/qwen2/adapter_init");
+    init(&plain, "a", &[], 1, &["scores 0 labels and the data have 2"]);
+    init(&plain, "a", &["--rank", "4"], 2, &["--rank", "--adapter-init"]);
+    init(&plain, "a", &["--patience", "2"], 2, &["--validation N"]);
+    // A classifier goes on with its own labels, and refuses others.
+    place.run(&tune(&model, "first", &["--steps", "2"])).exits(0);
+    fs::write(place.path("intents.csv"), intents().replace("card\n", "parcel\n")).expect("writable");
+    init("first", "b", &[], 1, &["the label `parcel` is none of the model's"]);
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let mut args = vec!["tune", "--model", &model, "--data", "intents.csv", "--out", "b", "--adapter-init", "first"];
+    args.extend(["--steps", "2"]);
+    place.run(&args).exits(0);
+    // Without samples kept apart there is nothing to say of them; a classifier knows its model.
+    let record = fs::read_to_string(place.path("b/qwenkit.json")).expect("a record");
+    let record: Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!((&record["validation"], &record["base"]["name"]), (&Value::Null, &model.as_str().into()));
+    assert!(place.run(&["classify", "--adapter", "b", "where is my card?"]).exits(0).out.contains('\t'));
+}
+
+#[test]
+fn flags_that_would_change_nothing_are_refused() {
+    let place = Place::new();
+    for args in [
+        &["tune", "--report", "out", "--data", "x.jsonl"][..],
+        &["tune", "--data", "x.jsonl", "--out", "out", "--show", "5"],
+        &["tune", "--data", "x.jsonl", "--out", "out", "--json"],
+        &["tune", "--ids", "x.safetensors", "--adapter-init", "out", "--patience", "3"],
+        &["tune", "--ids", "x.safetensors", "--adapter-init", "out", "--raw"],
+        &["tune", "--check", "--data", "x.jsonl", "--task", "sft"],
+        &["classify", "--adapter", "out", "--top", "5", "a text"],
+    ] {
+        assert_eq!(place.run(args).code, Some(2), "{args:?}");
+    }
 }

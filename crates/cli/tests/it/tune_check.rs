@@ -91,3 +91,16 @@ fn a_run_folder_becomes_a_page() {
     assert!(page.contains("<svg") && page.contains("2.0000 and 1.0000"), "{page}");
     place.run(&["tune", "--report", "nowhere"]).fails_with(1, &["`nowhere` holds no figures of a run"]);
 }
+
+#[test]
+fn a_label_that_outweighs_another_is_told_of() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    for (rare, is_told) in [(2, true), (20, false)] {
+        let label = |count: usize, label: &'static str| {
+            (0..count).map(move |i| json!({"text": format!("{label} {i}"), "label": label}))
+        };
+        let data = write(&place, "labels.jsonl", &label(60, "often").chain(label(rare, "seldom")).collect::<Vec<_>>());
+        let told = place.run(&["tune", "--check", "--model", &model, "--data", &data]).exits(0);
+        assert_eq!(told.out.contains("has 30 times the samples of the smallest"), is_told, "{}", told.out);
+    }
+}

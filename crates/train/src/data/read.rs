@@ -128,8 +128,7 @@ impl Hashed {
     }
 
     fn finish(self) -> (u64, String) {
-        let hash = self.hash.finalize();
-        (self.bytes, hash.iter().map(|byte| format!("{byte:02x}")).collect())
+        (self.bytes, crate::record::hex(self.hash))
     }
 }
 

@@ -201,7 +201,10 @@ impl<'a> Encoder<'a> {
         let cut = tokens.len().saturating_sub(room);
         if cut > 0 {
             match self.encoding.too_long {
-                TooLong::Refuse => return Err(Problem::TooLong { found: tokens.len(), limit_tokens: limit }),
+                TooLong::Refuse => {
+                    // With the token that ends it.
+                    return Err(Problem::TooLong { found: tokens.len() + 1, limit_tokens: limit });
+                }
                 TooLong::LeaveOut => {
                     self.remarks.left_out += 1;
                     return Ok(None);

@@ -58,7 +58,7 @@ pub(super) fn run(request: &CheckRequest<'_>, offline: bool) -> anyhow::Result<(
     if request.is_json {
         return terminal::print_json(&check_json(&check, &data, &samples));
     }
-    terminal::print(&report(&check, &data, loading.encoding.context_tokens))?;
+    terminal::print_foreign(&report(&check, &data, loading.encoding.context_tokens))?;
     for sample in &samples {
         terminal::print(&sample.to_text(std::io::stdout().is_terminal(), has_colour()))?;
     }
@@ -210,6 +210,9 @@ fn labels(out: &mut String, check: &Check) {
     let counts = || check.labels.iter().map(|label| label.samples);
     let (least, most) = (counts().min().unwrap_or_default(), counts().max().unwrap_or_default());
     let _ = writeln!(out, "{} labels with {least} to {most} samples each", check.labels.len());
+    if most >= 20 * least.max(1) {
+        let _ = writeln!(out, "note: the largest label has {} times the samples of the smallest", most / least.max(1));
+    }
     // All of a few, and the ends of many.
     let all: Vec<(String, usize)> = check.labels.iter().map(|label| (label.label.clone(), label.samples)).collect();
     if all.len() <= 24 {
@@ -223,9 +226,6 @@ fn labels(out: &mut String, check: &Check) {
             let _ = writeln!(out, "  ... {} more ...", all.len() - 10);
         }
         let _ = writeln!(out, "{line}");
-    }
-    if most >= 20 * least.max(1) {
-        let _ = writeln!(out, "note: the largest label has {} times the samples of the smallest", most / least.max(1));
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{anyhow, bail};
 use qwenkit_engine::ModelText;
 use qwenkit_train::data::{Data, Objective, Samples, divide, load};
-use qwenkit_train::{Example, Goal, check};
+use qwenkit_train::{ClassifierRecord, Example, Goal, check};
 
 use super::data_args::text_side;
 use super::{Task, TuneArgs};
@@ -30,7 +30,10 @@ fn usual_validation(samples: usize) -> usize {
 /// # Errors
 /// When they cannot be learnt from, or hold something else than what is asked for.
 pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> anyhow::Result<Material> {
-    let loading = args.how.loading(args.data.clone(), context_tokens);
+    let mut loading = args.how.loading(args.data.clone(), context_tokens);
+    // A classifier that goes on keeps its labels, in their order.
+    let before = args.adapter_init.as_deref().and_then(|folder| ClassifierRecord::read(folder).ok());
+    loading.known_labels = before.map(|record| record.labels);
     let data = load(&loading, text_side(text), |_, _, _| {}).map_err(|error| anyhow!("{error}"))?;
     for remark in check::remarks(&data) {
         terminal::note(&format!("note: {remark}"));

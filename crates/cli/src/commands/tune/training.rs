@@ -23,7 +23,6 @@ use crate::failure::{Interrupted, usage};
 use crate::{locate, opening, terminal};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
-const METRICS: &str = "metrics.jsonl";
 const ADAPTER: &str = "adapter_config.json";
 /// Beside what is planned: tokenizer, program, what an allocator keeps.
 const SPARE_BYTES: usize = 128 << 20;
@@ -35,22 +34,42 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     check_folder(args, out)?;
     let located = locate::locate(args.model.as_deref(), offline)?;
     let (text, plan) = (text_of(&located.files)?, arch::plan(&located.files)?);
-    let material = data::read(args, &text, plan.context_tokens)?;
-    let shape = AdapterShape {
-        rank: args.shape.rank.into(),
-        alpha: args.shape.alpha.unwrap_or(2.0 * f64::from(args.shape.rank)),
-        rslora: args.shape.rslora,
-        targets: match &args.shape.targets[..] {
-            [] => USUAL_TARGETS.map(str::to_owned).to_vec(),
-            targets => targets.to_vec(),
-        },
-        labels: Some(material.labels.len()).filter(|labels| *labels > 0),
-    };
     let init = args.adapter_init.as_deref().map(AdapterFile::open).transpose()?;
+    let material = data::read(args, &text, plan.context_tokens)?;
+    if material.valid.is_empty() && (args.course.patience.is_some() || args.course.validate_every.is_some()) {
+        return Err(usage("no samples are kept apart to validate with\nhint: --validation N"));
+    }
+    let labels = Some(material.labels.len()).filter(|labels| *labels > 0);
+    let shape = match &init {
+        None => AdapterShape {
+            rank: args.shape.rank.into(),
+            alpha: args.shape.alpha.unwrap_or(2.0 * f64::from(args.shape.rank)),
+            rslora: args.shape.rslora,
+            targets: match &args.shape.targets[..] {
+                [] => USUAL_TARGETS.map(str::to_owned).to_vec(),
+                targets => targets.to_vec(),
+            },
+            labels,
+        },
+        Some(file) => AdapterShape {
+            rank: file.modules.iter().map(|module| module.rank).max().unwrap_or(0),
+            alpha: file.settings.alpha,
+            rslora: file.settings.use_rslora,
+            targets: file.modules.iter().map(|module| format!("{} {:e}", module.name, module.scale)).collect(),
+            labels,
+        },
+    };
     let start = match &init {
         None => shape.start(&plan, args.course.seed)?,
         Some(file) => Adapter::of_file(&plan, file)?,
     };
+    let found = start.score().map(|score| score.labels);
+    ensure!(
+        found == labels,
+        "the adapter scores {} labels and the data have {}\nhint: begin without --adapter-init, or from an adapter of this task",
+        found.unwrap_or(0),
+        labels.unwrap_or(0)
+    );
     let settings = settings(args, &material);
     terminal::note(&format!(
         "{} samples to learn from, {} to validate with; {} steps of {}; {} numbers to train",
@@ -74,14 +93,14 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     let place = Place { checkpoint: out.join(CHECKPOINT), identity };
     if !args.resume {
         // Figures of a run that left no checkpoint.
-        let _ = fs::remove_file(out.join(METRICS));
+        let _ = fs::remove_file(out.join(page::METRICS));
     }
-    let mut report = Report::new(&out.join(METRICS), settings.schedule.steps);
+    let mut report = Report::new(&out.join(page::METRICS), settings.schedule.steps);
     let mut failure = None;
     let both = (&material.train[..], &material.valid[..]);
     let outcome = qwenkit_train::run(&mut learner, both, &settings, Some(&place), args.resume, &mut |happening| {
         if let Err(source) = report.hear(&happening) {
-            failure.get_or_insert(Error::Write { path: out.join(METRICS), source });
+            failure.get_or_insert(Error::Write { path: out.join(page::METRICS), source });
         }
         failure.is_none() && !STOP.load(Ordering::Relaxed)
     });
@@ -104,7 +123,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
             "train": material.train.len(), "validation": material.valid.len(),
         },
         "settings": place.identity.lines().collect::<Vec<_>>(),
-        "validation": { "loss": outcome.loss, "right": outcome.right },
+        "validation": (!material.valid.is_empty()).then(|| json!({ "loss": outcome.loss, "right": outcome.right })),
     });
     if material.task == Task::Classify {
         record["classifier"] = calibrated(&mut learner, &material, settings.step.piece_tokens)?.to_json();
@@ -145,9 +164,10 @@ fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
         return Err(usage(format!("`{}` holds {what}; there is nothing to go on with", out.display())));
     }
     if !args.resume && (has(CHECKPOINT) || has(ADAPTER)) {
-        let what = if has(ADAPTER) { "an adapter" } else { "a run that was cut off" };
-        let hint =
-            if has(ADAPTER) { "name another folder" } else { "--resume goes on with it; or name another folder" };
+        let (what, hint) = match has(CHECKPOINT) {
+            true => ("a run that was cut off", "--resume goes on with it; or name another folder"),
+            false => ("an adapter", "name another folder"),
+        };
         return Err(usage(format!("`{}` holds {what}, which would be lost\nhint: {hint}", out.display())));
     }
     Ok(())
@@ -276,7 +296,7 @@ fn calibrated(learner: &mut Learner<'_>, material: &Material, piece_tokens: usiz
             error(1.0)
         ));
     }
-    Ok(ClassifierRecord { labels: material.labels.clone(), end_token, temperature })
+    Ok(ClassifierRecord { base: None, labels: material.labels.clone(), end_token, temperature })
 }
 
 fn write_adapter(learner: &Learner<'_>, mut settings: AdapterSettings, out: &Path) -> anyhow::Result<()> {
