@@ -70,6 +70,7 @@ impl Layout {
     }
 
     /// The layout of the type with index `D` in `DType::ALL`; for kernels that are compiled for each type.
+    #[inline(always)]
     pub(crate) const fn at<const D: usize>() -> Layout {
         match Layout::of(DType::ALL[D]) {
             Some(layout) => layout,
@@ -78,11 +79,13 @@ impl Layout {
     }
 
     /// Bytes of a unit's quants, a multiple of 64.
+    #[inline(always)]
     pub(crate) const fn unit_bytes(&self) -> usize {
         (self.low_bits + self.high_bits) * UNIT * GROUP_ROWS / 8
     }
 
     /// Bytes of the scale plane's repeated part, and the units it covers.
+    #[inline(always)]
     pub(crate) const fn scale_stride(&self) -> (usize, usize) {
         match self.scales {
             Scales::Unit => (32, 1),
@@ -94,6 +97,7 @@ impl Layout {
     }
 
     /// Bytes of a group's quants for rows of `cols`.
+    #[inline(always)]
     pub(crate) const fn quant_plane_bytes(&self, cols: usize) -> usize {
         cols / UNIT * self.unit_bytes()
     }
@@ -105,6 +109,7 @@ impl Layout {
     }
 
     /// Where the fields of unit `u` begin in the scale plane: the super-block's factors, and the unit's own bytes.
+    #[inline(always)]
     pub(crate) const fn scale_offsets(&self, u: usize) -> (usize, usize) {
         let (bytes, units) = self.scale_stride();
         let start = u / units * bytes;
@@ -234,11 +239,13 @@ impl Layout {
     }
 
     /// Whether the two halves of a unit have scales of their own.
+    #[inline(always)]
     pub(crate) const fn has_half_scales(&self) -> bool {
         matches!(self.scales, Scales::SuperHalf | Scales::SuperHalfMin)
     }
 
     /// Whether values have an addend.
+    #[inline(always)]
     pub(crate) const fn has_addend(&self) -> bool {
         matches!(self.scales, Scales::UnitMin | Scales::SuperMin | Scales::SuperHalfMin)
     }

@@ -94,13 +94,13 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
                 let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
                 for part in 0..parts {
                     let which = if parts == 1 { 0 } else { 1 + part };
-                    let mut sum: [__m256i; C] = std::array::from_fn(|c| match layout.encoding {
-                        Encoding::Offset { log2 } if log2 < 7 => {
+                    let mut sum = [_mm256_setzero_si256(); C];
+                    if let Encoding::Offset { log2: log2 @ ..7 } = layout.encoding {
+                        for c in 0..C {
                             let minus_sum = _mm256_set1_epi32((*facts.add(u * width + c)).minus_sum[which]);
-                            _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32))
+                            sum[c] = _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32));
                         }
-                        _ => _mm256_setzero_si256(),
-                    });
+                    }
                     for s in part * steps..(part + 1) * steps {
                         let q = step::<D>(unit, s, half);
                         for c in 0..C {

@@ -131,18 +131,21 @@ unsafe fn tile<const D: usize, const C: usize>(
     unsafe {
         let (x, facts) = (task.x.quants.as_ptr().add(at * UNIT), task.x.facts.as_ptr().add(at));
         for half in 0..2 {
-            let mut acc: [__m256; C] = std::array::from_fn(|c| _mm256_loadu_ps(sums[c][half].as_ptr()));
+            let mut acc = [_mm256_setzero_ps(); C];
+            for c in 0..C {
+                acc[c] = _mm256_loadu_ps(sums[c][half].as_ptr());
+            }
             for ((u, quants), factors) in units.clone().zip(&apart.quants).zip(&apart.factors) {
                 let (x, facts) = (x.add(u * width * UNIT), facts.add(u * width));
                 for part in 0..parts {
                     let which = if parts == 1 { 0 } else { 1 + part };
-                    let mut sum: [__m256i; C] = std::array::from_fn(|c| match layout.encoding {
-                        Encoding::Offset { log2 } => {
+                    let mut sum = [_mm256_setzero_si256(); C];
+                    if let Encoding::Offset { log2 } = layout.encoding {
+                        for c in 0..C {
                             let minus_sum = _mm256_set1_epi32((*facts.add(c)).minus_sum[which]);
-                            _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32))
+                            sum[c] = _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32));
                         }
-                        _ => _mm256_setzero_si256(),
-                    });
+                    }
                     for some in (part * steps..(part + 1) * steps).step_by(together) {
                         let mut pairs = [_mm256_setzero_si256(); C];
                         for s in some..some + together {
@@ -157,7 +160,8 @@ unsafe fn tile<const D: usize, const C: usize>(
                             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
                         }
                     }
-                    let [scale, addend] = factors[part][half].map(|f| _mm256_loadu_ps(f.as_ptr()));
+                    let [scale, addend] = &factors[part][half];
+                    let (scale, addend) = (_mm256_loadu_ps(scale.as_ptr()), _mm256_loadu_ps(addend.as_ptr()));
                     for c in 0..C {
                         let facts = &*facts.add(c);
                         let scale = _mm256_mul_ps(scale, _mm256_set1_ps(facts.scale));

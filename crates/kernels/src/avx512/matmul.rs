@@ -100,17 +100,19 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
             let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
             for part in 0..parts {
                 let which = if parts == 1 { 0 } else { 1 + part };
-                let mut sum: [__m512i; C] = std::array::from_fn(|c| {
-                    let minus_sum = &raw const (*facts.add(u * C + c)).minus_sum[which];
-                    match const { offset_log2(Layout::at::<D>().encoding) } {
-                        Some(2) => shifted::<2>(minus_sum),
-                        Some(3) => shifted::<3>(minus_sum),
-                        Some(4) => shifted::<4>(minus_sum),
-                        Some(5) => shifted::<5>(minus_sum),
-                        Some(_) => shifted::<7>(minus_sum),
-                        None => _mm512_setzero_si512(),
+                let mut sum = [_mm512_setzero_si512(); C];
+                if let Some(log2) = const { offset_log2(Layout::at::<D>().encoding) } {
+                    for c in 0..C {
+                        let minus_sum = &raw const (*facts.add(u * C + c)).minus_sum[which];
+                        sum[c] = match log2 {
+                            2 => shifted::<2>(minus_sum),
+                            3 => shifted::<3>(minus_sum),
+                            4 => shifted::<4>(minus_sum),
+                            5 => shifted::<5>(minus_sum),
+                            _ => shifted::<7>(minus_sum),
+                        };
                     }
-                });
+                }
                 for s in part * steps..(part + 1) * steps {
                     dot_step(&mut sum, q[s], x.add(u * C * UNIT + 4 * s));
                 }

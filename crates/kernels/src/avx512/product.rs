@@ -38,7 +38,10 @@ unsafe fn rows<const M: usize, const V: usize>(tile: &Tile<'_>, row: usize, sums
         let mut acc = [[_mm512_setzero_ps(); V]; M];
         let (mut a, mut b) = (tile.a.as_ptr().add(row * tile.a_row), tile.b.as_ptr());
         for _ in 0..tile.steps {
-            let b_values: [__m512; V] = std::array::from_fn(|v| _mm512_loadu_ps(b.add(16 * v)));
+            let mut b_values = [_mm512_setzero_ps(); V];
+            for v in 0..V {
+                b_values[v] = _mm512_loadu_ps(b.add(16 * v));
+            }
             for i in 0..M {
                 let x = _mm512_set1_ps(*a.add(i * tile.a_row));
                 for v in 0..V {
