@@ -54,7 +54,8 @@ impl Model {
         let plan = arch::plan(files)?;
         let mut loader = Loader::new(files, compute, &plan, progress)?;
         let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
-        let layer = |(i, layer)| loader.layer(i, layer, plan.streams);
+        let is_hybrid = plan.has_recurrent_state();
+        let layer = |(i, layer)| loader.layer(i, layer, plan.streams, is_hybrid);
         let layers = (0..).zip(&plan.layers).map(layer).collect::<Result<_, _>>()?;
         let norm = match plan.streams {
             None => Join::Norm(loader.norm(loader.naming.outer(names::NORM), plan.width)?),
@@ -115,7 +116,13 @@ impl Model {
 }
 
 impl Loader<'_> {
-    fn layer(&mut self, i: usize, plan: &LayerPlan, streams: Option<StreamsPlan>) -> Result<Layer, Error> {
+    fn layer(
+        &mut self,
+        i: usize,
+        plan: &LayerPlan,
+        streams: Option<StreamsPlan>,
+        is_hybrid: bool,
+    ) -> Result<Layer, Error> {
         let width = self.width;
         let mixer = match &plan.mixer {
             Mixer::Attention(a) => MixerBlock::Attention(self.attention(i, a)?),
@@ -134,10 +141,10 @@ impl Loader<'_> {
             }
             None => {
                 // The two spellings of one norm in GGUF; in checkpoints they are one name.
-                let post_norm = match self.naming.inner(i, names::POST_NORM_HYBRID) {
-                    name if self.has(&name) => name,
-                    _ => self.naming.inner(i, names::POST_NORM),
-                };
+                let [of_hybrid, plain] =
+                    [names::POST_NORM_HYBRID, names::POST_NORM].map(|pair| self.naming.inner(i, pair));
+                let is_of_hybrid = self.has(&of_hybrid) || is_hybrid && !self.has(&plain);
+                let post_norm = if is_of_hybrid { of_hybrid } else { plain };
                 let input_norm = self.norm(self.naming.inner(i, names::INPUT_NORM), width)?;
                 (Join::Norm(input_norm), Join::Norm(self.norm(post_norm, width)?))
             }
