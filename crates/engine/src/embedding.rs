@@ -4,8 +4,9 @@
 //! models were trained with, of length 1 (Qwen3-Embedding). A document's score is the share of `yes` against `no` as the
 //! next word (Qwen3-Reranker).
 
-use std::sync::mpsc::channel;
+use std::sync::{Arc, mpsc::channel};
 
+use qwenkit_models::Adapter;
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{SpecialTokens, Tokenizer};
 
@@ -99,13 +100,19 @@ impl Session {
         self.check_length(tokens.saturating_sub(1))
     }
 
-    /// Reads a prompt; its numbers come as `Event::Values`.
+    /// Reads a prompt, under an adapter if there is one; its numbers come as `Event::Values`.
     ///
     /// # Errors
     /// When too many requests wait.
-    pub fn start_reading(&self, reading: Reading, priority: Priority, listener: Listener) -> Result<Canceller, Error> {
+    pub fn start_reading(
+        &self,
+        reading: Reading,
+        adapter: Option<Arc<Adapter>>,
+        priority: Priority,
+        listener: Listener,
+    ) -> Result<Canceller, Error> {
         let Reading { ids, goal } = reading;
-        self.submit(Request { prompt: ids, goal, priority, ..Request::default() }, listener)
+        self.submit(Request { prompt: ids, goal, priority, adapter, ..Request::default() }, listener)
     }
 
     /// Reads prompts and waits for their numbers, in their order.
@@ -117,7 +124,8 @@ impl Session {
         let mut found = vec![Vec::new(); readings.len()];
         for (i, reading) in readings.into_iter().enumerate() {
             let sender = sender.clone();
-            self.start_reading(reading, Priority::Normal, Box::new(move |_, event| sender.send((i, event)).is_ok()))?;
+            let listener = Box::new(move |_, event| sender.send((i, event)).is_ok());
+            self.start_reading(reading, None, Priority::Normal, listener)?;
         }
         let mut left = found.len();
         while left > 0 {

@@ -127,8 +127,10 @@ pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> 
     let request = Arc::new(TextRequest::read(fields, &model)?);
     let answers = request.prompts.len() * request.settings.answers;
     let asked = Arc::clone(&request);
-    let asks =
-        move |_: &ServedModel| Ok(Asked { asks: (0..answers).map(|i| asked.ask(i, priority)).collect(), memory: None });
+    let asks = move |model: &ServedModel| {
+        let ask = |i| Ask { adapter: model.adapter.clone(), ..asked.ask(i, priority) };
+        Ok(Asked { asks: (0..answers).map(ask).collect(), memory: None })
+    };
     let run = Run::start(&model, asks, "prompt").await?;
     let choices: Vec<Choice> =
         run.transcripts().iter().map(|t| Choice::new(&model, &request, t.prompt_ids())).collect();

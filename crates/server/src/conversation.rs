@@ -104,7 +104,8 @@ impl Conversation {
         let asks = move |model: &ServedModel| {
             let hold = self.hold(model, &shown)?;
             let Held { visuals, memory } = self.images.held(model)?;
-            let ask = |i| self.ask(i, input.clone(), visuals.clone(), hold.clone());
+            let ask =
+                |i| Ask { adapter: model.adapter.clone(), ..self.ask(i, input.clone(), visuals.clone(), hold.clone()) };
             Ok(Asked { asks: (0..self.settings.answers).map(ask).collect(), memory })
         };
         let run = Run::start(model, asks, messages).await?;

@@ -36,13 +36,20 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// The models and the names they answer to.
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app.models.slots().iter().map(|slot| model(&app, slot)).collect();
+    let all = |slot: &Arc<Slot>| {
+        let adapters = slot.adapters.names().into_iter().map(|name| adapter(&app, slot, &name));
+        [model(&app, slot)].into_iter().chain(adapters.collect::<Vec<_>>())
+    };
+    let data: Vec<Value> = app.models.slots().iter().flat_map(all).collect();
     Json(json!({ "object": "list", "data": data }))
 }
 
 /// One model.
 pub(crate) async fn one_model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(model(&app, app.models.slot(Some(&name))?)))
+    Ok(Json(match app.models.adapter(&name) {
+        Some((slot, own)) => adapter(&app, slot, &own),
+        None => model(&app, app.models.slot(Some(&name))?),
+    }))
 }
 
 fn model(app: &App, slot: &Slot) -> Value {
@@ -65,6 +72,13 @@ fn model(app: &App, slot: &Slot) -> Value {
             "images": slot.sees,
         });
     }
+    object
+}
+
+/// A model under an adapter: all that it is without, by another name.
+pub(crate) fn adapter(app: &App, slot: &Slot, name: &str) -> Value {
+    let mut object = model(app, slot);
+    (object["id"], object["parent"], object["aliases"]) = (json!(name), json!(slot.name), json!([]));
     object
 }
 

@@ -5,6 +5,7 @@
 //! models, how they are loaded, the command line.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod anthropic;
 mod app;
 mod audit;
@@ -48,7 +49,7 @@ mod told;
 pub use audit::verify as verify_audit_log;
 pub use images::ImageLimits;
 pub use keys::{Keys, KeysError};
-pub use models::{LoadRefusal, ModelSource};
+pub use models::{AdapterSource, LoadRefusal, ModelSource};
 pub use quota::Quota;
 pub use serve::{Config, Error, Server, told_to_end};
 pub use tls::TlsFiles;

@@ -3,19 +3,25 @@
 //! Contract: one model is loaded at a time; when memory is short, models that nobody is using are unloaded, the longest
 //! unused first, until there is room or none is left. A model in use is never unloaded.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::http::StatusCode;
 use qwenkit_engine::Session;
+use qwenkit_models::Adapter;
 use qwenkit_text::{Opening, ThinkingSupport};
 
 use crate::{
+    adapters::Adapters,
     error::ApiError,
     images::{ImageLimits, ImageRoom},
     metrics::Work,
+    text::blocking,
 };
 
 /// Why a model cannot be loaded now.
@@ -29,6 +35,15 @@ pub struct LoadRefusal {
 
 type Loader = Box<dyn Fn() -> Result<Session, LoadRefusal> + Send + Sync>;
 
+/// An adapter that a model can have.
+#[derive(Clone, Debug)]
+pub struct AdapterSource {
+    /// The name that requests give, as if it were a model.
+    pub name: String,
+    /// A PEFT folder or a GGUF file.
+    pub path: PathBuf,
+}
+
 /// A model that a server can have.
 pub struct ModelSource {
     name: String,
@@ -37,12 +52,20 @@ pub struct ModelSource {
     load: Option<Loader>,
     /// Whether it sees once it is loaded.
     images: bool,
+    adapters: Vec<AdapterSource>,
 }
 
 impl ModelSource {
     /// A model that is there, and stays.
     pub fn loaded(name: String, aliases: Vec<String>, session: Session) -> ModelSource {
-        ModelSource { name, aliases, images: session.pictures().is_ok(), loaded: Some(session), load: None }
+        ModelSource {
+            name,
+            aliases,
+            images: session.pictures().is_ok(),
+            loaded: Some(session),
+            load: None,
+            adapters: Vec::new(),
+        }
     }
 
     /// A model that may be unloaded when memory is short, and is loaded when it is asked for and is not there;
@@ -54,12 +77,17 @@ impl ModelSource {
         load: impl Fn() -> Result<Session, LoadRefusal> + Send + Sync + 'static,
     ) -> ModelSource {
         let images = session.as_ref().is_some_and(|session| session.pictures().is_ok());
-        ModelSource { name, aliases, loaded: session, load: Some(Box::new(load)), images }
+        ModelSource { name, aliases, loaded: session, load: Some(Box::new(load)), images, adapters: Vec::new() }
     }
 
     /// Says of a model that is not loaded yet whether it is going to see.
     pub fn with_images(self, images: bool) -> ModelSource {
         ModelSource { images, ..self }
+    }
+
+    /// Has the model answer under adapters too.
+    pub fn with_adapters(self, adapters: Vec<AdapterSource>) -> ModelSource {
+        ModelSource { adapters, ..self }
     }
 
     /// The name that requests give.
@@ -68,11 +96,14 @@ impl ModelSource {
     }
 }
 
-/// A model in memory.
+/// A model in memory, with an adapter or without.
+#[derive(Clone)]
 pub(crate) struct ServedModel {
     /// The name that requests give.
     pub(crate) name: String,
-    pub(crate) session: Session,
+    /// Shared by a model and all of its adapters.
+    pub(crate) session: Arc<Session>,
+    pub(crate) adapter: Option<Arc<Adapter>>,
     /// What its template knows of thinking.
     pub(crate) thinking: ThinkingSupport,
     pub(crate) work: Arc<Work>,
@@ -85,6 +116,7 @@ pub(crate) struct Slot {
     pub(crate) aliases: Vec<String>,
     /// Whether the model sees.
     pub(crate) sees: bool,
+    pub(crate) adapters: Adapters,
     load: Option<Loader>,
     model: Mutex<Option<Arc<ServedModel>>>,
     /// When it was last asked for, as a count of requests.
@@ -113,7 +145,8 @@ impl Slot {
             || ThinkingSupport { thinks: false, default: Opening::Unopened, has_switch: false, efforts: Vec::new() };
         let thinking = session.template().map_or_else(none, ThinkingSupport::of_template);
         let (work, images) = (Arc::clone(&self.work), Arc::clone(&self.images));
-        let model = ServedModel { name: self.name.clone(), session, thinking, work, images };
+        let (name, session) = (self.name.clone(), Arc::new(session));
+        let model = ServedModel { name, session, adapter: None, thinking, work, images };
         Arc::clone(self.lock().insert(Arc::new(model)))
     }
 
@@ -122,7 +155,8 @@ impl Slot {
         let mut model = self.lock();
         let idle = model.as_ref().filter(|model| {
             let load = model.session.load();
-            self.load.is_some() && Arc::strong_count(model) == 1 && load.running + load.waiting == 0
+            let idle = self.load.is_some() && Arc::strong_count(model) == 1 && load.running + load.waiting == 0;
+            idle && self.adapters.unload_idle()
         });
         idle.is_some().then(|| model.take()).flatten()
     }
@@ -141,9 +175,10 @@ impl Models {
     pub(crate) fn new(sources: Vec<ModelSource>, images: ImageLimits) -> Models {
         let images = Arc::new(ImageRoom::new(images));
         let slot = |source: ModelSource| {
-            let ModelSource { name, aliases, loaded, load, images: sees } = source;
+            let ModelSource { name, aliases, loaded, load, images: sees, adapters } = source;
+            let adapters = Adapters::new(adapters);
             let (model, used, work) = (Mutex::new(None), AtomicU64::new(0), Arc::default());
-            let slot = Slot { name, aliases, sees, load, model, used, work, images: Arc::clone(&images) };
+            let slot = Slot { name, aliases, sees, adapters, load, model, used, work, images: Arc::clone(&images) };
             if let Some(session) = loaded {
                 slot.put(session);
             }
@@ -161,7 +196,13 @@ impl Models {
         &self.slots
     }
 
-    /// The models in memory.
+    /// The models in memory, and under their adapters.
+    pub(crate) fn named(&self) -> Vec<Arc<ServedModel>> {
+        let all = |slot: &Arc<Slot>| slot.model().into_iter().chain(slot.adapters.loaded());
+        self.slots.iter().flat_map(all).collect()
+    }
+
+    /// The models in memory, adapters aside.
     pub(crate) fn loaded(&self) -> Vec<Arc<ServedModel>> {
         self.slots.iter().filter_map(|slot| slot.model()).collect()
     }
@@ -175,13 +216,31 @@ impl Models {
             None | Some("default") => true,
             Some(name) => slot.has_name(name) || name.strip_suffix(":latest").is_some_and(|name| slot.has_name(name)),
         };
-        self.slots.iter().find(named).ok_or_else(|| {
-            let shown: String = name.unwrap_or_default().chars().take(80).collect();
-            let names: Vec<&str> = self.slots.iter().map(|slot| slot.name.as_str()).collect();
-            let message = format!("no model {shown:?} is served here; there is {}", names.join(", "));
-            let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
-            ApiError { param: Some("model".to_owned()), ..error.with_code("model_not_found") }
+        self.slots.iter().find(named).ok_or_else(|| self.unknown(name.unwrap_or_default()))
+    }
+
+    /// The slot and the adapter of this name, if it is an adapter's.
+    pub(crate) fn adapter(&self, name: &str) -> Option<(&Arc<Slot>, String)> {
+        let names = [Some(name), name.strip_suffix(":latest")];
+        self.slots.iter().find_map(|slot| {
+            let own = slot.adapters.names().into_iter().find(|own| names.contains(&Some(own)))?;
+            Some((slot, own))
         })
+    }
+
+    /// Whether requests can give this name.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.adapter(name).is_some() || self.slot(Some(name)).is_ok()
+    }
+
+    /// What is said to a name that nobody has.
+    pub(crate) fn unknown(&self, name: &str) -> ApiError {
+        let shown: String = name.chars().take(80).collect();
+        let all = |slot: &Arc<Slot>| [vec![slot.name.clone()], slot.adapters.names()].concat();
+        let names: Vec<String> = self.slots.iter().flat_map(all).collect();
+        let message = format!("no model {shown:?} is served here; there is {}", names.join(", "));
+        let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        ApiError { param: Some("model".to_owned()), ..error.with_code("model_not_found") }
     }
 
     /// The model of this name, loaded if it is not yet.
@@ -189,7 +248,16 @@ impl Models {
     /// # Errors
     /// When there is none of this name, or it cannot be loaded.
     pub(crate) async fn get(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
-        let slot = self.slot(name)?;
+        let Some((slot, adapter)) = name.and_then(|name| self.adapter(name)) else {
+            return self.base(self.slot(name)?).await;
+        };
+        let base = self.base(slot).await?;
+        let slot = Arc::clone(slot);
+        blocking(move || slot.adapters.model(&base, &adapter)).await
+    }
+
+    /// The model of a slot, loaded if it is not yet.
+    async fn base(&self, slot: &Arc<Slot>) -> Result<Arc<ServedModel>, ApiError> {
         slot.used.store(self.requests.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         if let Some(model) = slot.model() {
             return Ok(model);

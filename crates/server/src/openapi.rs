@@ -4,7 +4,7 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 /// Method, path, what it does.
-const PATHS: [(&str, &str, &str); 46] = [
+const PATHS: [(&str, &str, &str); 48] = [
     ("get", "/health", "Whether the process answers"),
     ("get", "/ready", "Whether requests are taken"),
     ("get", "/version", "The program's version"),
@@ -13,6 +13,8 @@ const PATHS: [(&str, &str, &str); 46] = [
     ("get", "/openapi.json", "This document"),
     ("get", "/v1/loads", "How busy each model is"),
     ("get", "/v1/models", "The models"),
+    ("post", "/v1/load_lora_adapter", "Take an adapter in, as a model of its own name; for keys with the scope admin"),
+    ("post", "/v1/unload_lora_adapter", "Let an adapter go"),
     ("get", "/v1/models/{name}", "One model"),
     ("post", "/v1/chat/completions", "An answer to a conversation, which may have images as data URLs (OpenAI)"),
     ("post", "/v1/completions", "What follows a text (OpenAI)"),
@@ -57,7 +59,13 @@ const PATHS: [(&str, &str, &str); 46] = [
 type Known = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
 
 /// Requests by path: what must be there, and what else is common, with its JSON type.
-const REQUESTS: [Known; 9] = [
+const REQUESTS: [Known; 11] = [
+    (
+        "/v1/load_lora_adapter",
+        &["lora_name", "lora_path"],
+        &[("lora_name", "string"), ("lora_path", "string"), ("base_model_name", "string")],
+    ),
+    ("/v1/unload_lora_adapter", &["lora_name"], &[("lora_name", "string")]),
     (
         "/v1/chat/completions",
         &["messages"],

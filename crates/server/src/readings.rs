@@ -37,7 +37,7 @@ pub(crate) async fn read(
         for (i, reading) in readings.into_iter().enumerate() {
             let sender = sender.clone();
             let listener = Box::new(move |_, event| sender.send((i, event)).is_ok());
-            let started = model.session.start_reading(reading, priority, listener);
+            let started = model.session.start_reading(reading, model.adapter.clone(), priority, listener);
             running.0.push(started.map_err(|error| from_engine(&error, prompt))?);
         }
         Ok::<_, ApiError>((running, prompt_tokens))

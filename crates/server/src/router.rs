@@ -15,7 +15,7 @@ use axum::{
 use futures_core::Stream as _;
 
 use crate::{
-    anthropic, app::App, audit::Entry, batches, chat, completions, embeddings, error::ApiError, files, info,
+    adapters, anthropic, app::App, audit::Entry, batches, chat, completions, embeddings, error::ApiError, files, info,
     keys::Caller, metrics, ollama, openapi, origin, page, quota::METER, rerank, responses, text,
 };
 
@@ -31,6 +31,8 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/server_info", get(info::server_info))
         .route("/metrics", get(metrics::metrics))
         .route("/v1/loads", get(info::loads))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*name}", get(info::one_model))
         .route("/v1/chat/completions", post(chat::completions))
@@ -147,7 +149,7 @@ fn is_open(path: &str) -> bool {
 
 /// Paths for who runs the server.
 fn is_admin(path: &str) -> bool {
-    matches!(path, "/metrics" | "/server_info" | "/v1/loads")
+    matches!(path, "/metrics" | "/server_info" | "/v1/loads" | "/v1/load_lora_adapter" | "/v1/unload_lora_adapter")
 }
 
 /// Who asks, and whether within limits.

@@ -11,9 +11,11 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{
-    Config, ImageLimits, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end, verify_audit_log,
+    AdapterSource, Config, ImageLimits, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end,
+    verify_audit_log,
 };
 
 use crate::opening::{self, SessionArgs};
@@ -28,6 +30,7 @@ Examples:
   qwenkit serve                                        the default model on http://127.0.0.1:8080
   qwenkit serve qwen3:4b --port 9000
   qwenkit serve ./model.gguf --name support-bot
+  qwenkit serve qwen3:4b --adapter legal=./legal --adapter sales=./sales.gguf     models `legal` and `sales` too
   qwenkit serve ./qwen3-vl                             images too, where the model has its tower in itself or beside it
   QWENKIT_API_KEY=secret qwenkit serve --host 0.0.0.0  for the whole network, with a key
 
@@ -46,6 +49,9 @@ pub(crate) struct ServeArgs {
     /// Load no vision towers, to save memory; images are refused
     #[arg(long)]
     text_only: bool,
+    /// A LoRA adapter of the first model, a PEFT folder or a GGUF file, served as a model of this name; may be given several times
+    #[arg(long, value_name = "NAME=PATH", value_parser = adapter)]
+    adapter: Vec<AdapterSource>,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", env = "QWENKIT_HOST")]
     host: String,
@@ -197,6 +203,16 @@ fn host(text: &str) -> anyhow::Result<IpAddr> {
         .map_err(|_| failure::usage(format!("--host is {text:?}, expected an IP address such as 127.0.0.1 or 0.0.0.0")))
 }
 
+/// `NAME=PATH`
+fn adapter(text: &str) -> Result<AdapterSource, String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.trim().is_empty() && !path.is_empty() => {
+            Ok(AdapterSource { name: name.trim().to_owned(), path: path.into() })
+        }
+        _ => Err("expected NAME=PATH, as in support=./adapters/support".to_owned()),
+    }
+}
+
 /// What a model at a path is called: its file or folder, which may have dots in its name.
 fn name_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_string_lossy().into_owned();
@@ -210,6 +226,15 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         false => args.models.iter().map(|name| Some(name.as_str())).collect(),
     };
     let mut names: Vec<String> = Vec::new();
+    for adapter in &args.adapter {
+        if names.contains(&adapter.name) || args.name.as_ref() == Some(&adapter.name) || adapter.name == "default" {
+            return Err(failure::usage(format!(
+                "two models have the name {}\nhint: name each adapter once",
+                adapter.name
+            )));
+        }
+        names.push(adapter.name.clone());
+    }
     let mut models = Vec::new();
     for given in wanted {
         let located = locate::locate(given, offline)?;
@@ -235,6 +260,14 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         let open = move || opening::open_for_many(&located.files, &sight, threads, context, waiting);
         let aliases = args.name.iter().filter(|_| is_first).cloned().collect();
         let session = if is_first || args.preload || args.check { Some(open()?) } else { None };
+        let adapters = if is_first { args.adapter.clone() } else { Vec::new() };
+        if let Some(session) = &session {
+            for adapter in &adapters {
+                let opened = AdapterFile::open(&adapter.path).map_err(qwenkit_engine::Error::from);
+                let found = opened.and_then(|file| session.adapter(&file));
+                found.map_err(|error| anyhow::anyhow!("--adapter {}: {error}", adapter.name))?;
+            }
+        }
         let source = match session {
             Some(session) if args.preload => ModelSource::loaded(name.clone(), aliases, session),
             session => ModelSource::on_demand(name.clone(), aliases, session, move || {
@@ -244,7 +277,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
                 })
             }),
         };
-        models.push(source.with_images(images));
+        models.push(source.with_images(images).with_adapters(adapters));
         names.push(name);
     }
     Ok(models)

@@ -32,3 +32,20 @@ fn what_is_no_adapter_of_the_model_is_refused() {
     fails(&model, &["a whole model (config.json)"]);
     fails("nowhere", &["nowhere"]);
 }
+
+#[test]
+fn serve_checks_the_adapters_that_it_is_given() {
+    let (place, model, adapter) = (Place::new(), fixture("parity/qwen2"), fixture("parity-train/qwen2/adapter_init"));
+    let check = |adapters: &[&str]| {
+        let mut args = vec!["serve", &model, "--check", "--port", "0"];
+        args.extend(adapters.iter().flat_map(|adapter| ["--adapter", adapter]));
+        place.run(&args)
+    };
+    let good = format!("mine={adapter}");
+    check(&[&good]).exits(0);
+    check(&[&good, &good]).fails_with(2, &["two models have the name mine"]);
+    check(&[&format!("qwen2={adapter}")]).fails_with(2, &["two models have the name qwen2"]);
+    let others = format!("mine={}", fixture("parity-train/qwen3/adapter_init"));
+    check(&[&others]).fails_with(1, &["--adapter mine", "another model's adapter"]);
+    check(&["mine=nowhere"]).fails_with(1, &["--adapter mine", "nowhere"]);
+}

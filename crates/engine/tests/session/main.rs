@@ -1,5 +1,6 @@
 //! Sessions over tiny checkpoints: text in, text out, with everything that can stop, cut, share or refuse an answer.
 
+mod adapters;
 mod answers;
 mod fixture;
 mod images;

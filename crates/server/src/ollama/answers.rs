@@ -76,10 +76,11 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result
     }
     let settings = conversation.settings;
     let stream = settings.stream;
-    let asks = move |_: &ServedModel| {
+    let asks = move |model: &ServedModel| {
         let sampling = settings.sampling_of(0);
         let (max_tokens, stop) = (settings.max_tokens, settings.stop);
-        let ask = Ask { prompt: Prompt::Text(prompt), sampling, max_tokens, stop, ..Ask::default() };
+        let adapter = model.adapter.clone();
+        let ask = Ask { prompt: Prompt::Text(prompt), sampling, max_tokens, stop, adapter, ..Ask::default() };
         Ok(Asked { asks: vec![ask], memory: None })
     };
     let run = Run::start(&model, asks, "prompt").await?;

@@ -26,7 +26,7 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// `/api/tags`
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({ "models": app.models.loaded().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
+    Json(json!({ "models": app.models.named().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
 }
 
 /// `/api/ps`

@@ -1,5 +1,6 @@
 //! The server over loopback, with tiny models: what clients get, what they are told when something is wrong.
 
+mod adapters;
 mod answers;
 mod client;
 mod forms;
