@@ -55,9 +55,10 @@ impl ExpertNumbers {
             Some(width) => Some(width),
             None => axis("blk.0.ffn_gate_shexp.weight", 0),
         };
-        // Layers without a router are dense.
+        // Layers with neither a router nor experts are dense; those with one of both are mixtures that are not whole.
         let blocks = meta.usize(&key("block_count"))?.unwrap_or(0).min(LAYERS_MAX);
-        let is_dense = |i: &usize| gguf.tensor(&format!("blk.{i}.ffn_gate_inp.weight")).is_none();
+        let lacks = |part: &str, i: usize| gguf.tensor(&format!("blk.{i}.{part}.weight")).is_none();
+        let is_dense = |&i: &usize| lacks("ffn_gate_inp", i) && lacks("ffn_gate_exps", i);
         let mlp_only_layers: Vec<usize> = (0..blocks).filter(is_dense).collect();
         Ok(ExpertNumbers {
             num_experts: meta.usize(&key("expert_count"))?,
