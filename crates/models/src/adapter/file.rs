@@ -146,6 +146,17 @@ fn inside(name: &str, names: AdapterNames) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, path))
 }
 
+/// The modules of a recurrent layer that are made of heads.
+const RECURRENT: [Module; 5] = [Module::InProjQkv, Module::InProjZ, Module::InProjB, Module::InProjA, Module::OutProj];
+
+/// How an adapter's file orders the value heads of recurrent layers: as the base that its names are of does.
+fn file_order(plan: &Plan, names: AdapterNames) -> HeadOrder {
+    match names {
+        AdapterNames::Gguf if plan.architecture != "qwen3_next" => HeadOrder::Tiled,
+        AdapterNames::Gguf | AdapterNames::HuggingFace => HeadOrder::Grouped,
+    }
+}
+
 /// Where a file's module stands in the plan.
 fn place(plan: &Plan, names: AdapterNames, m: &AdapterModule) -> Result<(usize, Module), Error> {
     let wrong = |found: String, expected: String| Error::Adapter { part: m.name.clone(), found, expected };
@@ -166,14 +177,15 @@ fn place(plan: &Plan, names: AdapterNames, m: &AdapterModule) -> Result<(usize, 
         return Err(wrong("DoRA".into(), "plain LoRA; merge the adapter into its base to run it".into()));
     }
     if let Mixer::DeltaNet(d) = &plan.layers[layer].mixer
-        && d.shape.order == HeadOrder::Tiled
-        && names == AdapterNames::HuggingFace
-        && Module::shape(Module::InProjQkv, plan, layer).is_some()
-        && !matches!(module, Module::GateProj | Module::UpProj | Module::DownProj)
-        && !matches!(module, Module::SharedGateProj | Module::SharedUpProj | Module::SharedDownProj)
+        && RECURRENT.contains(&module)
+        && d.shape.order != file_order(plan, names)
     {
-        let expected = "a checkpoint folder as the base: this GGUF file has the heads in another order".into();
-        return Err(wrong("a module of a recurrent layer".into(), expected));
+        let (own, base) = match names {
+            AdapterNames::HuggingFace => ("a checkpoint's", "a checkpoint folder"),
+            AdapterNames::Gguf => ("a GGUF file's", "a GGUF file"),
+        };
+        let found = format!("a module of a recurrent layer whose heads are in {own} order");
+        return Err(wrong(found, format!("{base} as the base: this one has its heads in another order")));
     }
     let expected = module.shape(plan, layer);
     if expected != Some((m.inputs, m.outputs)) {

@@ -58,23 +58,20 @@ impl DeltaNet {
         let raw = sized(&mut buffers.a, tokens * shape.channels());
         let z = sized(&mut buffers.b, rows * values);
         let (b, a) = sized(&mut buffers.c, 2 * tokens * heads).split_at_mut(tokens * heads);
-        let mut products = vec![
-            Product { weight: &self.in_qkv, out: &mut *raw },
-            Product { weight: &self.in_b, out: &mut *b },
-            Product { weight: &self.in_a, out: &mut *a },
-        ];
+        let of_qkv = Product { weight: &self.in_qkv, out: &mut *raw };
+        let of_b = Product { weight: &self.in_b, out: &mut *b };
+        let of_a = Product { weight: &self.in_a, out: &mut *a };
         let of_gate = Product { weight: &self.in_z, out: &mut *z };
         let own = match cx.wanted {
             Some(wanted) => {
-                compute.matmul(&mut buffers.matmul, x, &mut products);
+                compute.matmul(&mut buffers.matmul, x, &mut [of_qkv, of_b, of_a]);
                 let own = sized(&mut buffers.d, rows * width);
                 wanted.copy(x, own);
                 compute.matmul(&mut buffers.matmul, own, &mut [of_gate]);
                 own
             }
             None => {
-                products.push(of_gate);
-                compute.matmul(&mut buffers.matmul, x, &mut products);
+                compute.matmul(&mut buffers.matmul, x, &mut [of_qkv, of_b, of_a, of_gate]);
                 x
             }
         };

@@ -8,11 +8,11 @@ use std::{
 };
 
 use qwenkit_formats::{
-    Adapter as File, AdapterNames, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file,
+    Adapter as File, AdapterModule, AdapterNames, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file,
     write_safetensors,
 };
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
-use qwenkit_models::{Adapter, Batch, BatchSeq, Buffers, LoraShape, Model, ModelState, Module, Outputs};
+use qwenkit_models::{Adapter, Batch, BatchSeq, Buffers, LoraShape, Model, ModelState, Module, Outputs, arch};
 use qwenkit_tensor::{DType, TokenId};
 
 use crate::run::{self, assert_same_bits};
@@ -191,7 +191,7 @@ fn the_adapter_of_another_model_is_refused_and_says_what_does_not_fit() {
     says(Adapter::of_file(model.plan(), &adapter_file("qwen3")).err().unwrap().to_string(), "another model's adapter");
     says(refused(&|f| f.modules[0].name = "model.layers.9.mlp.up_proj".into()), "4 layers");
     says(refused(&|f| f.modules[0].name = "model.layers.0.mlp.experts".into()), "model.layers.0.mlp.experts");
-    says(refused(&|f| f.modules[0].name = f.modules[1].name.clone()), "found");
+    says(refused(&|f| f.modules.push(f.modules[0].clone())), "twice");
     says(refused(&|f| f.modules[0].magnitude = Some(Vec::new())), "DoRA");
     let tensor = |name: &str, shape: [usize; 2]| qwenkit_formats::AdapterTensor {
         name: name.into(),
@@ -202,4 +202,48 @@ fn the_adapter_of_another_model_is_refused_and_says_what_does_not_fit() {
     says(refused(&|f| f.whole.push(tensor("score.weight", [3, 63]))), "(labels, 64)");
     let twice = LoraShape { layer: 0, module: Module::QProj, rank: 2, scale: 1.0 };
     says(Adapter::zeroed(model.plan(), &[twice, twice], None).err().unwrap().to_string(), "twice");
+}
+
+/// A GGUF file of Qwen3.5 has its value heads in another order than the checkpoint, and so have the adapters of each.
+#[test]
+fn recurrent_layers_take_adapters_of_their_own_form_only() {
+    let forms = [(AdapterNames::HuggingFace, ""), (AdapterNames::Gguf, "model.gguf")];
+    let of_form = |case: &str, file: &str| {
+        let path = fixture(&format!("parity/{case}"));
+        arch::plan(&ModelFiles::open(&if file.is_empty() { path } else { path.join(file) }).unwrap()).unwrap()
+    };
+    for (case, is_turned) in [("qwen3.5", true), ("qwen3-next", false)] {
+        for (names, _) in forms {
+            let plans = forms.map(|(base, file)| (base, of_form(case, file)));
+            for path in ["linear_attn.in_proj_z", "linear_attn.out_proj", "linear_attn.in_proj_a", "self_attn.q_proj"] {
+                let (layer, is_recurrent) = if path.starts_with("linear") { (0, true) } else { (3, false) };
+                let module = Module::ALL.into_iter().find(|m| path.ends_with(m.name())).unwrap();
+                let (inputs, outputs) = module.shape(&plans[0].1, layer).unwrap();
+                let mut name = format!("model.layers.{layer}.{path}");
+                if names == AdapterNames::Gguf {
+                    name = Adapter::gguf_name(&name).unwrap();
+                }
+                let one = AdapterModule {
+                    name,
+                    inputs,
+                    outputs,
+                    rank: 1,
+                    scale: 1.0,
+                    a: vec![1.0; inputs],
+                    b: vec![1.0; outputs],
+                    magnitude: None,
+                };
+                let file = File { names, modules: vec![one], ..adapter_file("qwen3.5") };
+                for (base, plan) in &plans {
+                    let outcome = Adapter::of_file(plan, &file).map(drop).map_err(|e| e.to_string());
+                    let what = format!("{case} {base:?}, {module:?} of {names:?}");
+                    if is_turned && is_recurrent && *base != names {
+                        assert!(outcome.clone().is_err_and(|e| e.contains("in another order")), "{what}: {outcome:?}");
+                    } else {
+                        assert_eq!(outcome, Ok(()), "{what}");
+                    }
+                }
+            }
+        }
+    }
 }
