@@ -42,6 +42,8 @@ pub struct Before {
     /// (positions, V)
     logits: Vec<f32>,
     vocab: usize,
+    /// D
+    pub(crate) width: usize,
 }
 
 /// How far the answers have moved.
@@ -130,7 +132,7 @@ impl Prover<'_> {
             String::from_utf8_lossy(bytes).into_owned()
         };
         let words = passages.iter().map(|ids| ids.iter().map(word).collect()).collect();
-        let mut before = Before { passages, words, logits: Vec::new(), vocab: plan.vocab };
+        let mut before = Before { passages, words, logits: Vec::new(), vocab: plan.vocab, width: plan.width };
         let mut logits = Vec::new();
         for ids in &before.passages {
             score::logits(&model, self.compute, ids, &mut |_, row| logits.extend_from_slice(row))?;
@@ -323,9 +325,9 @@ fn explained(dtype: DType) -> f64 {
         Q4_0 | Q4_1 | Q4_K | IQ4_NL | IQ4_XS => 0.04,
         Q5_0 | Q5_1 | Q5_K => 0.01,
         Q6_K => 2.5e-3,
-        Q8_0 => 3e-4,
-        BF16 => 2e-5,
-        F16 => 2e-5,
+        Q8_0 => 1e-4,
+        BF16 => 1e-5,
+        F16 => 1e-6,
         _ => 1e-12,
     }
 }

@@ -77,7 +77,7 @@ impl Step<'_> {
         };
         self.check_importance(&*tensors)?;
         let before = self.prover.map(|prover| prover.before(files)).transpose()?;
-        let start = Start { name: "quantize", files, before, limit: self.kind.limit() };
+        let start = Start { name: "quantize", files, limit: self.limit(before.as_ref()), before };
         self.to_gguf(start, &*tensors, progress)
     }
 
@@ -156,6 +156,11 @@ impl Step<'_> {
         let record = self.record(&start, converted.proof.as_ref(), &record, &files)?;
         record.into_iter().chain([unproved]).try_for_each(Unproved::finish)?;
         Ok(converted)
+    }
+
+    /// What answers may differ in this step; a step without a proof has no use for it.
+    pub(crate) fn limit(&self, before: Option<&Before>) -> f64 {
+        before.map_or(f64::INFINITY, |before| self.kind.limit(before.width))
     }
 
     /// Compares what lies at `path` with the model before.

@@ -56,7 +56,7 @@ impl Step<'_> {
     pub fn export(&self, files: &ModelFiles, progress: &mut Progress<'_>) -> Result<Converted, Error> {
         self.check(files, self.writes_gguf())?;
         let before = self.prover.map(|prover| prover.before(files)).transpose()?;
-        let start = Start { name: "export", files, before, limit: self.kind.limit() };
+        let start = Start { name: "export", files, limit: self.limit(before.as_ref()), before };
         self.finish(start, Box::new(Stored::new(files)), world_of(files), progress)
     }
 
