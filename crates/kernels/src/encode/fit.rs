@@ -7,9 +7,9 @@ use crate::blocks::IQ4_VALUES;
 const TURNS: usize = 2;
 
 /// Distance of the grid's starts, in levels.
-const GRID_STEP: f32 = 0.125;
+const GRID_STEP: f32 = 0.25;
 /// Starts on either side of the plain one, so that peaks are cut by up to a level where that serves the rest.
-const GRID_SIDE: i32 = 8;
+const GRID_SIDE: i32 = 4;
 
 /// The levels that an element can have.
 #[derive(Clone, Copy)]
@@ -78,24 +78,9 @@ pub(super) fn fit_scale<const N: usize, const CODEBOOK: bool>(tile: &Tile<N>, le
         }
     }
     let to_peak = inverse(&peak);
-    let (mut d, mut gain) = ([0.0; LANES], [0.0; LANES]);
-    let mut consider = |inverse: &Lanes| {
-        let (sxq, sqq) = products::<N, CODEBOOK>(tile, levels, inverse);
-        for l in 0..LANES {
-            // The error is (sum of w x x) - gain.
-            let (new_d, new_gain) = match sqq[l] > 0.0 {
-                true => (sxq[l] / sqq[l], sxq[l] * sxq[l] / sqq[l]),
-                false => (0.0, 0.0),
-            };
-            let better = new_gain > gain[l];
-            d[l] = if better { new_d } else { d[l] };
-            gain[l] = if better { new_gain } else { gain[l] };
-        }
-        d
-    };
+    let mut best = BestScale { d: [0.0; LANES], gain: [0.0; LANES] };
     // The peak is put on the lowest or on the highest level, or near it.
     let step = if CODEBOOK { 16.0 * GRID_STEP } else { GRID_STEP };
-    let mut found = d_zero();
     for end in [levels.low, levels.high] {
         // Of a fine type whose ends are alike one side and few starts are enough.
         let fine = levels.high > 100.0 && !CODEBOOK;
@@ -106,21 +91,39 @@ pub(super) fn fit_scale<const N: usize, const CODEBOOK: bool>(tile: &Tile<N>, le
             for l in 0..LANES {
                 inverse[l] = target * to_peak[l];
             }
-            found = consider(&inverse);
+            best.consider::<N, CODEBOOK>(tile, levels, &inverse);
         }
         if fine {
             break;
         }
     }
     for _ in 0..TURNS {
-        found = consider(&inverse(&found));
+        best.consider::<N, CODEBOOK>(tile, levels, &inverse(&best.d));
     }
-    found
+    best.d
 }
 
-#[inline(always)]
-fn d_zero() -> Lanes {
-    [0.0; LANES]
+/// The best scale of each block so far. A type of its own rather than a closure: closures are compiled apart, without the
+/// wider registers of what calls them.
+struct BestScale {
+    d: Lanes,
+    /// The error is (sum of w x x) - gain.
+    gain: Lanes,
+}
+
+impl BestScale {
+    #[inline(always)]
+    fn consider<const N: usize, const CODEBOOK: bool>(&mut self, tile: &Tile<N>, levels: Levels, inverse: &Lanes) {
+        let (sxq, sqq) = products::<N, CODEBOOK>(tile, levels, inverse);
+        for l in 0..LANES {
+            let to_sqq = if sqq[l] > 0.0 { 1.0 / sqq[l] } else { 0.0 };
+            let d = sxq[l] * to_sqq;
+            let gain = sxq[l] * d;
+            let better = gain > self.gain[l];
+            self.d[l] = if better { d } else { self.d[l] };
+            self.gain[l] = if better { gain } else { self.gain[l] };
+        }
+    }
 }
 
 /// Of each block, the sums of `w x q` and `w q q` with the levels `q` nearest to `x * inverse`.
@@ -166,8 +169,57 @@ pub(super) fn fit_affine<const N: usize>(tile: &Tile<N>, top: f32, below_zero: b
     }
     let to_range = inverse(&range);
     // Where all values are one: that one as the minimum, or with minimum 0 as the highest level.
-    let (mut d, mut min, mut error) = ([0.0; LANES], low, [f32::INFINITY; LANES]);
-    let mut consider = |inverse: &Lanes, start: &Lanes| {
+    let mut best = BestAffine { d: [0.0; LANES], min: low, error: [f32::INFINITY; LANES] };
+    let sums = Sums { sw, sx, sxx };
+    for k in -GRID_SIDE..=GRID_SIDE {
+        let target = top + k as f32 * GRID_STEP;
+        let mut inverse = [0.0; LANES];
+        for l in 0..LANES {
+            inverse[l] = target * to_range[l];
+        }
+        best.consider(tile, &sums, top, below_zero, (&inverse, &low));
+    }
+    for _ in 0..TURNS {
+        let start = best.min;
+        best.consider(tile, &sums, top, below_zero, (&inverse(&best.d), &start));
+    }
+    let BestAffine { mut d, mut min, .. } = best;
+    for l in 0..LANES {
+        // Equal values have no range, and nothing above was tried on them.
+        if range[l] == 0.0 {
+            let stored_as_min = !below_zero || low[l] <= 0.0;
+            d[l] = if stored_as_min { 0.0 } else { high[l] / top };
+            min[l] = if stored_as_min { low[l] } else { 0.0 };
+        }
+    }
+    Affine { d, min }
+}
+
+/// Of each block, the sums of w, `w x` and `w x x`.
+struct Sums {
+    sw: Lanes,
+    sx: Lanes,
+    sxx: Lanes,
+}
+
+/// The best scale and minimum of each block so far; see `BestScale`.
+struct BestAffine {
+    d: Lanes,
+    min: Lanes,
+    error: Lanes,
+}
+
+impl BestAffine {
+    /// Levels are those nearest to `(x - start) * inverse`.
+    #[inline(always)]
+    fn consider<const N: usize>(
+        &mut self,
+        tile: &Tile<N>,
+        Sums { sw, sx, sxx }: &Sums,
+        top: f32,
+        below_zero: bool,
+        (inverse, start): (&Lanes, &Lanes),
+    ) {
         let (mut sq, mut sqq, mut sxq) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for (x, w) in tile.x.iter().zip(&tile.w) {
             for l in 0..LANES {
@@ -191,33 +243,10 @@ pub(super) fn fit_affine<const N: usize>(tile: &Tile<N>, top: f32, below_zero: b
             let new_error = sxx[l]
                 + new_d * (new_d * sqq[l] - 2.0 * sxq[l])
                 + new_min * (new_min * sw[l] - 2.0 * sx[l] + 2.0 * new_d * sq[l]);
-            let better = usable && new_d > 0.0 && new_error < error[l];
-            d[l] = if better { new_d } else { d[l] };
-            min[l] = if better { new_min } else { min[l] };
-            error[l] = if better { new_error } else { error[l] };
-        }
-        (d, min)
-    };
-    let mut found = (d_zero(), low);
-    for k in -GRID_SIDE..=GRID_SIDE {
-        let target = top + k as f32 * GRID_STEP;
-        let mut inverse = [0.0; LANES];
-        for l in 0..LANES {
-            inverse[l] = target * to_range[l];
-        }
-        found = consider(&inverse, &low);
-    }
-    for _ in 0..TURNS {
-        found = consider(&inverse(&found.0), &found.1);
-    }
-    let (mut d, mut min) = found;
-    for l in 0..LANES {
-        // Equal values have no range, and nothing above was tried on them.
-        if range[l] == 0.0 {
-            let stored_as_min = !below_zero || low[l] <= 0.0;
-            d[l] = if stored_as_min { 0.0 } else { high[l] / top };
-            min[l] = if stored_as_min { low[l] } else { 0.0 };
+            let better = usable && new_d > 0.0 && new_error < self.error[l];
+            self.d[l] = if better { new_d } else { self.d[l] };
+            self.min[l] = if better { new_min } else { self.min[l] };
+            self.error[l] = if better { new_error } else { self.error[l] };
         }
     }
-    Affine { d, min }
 }

@@ -9,10 +9,15 @@ mod join;
 mod super_block;
 mod tile;
 
+use std::sync::OnceLock;
+
 use half::{bf16, f16};
 use qwenkit_tensor::DType;
 
-use crate::blocks::{BLOCK_MAX, Split};
+use crate::{
+    blocks::{BLOCK_MAX, Split},
+    isa::Isa,
+};
 use fit::{Affine, Levels, fit_affine, fit_scale};
 use tile::{LANES, Tile};
 
@@ -32,40 +37,30 @@ pub fn quantize_row(dtype: DType, values: &[f32], importance: Option<&[f32]>, ou
         DType::BF16 => {
             out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, x)| *b = bf16::from_f32(*x).to_le_bytes());
         }
-        _ => quantize_blocks(dtype, values, importance, out),
+        _ => {
+            let isa = *CHOSEN.get_or_init(|| Isa::detect().unwrap_or(Isa::Portable));
+            quantize_blocks(isa, dtype, values, importance, out);
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn quantize_blocks(dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+/// The instruction set, found at the first row.
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+fn quantize_blocks(isa: Isa, dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     /// The same code, compiled for wider registers; products and sums stay apart, so its bits are the same.
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     fn with_avx2(dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         encode(dtype, values, importance, out);
     }
-    /// A tile's lanes are one register here.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn with_avx512(dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-        encode(dtype, values, importance, out);
+    match isa {
+        // Registers of 512 bits gain nothing here (docs/LOG.md).
+        // SAFETY: an instruction set is named only where the processor has it, and AVX-512 comes with AVX2.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx2 => unsafe { with_avx2(dtype, values, importance, out) },
+        _ => encode(dtype, values, importance, out),
     }
-    let has_avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl");
-    if has_avx512 {
-        // SAFETY: the processor has the features.
-        return unsafe { with_avx512(dtype, values, importance, out) };
-    }
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has the feature.
-        return unsafe { with_avx2(dtype, values, importance, out) };
-    }
-    encode(dtype, values, importance, out);
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn quantize_blocks(dtype: DType, values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    encode(dtype, values, importance, out);
 }
 
 /// Encodes a row, a tile of sixteen blocks or sub-blocks at a time.
@@ -155,10 +150,13 @@ mod tests {
         for dtype in DType::ALL.into_iter().filter(|&t| encoding(t).is_some()) {
             for importance in [None, Some(&importance[..])] {
                 let len = dtype.row_bytes(values.len()).unwrap();
-                let (mut fast, mut plain) = (vec![0; len], vec![0; len]);
-                quantize_row(dtype, &values, importance, &mut fast);
+                let mut plain = vec![0; len];
                 encode(dtype, &values, importance, &mut plain);
-                assert!(fast == plain, "{dtype}");
+                for isa in Isa::available() {
+                    let mut fast = vec![0; len];
+                    quantize_blocks(isa, dtype, &values, importance, &mut fast);
+                    assert!(fast == plain, "{dtype} on {isa}");
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use super::tile::{LANES, Lanes, Tile};
 use crate::blocks::Split;
 
 /// Turns of choosing whole numbers and refitting factors.
-const TURNS: usize = 2;
+const TURNS: usize = 1;
 
 /// A tile's sub-blocks as they are stored: values are `d * scale * level - dmin * min`.
 #[derive(Clone, Copy)]
@@ -146,8 +146,7 @@ fn choose<const N: usize, const CODEBOOK: bool>(
                 tried.min[l] = if min < 0.0 || min > high { start.min[l] } else { min };
             }
             let (d, min) = tried.factors();
-            let q = tile.levels::<CODEBOOK>(levels, &d, &min);
-            let error = tile.error(&q, &d, &min);
+            let error = tile.error::<CODEBOOK>(levels, &d, &min);
             for l in 0..LANES {
                 let better = error[l] < best[l];
                 best[l] = if better { error[l] } else { best[l] };
@@ -163,7 +162,7 @@ fn choose<const N: usize, const CODEBOOK: bool>(
 fn refit<const N: usize, const CODEBOOK: bool>(tile: &Tile<N>, levels: Levels, stored: &mut Stored, group: usize) {
     let (d, min) = stored.factors();
     let q = tile.levels::<CODEBOOK>(levels, &d, &min);
-    let before = tile.error(&q, &d, &min);
+    let before = tile.error::<CODEBOOK>(levels, &d, &min);
     // x = d * (scale * level) - dmin * min, in the least squares over all elements of a super-block.
     let zero = [0.0_f32; LANES];
     let (mut uu, mut uv, mut vv, mut xu, mut xv) = (zero, zero, zero, zero, zero);
@@ -199,8 +198,7 @@ fn refit<const N: usize, const CODEBOOK: bool>(tile: &Tile<N>, levels: Levels, s
         }
     }
     let (d, min) = tried.factors();
-    let q = tile.levels::<CODEBOOK>(levels, &d, &min);
-    let after = tile.error(&q, &d, &min);
+    let after = tile.error::<CODEBOOK>(levels, &d, &min);
     for start in (0..LANES).step_by(group) {
         let lanes = start..start + group;
         let sum = |x: &Lanes| x[lanes.clone()].iter().sum::<f32>();

@@ -31,8 +31,9 @@ impl<const N: usize> Tile<N> {
         let lanes = (end - start) / N;
         for lane in 0..LANES {
             if lane >= lanes {
-                self.x.iter_mut().for_each(|x| x[lane] = 0.0);
-                self.w.iter_mut().for_each(|w| w[lane] = 1.0);
+                for (x, w) in self.x.iter_mut().zip(&mut self.w) {
+                    (x[lane], w[lane]) = (0.0, 1.0);
+                }
                 continue;
             }
             let at = start + lane * N;
@@ -77,13 +78,15 @@ impl<const N: usize> Tile<N> {
         q
     }
 
-    /// Of each block, the weighted sum of squared errors with these levels.
+    /// Of each block, the weighted sum of squared errors with the nearest levels.
     #[inline(always)]
-    pub(super) fn error(&self, q: &[Lanes; N], d: &Lanes, min: &Lanes) -> Lanes {
+    pub(super) fn error<const CODEBOOK: bool>(&self, levels: Levels, d: &Lanes, min: &Lanes) -> Lanes {
+        let inverse = inverse(d);
         let mut error = [0.0; LANES];
-        for ((q, x), w) in q.iter().zip(&self.x).zip(&self.w) {
+        for (x, w) in self.x.iter().zip(&self.w) {
             for l in 0..LANES {
-                let off = x[l] - (d[l] * q[l] + min[l]);
+                let q = levels.nearest::<CODEBOOK>((x[l] - min[l]) * inverse[l]);
+                let off = x[l] - (d[l] * q + min[l]);
                 error[l] += w[l] * off * off;
             }
         }
