@@ -15,6 +15,7 @@ mod error;
 mod folder;
 mod merge;
 mod metadata;
+mod model_name;
 mod proof;
 mod record;
 mod size_label;

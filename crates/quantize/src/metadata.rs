@@ -13,7 +13,7 @@ use qwenkit_models::{
     AttentionPlan, DeltaNetPlan, Ffn, GateKind, LayerPlan, Mixer, MoePlan, Plan, VisionPlan, arch, vision_plan,
 };
 
-use crate::{Error, choice::Kind, size_label::size_label, tensors::Spec, vocabulary};
+use crate::{Error, choice::Kind, model_name::NameParts, size_label::size_label, tensors::Spec, vocabulary};
 
 /// The version of the block formats, which never changed since 2023.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -82,7 +82,14 @@ pub(crate) fn general(meta: &mut Metadata, path: &Path, architecture: &str, kind
     meta.set("general.architecture", architecture);
     meta.set("general.type", kind);
     if let Some(name) = path.canonicalize().ok().as_deref().and_then(Path::file_name) {
-        meta.set("general.name", title(&name.to_string_lossy()));
+        let name = name.to_string_lossy();
+        meta.set("general.name", title(&name));
+        let NameParts { basename, finetune, version } = NameParts::of(&name);
+        for (key, value) in [("basename", basename), ("finetune", finetune), ("version", version)] {
+            if let Some(value) = value {
+                meta.set(&format!("general.{key}"), value);
+            }
+        }
     }
     meta.set("general.size_label", size_label(specs));
 }

