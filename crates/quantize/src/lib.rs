@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod blend;
 mod calibrate;
 mod choice;
@@ -30,6 +31,7 @@ mod unproved;
 mod vocabulary;
 mod write;
 
+pub use adapter::export_adapter;
 pub use blend::Method;
 pub use calibrate::{calibrate, read_importance};
 pub use choice::Kind;

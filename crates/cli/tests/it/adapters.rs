@@ -49,3 +49,17 @@ fn serve_checks_the_adapters_that_it_is_given() {
     check(&[&others]).fails_with(1, &["--adapter mine", "another model's adapter"]);
     check(&["mine=nowhere"]).fails_with(1, &["--adapter mine", "nowhere"]);
 }
+
+#[test]
+fn an_adapter_goes_into_the_other_form_and_back() {
+    let (place, adapter, model) = (Place::new(), fixture("parity-train/qwen2/adapter_init"), fixture("parity/qwen2"));
+    let export = |from: &str, to: &str| place.run(&["export", &model, "--adapter", from, "--out", to]);
+    export(&adapter, "one.gguf").exits(0);
+    export("one.gguf", "back").exits(0);
+    let expected = answer(&place, &["--adapter", &adapter]);
+    assert_eq!(expected, answer(&place, &["--adapter", "one.gguf"]));
+    assert_eq!(expected, answer(&place, &["--adapter", "back"]));
+    export(&adapter, "one.gguf").fails_with(1, &["there already"]);
+    export(&fixture("parity-train/qwen3/adapter_init"), "other.gguf").fails_with(1, &["another model's adapter"]);
+    assert!(!place.path("other.gguf").exists());
+}

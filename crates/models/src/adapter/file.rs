@@ -1,5 +1,7 @@
 //! Adapters from files into a plan and back: every module of a file finds its matrix, or the adapter is refused.
 
+use std::{collections::BTreeMap, path::Path};
+
 use qwenkit_formats::{Adapter as File, AdapterModule, AdapterNames, AdapterSettings, AdapterTensor};
 use qwenkit_kernels::HeadOrder;
 
@@ -61,11 +63,28 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// The name in GGUF files of a module that Hugging Face's adapters call `name`.
-    pub fn gguf_name(name: &str) -> Option<String> {
-        let (layer, path) = inside(name, AdapterNames::HuggingFace)?;
-        let module = Module::ALL.into_iter().find(|m| m.pair().0 == path)?;
-        Some(format!("blk.{layer}.{}", module.pair().1))
+    /// `file` with its modules called as bases of the other form call them, `path` being where it came from.
+    ///
+    /// # Errors
+    /// When a module has no place in the model, or is made of heads that the other form has in another order.
+    pub fn in_form(plan: &Plan, file: File, path: &Path, names: AdapterNames) -> Result<File, Error> {
+        let from = file.names;
+        let mut others = BTreeMap::new();
+        for m in &file.modules {
+            let (layer, module) = place(plan, from, m)?;
+            if RECURRENT.contains(&module) && file_order(plan, names) != file_order(plan, from) {
+                let (part, found) = (m.name.clone(), "a module of a recurrent layer".into());
+                let expected = "none: the other form has these heads in another order; merge the adapter into its base";
+                return Err(Error::Adapter { part, found, expected: expected.into() });
+            }
+            let (hf, gguf) = module.pair();
+            let other = match names {
+                AdapterNames::HuggingFace => format!("{}layers.{layer}.{hf}", BODIES[0].0),
+                AdapterNames::Gguf => format!("blk.{layer}.{gguf}"),
+            };
+            others.insert(m.name.clone(), other);
+        }
+        Ok(file.renamed(path, names, |name| others.get(name).cloned())?)
     }
 
     /// The adapter as a file has it, with Hugging Face's names. `values` are its numbers, or others in the same order, such
