@@ -371,6 +371,43 @@ fn attention_is_exact_and_the_same_for_any_cut() {
     }
 }
 
+/// A broken weight has to be seen at the end of the model, whatever op it goes through.
+#[test]
+fn what_is_no_number_stays_none() {
+    let mut random = Random(11);
+    for isa in Isa::available() {
+        let compute = Compute::new(2, isa);
+        for kv_type in [KvType::F32, KvType::F16] {
+            let case = AttentionCase { heads: 4, kv_heads: 2, dim: 64, window: None, kv_type };
+            let tokens = 3 * PAGE_TOKENS + 5;
+            let (q, k) = (random.values(tokens * 4 * 64), random.values(tokens * 2 * 64));
+            let v = random.values(k.len());
+            for (bad, of_key) in [(2, true), (2 * PAGE_TOKENS + 3, true), (tokens - 1, true), (70, false)] {
+                let (mut q, mut k) = (q.clone(), k.clone());
+                match of_key {
+                    true => k[bad * 2 * 64 + 7] = f32::NAN,
+                    false => q[bad * 4 * 64 + 7] = f32::NAN,
+                }
+                for cuts in [&[][..], &[PAGE_TOKENS + 9, tokens - 1]] {
+                    let out = case.cached(&compute, cuts, &q, &k, &v);
+                    for (t, row) in out.chunks_exact(4 * 64).enumerate() {
+                        let expected = if of_key { t >= bad } else { t == bad };
+                        let found = row[..64].iter().all(|x| x.is_nan());
+                        let what = format!("{kv_type:?} on {isa}: position {t}, bad {bad}, of a key: {of_key}");
+                        assert_eq!(found, expected, "{what}");
+                        assert!(row[2 * 64..].iter().all(|x| x.is_finite()), "{what}");
+                    }
+                }
+            }
+        }
+        let (mut gate, up) = (vec![0.5; 40], vec![1.0; 40]);
+        gate[3] = f32::NAN;
+        gate[33] = f32::NAN;
+        compute.silu_mul(&mut gate, &up, 20);
+        assert!(gate.iter().enumerate().all(|(i, x)| x.is_nan() == (i == 3 || i == 33)), "silu on {isa}: {gate:?}");
+    }
+}
+
 #[test]
 fn long_sequences_are_shared_among_threads_span_by_span() {
     let mut random = Random(16);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file};
 use qwenkit_kernels::{Compute, Isa};
-use qwenkit_models::{Adapter, Model};
+use qwenkit_models::{Adapter, LoraShape, Model, Module};
 use qwenkit_tensor::TokenId;
 use qwenkit_train::{AdamW, Example, Goal, Learner, StepSettings};
 
@@ -134,6 +134,51 @@ fn a_step_has_the_same_bits_on_any_number_of_threads_and_whatever_is_kept() {
         }
         for (bits, what) in &found[1..] {
             assert!(*bits == found[0].0, "{what} differs from {}", found[0].1);
+        }
+    }
+}
+
+/// A mixture's shared expert is recorded nowhere: along each module's gradient the loss has to change as the gradient says.
+#[test]
+fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    for name in ["qwen2-moe", "qwen3.5-moe"] {
+        let files = ModelFiles::open(&fixture(&format!("parity/{name}"))).unwrap();
+        let model = Model::load(&files, &compute, &mut |_| {}).unwrap();
+        let shape = |(layer, module): (usize, Module)| LoraShape { layer, module, rank: 2, scale: 1.0 };
+        let places = (0..model.plan().layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
+        let shapes: Vec<LoraShape> =
+            places.filter(|(layer, module)| module.shape(model.plan(), *layer).is_some()).map(shape).collect();
+        assert!(shapes.iter().any(|shape| shape.module == Module::SharedDownProj), "{name}");
+        let mut adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+        for (i, x) in adapter.values_mut().iter_mut().enumerate() {
+            *x = 0.1 * (i as f32 * 0.73 + 0.4).sin();
+        }
+        let example = |seed: usize| Example {
+            ids: (0..24).map(|i| TokenId(((i * 31 + seed * 97) % 300) as u32)).collect(),
+            goal: Goal::Tokens(vec![true; 24]),
+        };
+        let examples = [example(1), example(2)];
+        let batch: Vec<&Example> = examples.iter().collect();
+        for sparing in [false, true] {
+            let mut learner = Learner::new(&model, &compute, adapter.clone(), sparing);
+            learner.gradients(&batch, usize::MAX).unwrap();
+            let grads = learner.grads.clone();
+            for lora in adapter.loras() {
+                let own: Vec<usize> = lora.a().chain(lora.b()).collect();
+                let length = own.iter().map(|&i| f64::from(grads[i]).powi(2)).sum::<f64>().sqrt();
+                let what = format!("{name}, layer {}, {:?}, sparing: {sparing}", lora.layer, lora.module);
+                assert!(length > 0.0, "{what}");
+                let mut loss = |by: f64| {
+                    let values = learner.adapter.values_mut();
+                    values.copy_from_slice(adapter.values());
+                    own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                    learner.gradients(&batch, usize::MAX).unwrap().loss
+                };
+                let by = 2e-2;
+                let slope = (loss(by) - loss(-by)) / (2.0 * by);
+                assert!((slope - length).abs() <= 0.02 * length + 1e-4, "{what}: slope {slope}, gradient {length}");
+            }
         }
     }
 }

@@ -127,11 +127,11 @@ fn weigh<F: KvForm>(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
     (largest, lanes::sum_by(&scores[..], |x| x))
 }
 
-/// `lanes::exp_2` of eight values that are no larger than 0.
+/// `lanes::exp_2` of eight values that are no larger than 0. What is no number stays none: it has to be the second operand.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn exp_2(x: __m256) -> __m256 {
-    let x = _mm256_max_ps(x, _mm256_set1_ps(-126.0));
+    let x = _mm256_max_ps(_mm256_set1_ps(-126.0), x);
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let r = _mm256_sub_ps(x, n);
     let mut p = _mm256_set1_ps(EXP_2[0]);

@@ -183,8 +183,8 @@ unsafe fn weigh<F: KvForm, const NATIVE: bool, const Q: usize>(tile: &Tile<'_, F
         let both = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(before), own);
         let from = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(new_largest), new_largest);
         let both = exp_2(_mm512_sub_ps(both, from));
-        // A query that sees nothing of this chunk keeps what it has.
-        let some = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(own, _mm256_set1_ps(f32::NEG_INFINITY));
+        // A query that sees nothing of this chunk keeps what it has; what is no number is not nothing.
+        let some = _mm256_cmp_ps_mask::<_CMP_NEQ_UQ>(own, _mm256_set1_ps(f32::NEG_INFINITY));
         let old = _mm256_mask_mov_ps(_mm256_set1_ps(1.0), some, _mm512_castps512_ps256(both));
         let new = _mm256_maskz_mov_ps(some, _mm512_extractf32x8_ps::<1>(both));
         let own = _mm256_mul_ps(_mm256_loadu_ps(total.as_ptr()), new);

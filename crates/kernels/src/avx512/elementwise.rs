@@ -25,11 +25,12 @@ pub(crate) unsafe fn silu_mul_row(up: &[f32], gate: &mut [f32]) {
     }
 }
 
-/// `lanes::exp_2` of sixteen values, with 125 in place of what is larger.
+/// `lanes::exp_2` of sixteen values, with 125 in place of what is larger. What is no number stays none: of two operands of which one
+/// is none, the second is the larger and the smaller.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn exp_2(x: __m512) -> __m512 {
-    let x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-126.0)), _mm512_set1_ps(125.0));
+    let x = _mm512_min_ps(_mm512_set1_ps(125.0), _mm512_max_ps(_mm512_set1_ps(-126.0), x));
     let n = _mm512_roundscale_ps::<0>(x);
     let r = _mm512_sub_ps(x, n);
     let mut p = _mm512_set1_ps(EXP_2[0]);
