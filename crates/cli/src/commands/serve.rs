@@ -263,9 +263,8 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         let adapters = if is_first { args.adapter.clone() } else { Vec::new() };
         if let Some(session) = &session {
             for adapter in &adapters {
-                let opened = AdapterFile::open(&adapter.path).map_err(qwenkit_engine::Error::from);
-                let found = opened.and_then(|file| session.adapter(&file));
-                found.map_err(|error| anyhow::anyhow!("--adapter {}: {error}", adapter.name))?;
+                let read = || anyhow::Ok(session.adapter(&AdapterFile::open(&adapter.path)?).map(drop)?);
+                read().map_err(|error| anyhow::anyhow!("--adapter {}: {error}", adapter.name))?;
             }
         }
         let source = match session {
