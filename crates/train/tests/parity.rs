@@ -150,10 +150,14 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
         let shapes: Vec<LoraShape> =
             places.filter(|(layer, module)| module.shape(model.plan(), *layer).is_some()).map(shape).collect();
         assert!(shapes.iter().any(|shape| shape.module == Module::SharedDownProj), "{name}");
-        let mut adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
-        for (i, x) in adapter.values_mut().iter_mut().enumerate() {
-            *x = 0.1 * (i as f32 * 0.73 + 0.4).sin();
-        }
+        let made = || {
+            let mut adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+            for (i, x) in adapter.values_mut().iter_mut().enumerate() {
+                *x = 0.1 * (i as f32 * 0.73 + 0.4).sin();
+            }
+            adapter
+        };
+        let adapter = made();
         let example = |seed: usize| Example {
             ids: (0..24).map(|i| TokenId(((i * 31 + seed * 97) % 300) as u32)).collect(),
             goal: Goal::Tokens(vec![true; 24]),
@@ -161,7 +165,7 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
         let examples = [example(1), example(2)];
         let batch: Vec<&Example> = examples.iter().collect();
         for sparing in [false, true] {
-            let mut learner = Learner::new(&model, &compute, adapter.clone(), sparing);
+            let mut learner = Learner::new(&model, &compute, made(), sparing);
             learner.gradients(&batch, usize::MAX).unwrap();
             let grads = learner.grads.clone();
             for lora in adapter.loras() {
