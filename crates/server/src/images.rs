@@ -45,6 +45,8 @@ impl Default for ImageLimits {
 
 /// Permits count pieces of this many bytes.
 const PIECE_BYTES: usize = 1 << 16;
+/// Requests whose images are decoded or wait for it. The server's threads for such work are 512.
+const LINE_MAX: usize = 64;
 /// What OpenAI's `detail: low` brings an image to.
 const LOW_DETAIL_PIXELS: usize = 512 * 512;
 /// Clients differ in padding.
@@ -60,12 +62,19 @@ pub(crate) struct ImageRoom {
     free: Arc<Semaphore>,
     /// Held while an image is decoded: pixels take more than anything else.
     turn: Mutex<()>,
+    /// Places for requests that decode or wait for their turn, so that they never fill the threads that others need too.
+    line: Semaphore,
 }
 
 impl ImageRoom {
     pub(crate) fn new(limits: ImageLimits) -> ImageRoom {
         let pieces = (limits.held_bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS);
-        ImageRoom { limits, free: Arc::new(Semaphore::new(pieces)), turn: Mutex::new(()) }
+        ImageRoom {
+            limits,
+            free: Arc::new(Semaphore::new(pieces)),
+            turn: Mutex::new(()),
+            line: Semaphore::new(LINE_MAX),
+        }
     }
 }
 
@@ -247,6 +256,8 @@ impl Images {
             return Ok(held);
         }
         let room = &model.images;
+        let busy = |_| busy("too many requests wait for their images to be decoded");
+        let _place = room.line.try_acquire().map_err(busy)?;
         let pictures = model.session.pictures().map_err(|error| ApiError::internal(error.to_string()))?;
         let (side, file_bytes) = (MediaLimits::default().side, room.limits.file_bytes as u64);
         let limits = MediaLimits { file_bytes, pixels: room.limits.pixels, side };
@@ -289,9 +300,7 @@ impl ImageRoom {
         }
         let wanted = u32::try_from(pieces).unwrap_or(u32::MAX);
         let Ok(more) = Arc::clone(&self.free).try_acquire_many_owned(wanted) else {
-            let message = "the images of other requests take all the memory for images; try again in a while";
-            let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-            return Err(ApiError { retry_after_s: Some(5), ..error.with_code("queue_full") });
+            return Err(busy("the images of other requests take all the memory for images"));
         };
         match memory {
             Some(memory) => memory.merge(more),
@@ -299,6 +308,13 @@ impl ImageRoom {
         }
         Ok(())
     }
+}
+
+/// What a request is told that may come again in a while.
+fn busy(why: &str) -> ApiError {
+    let message = format!("{why}; try again in a while");
+    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+    ApiError { retry_after_s: Some(5), ..error.with_code("queue_full") }
 }
 
 /// A message's content while it is read: text alone stays text, with a line break between its parts.
