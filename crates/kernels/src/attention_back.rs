@@ -59,16 +59,8 @@ impl Compute {
         grads: [&mut [f32]; 3],
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
-        let tokens = seqs.last().map_or(0, |s| s.end);
+        let tokens = shape.check(seqs, input, d_out, &grads);
         let [dq, dk, dv] = grads;
-        let fits = input.q.len() == tokens * heads * head_dim
-            && input.k.len() == tokens * kv_heads * head_dim
-            && input.v.len() == input.k.len()
-            && d_out.len() == input.q.len()
-            && dq.len() == input.q.len()
-            && dk.len() == input.k.len()
-            && dv.len() == input.k.len();
-        assert!(fits && head_dim <= HEAD_DIM_MAX && heads.is_multiple_of(kv_heads), "attention_backward of {shape:?}");
         // What each query head gives the keys and values: (H, T, K) each.
         let mut parts = vec![0.0; 2 * heads * tokens * head_dim];
         let (dk_parts, dv_parts) = parts.split_at_mut(heads * tokens * head_dim);
@@ -94,6 +86,28 @@ impl Compute {
                 }
             });
         }
+    }
+}
+
+impl AttentionShape {
+    /// The number of tokens.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub(crate) fn check(
+        &self,
+        seqs: &[Range<usize>],
+        input: AttentionInput<'_>,
+        d_out: &[f32],
+        grads: &[&mut [f32]; 3],
+    ) -> usize {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *self;
+        let tokens = seqs.last().map_or(0, |s| s.end);
+        let (wide, narrow) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
+        let fits = [input.q.len(), d_out.len(), grads[0].len()] == [wide; 3]
+            && [input.k.len(), input.v.len(), grads[1].len(), grads[2].len()] == [narrow; 4];
+        assert!(fits && head_dim <= HEAD_DIM_MAX && heads.is_multiple_of(kv_heads), "attention_backward of {self:?}");
+        tokens
     }
 }
 
@@ -190,14 +204,8 @@ for_each_isa! {
         let largest = rest.iter().copied().fold(lanes::max(largest), f32::max);
         shares.iter_mut().for_each(|x| *x = lanes::exp(*x - largest));
         let inverse = 1.0 / lanes::sum_by(shares, |x| x);
-        let mut partial = [0.0f32; lanes::LANES];
-        for (p, d) in shares.chunks_mut(lanes::LANES).zip(d_shares.chunks(lanes::LANES)) {
-            for ((sum, p), d) in partial.iter_mut().zip(p).zip(d) {
-                *p *= inverse;
-                *sum += *p * d;
-            }
-        }
-        let mean = lanes::sum(partial);
+        shares.iter_mut().for_each(|x| *x *= inverse);
+        let mean = lanes::dot(shares, d_shares);
         for (p, d) in shares.iter().zip(d_shares) {
             *d = scale * p * (*d - mean);
         }

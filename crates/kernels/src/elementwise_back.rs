@@ -62,13 +62,7 @@ for_each_isa! {
     pub(crate) fn norm_back_row(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
         let mean = lanes::sum_by(x, |x| x * x) / x.len() as f32;
         let scale = 1.0 / (mean + eps).sqrt();
-        let mut partial = [0.0f32; lanes::LANES];
-        for ((x, w), dy) in x.chunks(lanes::LANES).zip(weight.chunks(lanes::LANES)).zip(dy.chunks(lanes::LANES)) {
-            for (((p, x), w), dy) in partial.iter_mut().zip(x).zip(w).zip(dy) {
-                *p += x * w * dy;
-            }
-        }
-        let along = lanes::sum(partial) * scale * scale * scale / x.len() as f32;
+        let along = lanes::dot_3(x, weight, dy) * scale * scale * scale / x.len() as f32;
         for (((dx, x), w), dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
             *dx += scale * w * dy - x * along;
         }

@@ -81,7 +81,8 @@ impl Compute {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = own.peek();
-                self.kernel(&Task { weight: job.weight, groups, x: job.x, out: &job.out });
+                let out_step = job.weight.rows();
+                self.kernel(&Task { weight: job.weight, groups, x: job.x, out: &job.out, out_step, out_group: 0 });
             }
         });
     }

@@ -70,21 +70,37 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     sum(partial)
 }
 
+/// Sum of products of three rows of one length, in sixteen partial sums.
+#[inline(always)]
+pub(crate) fn dot_3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
+    let mut partial = [0.0; LANES];
+    let (x, y, z) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
+    for ((x, y), z) in x.0.iter().zip(y.0).zip(z.0) {
+        partial.iter_mut().zip(x).zip(y).zip(z).for_each(|(((p, x), y), z)| *p += x * y * z);
+    }
+    partial.iter_mut().zip(x.1).zip(y.1).zip(z.1).for_each(|(((p, x), y), z)| *p += x * y * z);
+    sum(partial)
+}
+
 /// e^x to within 3e-7 of itself for -87 to 88, outside which x is taken for the nearer end: Cody-Waite reduction and the
 /// Taylor polynomial of degree 7 over half an octave.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // 1.5 * 2^23: what is added to it is rounded to a whole number, ties to even, and stands in the low bits of the sum. A
+    // conversion in Rust's way, which saturates, the compiler would do value by value.
+    const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
     // 2^n through the exponent's bits; n is within -126..=127.
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 /// The polynomial of 2^r for r within half an octave, from the highest power down: least relative error, 1e-7, with 1 at 0.

@@ -253,15 +253,47 @@ impl Layout {
     /// Values of row `r` of a group of rows of `out.len()`: (K).
     pub(crate) fn unpack_row(&self, group: &[u8], r: usize, out: &mut [f32]) {
         let cols = out.len();
-        for (h, out) in out.chunks_exact_mut(UNIT / 2).enumerate() {
-            let (scale, addend) = self.scale(group, cols, h / 2, h % 2, r);
-            for (i, x) in out.iter_mut().enumerate() {
-                let q = self.quant_value(self.quant(group, h * (UNIT / 2) + i, r));
-                *x = scale * q as f32;
+        let (units, out) = (group.chunks_exact(self.unit_bytes()), out.as_chunks_mut::<UNIT>().0);
+        for (u, (unit, out)) in units.zip(out).enumerate() {
+            let quants = self.unit_row(unit, r);
+            for (half, (quants, out)) in
+                quants.as_chunks::<{ UNIT / 2 }>().0.iter().zip(out.as_chunks_mut::<{ UNIT / 2 }>().0).enumerate()
+            {
+                let (scale, addend) = self.scale(group, cols, u, half, r);
+                for (x, q) in out.iter_mut().zip(quants) {
+                    *x = scale * self.quant_value(*q) as f32;
+                }
                 if self.has_addend() {
-                    *x += addend;
+                    out.iter_mut().for_each(|x| *x += addend);
                 }
             }
         }
+    }
+
+    /// The stored quants of row `r` in a unit, a word of four after the other.
+    fn unit_row(&self, unit: &[u8], r: usize) -> [u8; UNIT] {
+        let (low, high) = unit.split_at(self.low_bits * UNIT * GROUP_ROWS / 8);
+        let word = |plane: &[u8], vector: usize| {
+            let at = 64 * vector + 4 * r;
+            u32::from_le_bytes([plane[at], plane[at + 1], plane[at + 2], plane[at + 3]])
+        };
+        let mut words: [u32; UNIT / 4] = match self.low_bits {
+            8 => std::array::from_fn(|s| word(low, s)),
+            4 => std::array::from_fn(|s| word(low, s % 4) >> (s / 4 * 4) & 0x0f0f_0f0f),
+            _ => std::array::from_fn(|s| word(low, s / 4) >> (s % 4 * 2) & 0x0303_0303),
+        };
+        match self.high_bits {
+            0 => {}
+            1 => words
+                .iter_mut()
+                .enumerate()
+                .for_each(|(s, to)| *to |= (word(high, 0) >> s & 0x0101_0101) << self.low_bits),
+            _ => words.iter_mut().enumerate().for_each(|(s, to)| {
+                *to |= (word(high, s / 4) >> (s % 4 * 2) & 0x0303_0303) << self.low_bits;
+            }),
+        }
+        let mut quants = [0; UNIT];
+        quants.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(q, word)| *q = word.to_le_bytes());
+        quants
     }
 }

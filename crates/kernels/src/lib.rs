@@ -7,6 +7,7 @@
 mod activations;
 mod attention;
 mod attention_back;
+mod attention_back_half;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -23,7 +24,7 @@ mod encode;
 mod gates;
 mod gelu;
 mod grouped;
-mod head_back;
+mod head_loss;
 mod index;
 mod isa;
 mod kept;
@@ -45,6 +46,7 @@ mod rows;
 mod selected;
 mod shared_out;
 mod streams;
+mod turned;
 mod vector;
 mod weight;
 
@@ -57,6 +59,7 @@ pub use delta_back::DeltaGrads;
 pub use encode::quantize_row;
 pub use gelu::Gelu;
 pub use grouped::GroupedProduct;
+pub use head_loss::HeadLoss;
 pub use index::{IndexCache, IndexKeys, Selection};
 pub use isa::{Isa, IsaError};
 pub use kept::{Kept, KeptType};
@@ -65,6 +68,6 @@ pub use matmul::{Compute, MatmulScratch, Product};
 pub use matmul_back::BackProduct;
 pub use moe::{Route, RouterRule, Routing};
 pub use pool::Pool;
-pub use product::{Join, Mat};
+pub use product::{Join, LowRank, Mat};
 pub use selected::SelectedKv;
 pub use weight::{LoadError, Weight, packed_bytes};

@@ -4,23 +4,31 @@
 //! order, so it has the same bits for any batch size and any number of threads. The kernels of an instruction set are
 //! in the folder of its name; this file only prepares activations and divides the work.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Mutex};
 
 use half::bf16;
 
 use crate::{
     Isa,
     activations::{Activations, UnitFacts, tile_of},
-    layout::UNIT,
+    layout::{GROUP_ROWS, UNIT},
+    matmul_back::BackRoom,
     pool::{Deal, Pool},
+    product::{LowRank, Out},
     shared_out::SharedOut,
     weight::{Operand, Weight},
 };
+
+/// Groups of rows after which what is added to a product is: for 512 tokens 256 KiB of results, which the second-level cache
+/// still holds.
+const ADDED_GROUPS: usize = 8;
 
 /// The machine as the ops use it: threads and instruction set.
 pub struct Compute {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    /// Buffers of the backward of products, which are large and asked for many times in a step.
+    pub(crate) back: Mutex<BackRoom>,
 }
 
 /// One product of several over the same activations: `out`: (T, N) = x W^T.
@@ -40,8 +48,10 @@ pub(crate) struct Task<'a> {
     pub(crate) weight: &'a Weight,
     pub(crate) groups: Range<usize>,
     pub(crate) x: Rows<'a>,
-    /// (T, N)
+    /// Rows of `out_step` values, which begin with group `out_group`: (T, N) when they are whole.
     pub(crate) out: &'a SharedOut<'a, f32>,
+    pub(crate) out_step: usize,
+    pub(crate) out_group: usize,
 }
 
 /// The activation rows of one product, (T, K), in the forms that were prepared.
@@ -62,7 +72,7 @@ impl Compute {
     /// If the instruction set is not available on this machine.
     pub fn new(threads: usize, isa: Isa) -> Compute {
         assert!(Isa::available().contains(&isa), "instruction set {isa} is not available on this machine");
-        Compute { pool: Pool::new(threads), isa }
+        Compute { pool: Pool::new(threads), isa, back: Mutex::default() }
     }
 
     /// The thread pool.
@@ -80,6 +90,21 @@ impl Compute {
     /// # Panics
     /// If a product's shapes do not fit `x`.
     pub fn matmul(&self, scratch: &mut MatmulScratch, x: &[f32], products: &mut [Product<'_>]) {
+        self.matmul_added(scratch, x, products, &[]);
+    }
+
+    /// As `matmul`, and adds to the i-th product the i-th of `added`, if there is one, while the product's results are in cache:
+    /// the same bits as `product` gives afterwards.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn matmul_added(
+        &self,
+        scratch: &mut MatmulScratch,
+        x: &[f32],
+        products: &mut [Product<'_>],
+        added: &[Option<LowRank<'_>>],
+    ) {
         let Some(cols) = products.first().map(|p| p.weight.cols()) else { return };
         let rows = x.len() / cols;
         for p in products.iter() {
@@ -88,6 +113,9 @@ impl Compute {
                 k == cols && x.len() == rows * k && p.out.len() == rows * n,
                 "matmul of ({rows}, {cols}) by ({n}, {k})"
             );
+        }
+        for (p, added) in products.iter().zip(added) {
+            added.iter().for_each(|added| added.check(rows, p.weight.rows()));
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
         scratch.0.prepare(self.isa, &self.pool, x, cols, &needed);
@@ -100,11 +128,18 @@ impl Compute {
             // Groups are counted through all weights in turn.
             deal.each(i, |mine| {
                 let mut start = 0;
-                for (weight, out) in &jobs {
+                for (job, (weight, out)) in jobs.iter().enumerate() {
                     let end = start + weight.groups();
                     let own = mine.start.clamp(start, end) - start..mine.end.clamp(start, end) - start;
-                    if !own.is_empty() {
-                        self.kernel(&Task { weight, groups: own, x, out });
+                    let added = added.get(job).copied().flatten();
+                    let step = if added.is_some() { ADDED_GROUPS } else { own.len().max(1) };
+                    for first in own.clone().step_by(step) {
+                        let groups = first..(first + step).min(own.end);
+                        let cols = groups.start * GROUP_ROWS..(groups.end * GROUP_ROWS).min(weight.rows());
+                        self.kernel(&Task { weight, groups, x, out, out_step: weight.rows(), out_group: 0 });
+                        if let Some(added) = added {
+                            added.add(self.isa, cols, &Out { to: out, at: 0, step: weight.rows() });
+                        }
                     }
                     start = end;
                 }
@@ -127,7 +162,18 @@ impl Compute {
     }
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
+    /// Where results of group `g` for token `t` go: as many as the group has rows.
+    ///
+    /// # Safety
+    /// While they live, nobody takes them again: one thread computes a group.
+    #[inline(always)]
+    pub(crate) unsafe fn results(&self, g: usize, t: usize) -> &'a mut [f32] {
+        let at = t * self.out_step + (g - self.out_group) * GROUP_ROWS;
+        // SAFETY: the caller's promise.
+        unsafe { self.out.slice(at, self.weight.group_rows(g)) }
+    }
+
     /// Calls `f(group, tokens)` for all groups and tokens: tokens in panels of so many values, whole tiles of them, so that a
     /// panel stays in cache while the groups go by.
     pub(crate) fn panels(&self, panel_values: usize, tile_tokens: usize, f: impl Fn(usize, Range<usize>)) {

@@ -14,6 +14,9 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub(crate) const TILE_COLS: usize = 32;
 /// Steps of k between which a tile's sums are in registers: 32 columns of them are 32 KiB.
 const BLOCK_K: usize = 256;
+/// The rank up to which a product is skinny.
+#[cfg(target_arch = "x86_64")]
+const SKINNY_RANK: usize = 64;
 /// Row tiles from which on copying a column tile into one piece pays.
 const COPY_TILES: usize = 8;
 
@@ -108,6 +111,56 @@ pub(crate) struct Tile<'a> {
     pub(crate) steps: usize,
 }
 
+/// Columns whose sums a skinny product holds at once, and rows: 16 KiB.
+pub(crate) const SKINNY_COLS: usize = 256;
+/// Rows of a skinny product.
+pub(crate) const SKINNY_ROWS: usize = 16;
+
+/// What the kernel of a skinny product gets: few rows, many columns; `a` and `b` begin at the first row, step and column.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Skinny<'a> {
+    pub(crate) a: &'a [f32],
+    pub(crate) a_row: usize,
+    pub(crate) a_k: usize,
+    pub(crate) rows: usize,
+    pub(crate) b: &'a [f32],
+    pub(crate) b_k: usize,
+    pub(crate) cols: usize,
+    pub(crate) steps: usize,
+}
+
+/// A product that is added to another where it is made, as an adapter's is: alpha times left right.
+#[derive(Clone, Copy)]
+pub struct LowRank<'a> {
+    /// (T, R)
+    pub left: Mat<'a>,
+    /// (R, N)
+    pub right: Mat<'a>,
+    /// What it is multiplied with.
+    pub alpha: f32,
+}
+
+impl LowRank<'_> {
+    /// # Panics
+    /// If it is not of `rows` by `cols`.
+    pub(crate) fn check(&self, rows: usize, cols: usize) {
+        let LowRank { left, right, .. } = self;
+        assert!(
+            left.rows == rows && left.cols == right.rows && right.cols == cols,
+            "({}, {}) by ({}, {}) added to ({rows}, {cols})",
+            left.rows,
+            left.cols,
+            right.rows,
+            right.cols
+        );
+    }
+
+    /// Adds the part in `cols` to all rows of `out`, on this thread.
+    pub(crate) fn add(&self, isa: Isa, cols: Range<usize>, out: &Out<'_, '_>) {
+        multiply(isa, self.left, &self.right, 0..self.left.rows, cols, Join { alpha: self.alpha, add: true }, out);
+    }
+}
+
 /// Sums of a tile.
 pub(crate) type Sums = [[f32; TILE_COLS]; TILE_ROWS];
 
@@ -148,7 +201,66 @@ impl Compute {
             b.rows,
             b.cols
         );
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 && a.rows * b.cols * a.cols >= 1 << 15 {
+            // A gradient of an adapter sums over tokens: few rows of one side, many of the other, both with tokens as rows.
+            if a.rows <= SKINNY_RANK && a.row_step == 1 && b.col_step == 1 && b.cols >= 2 * SKINNY_RANK {
+                return self.skinny(a, b, into, out, false);
+            }
+            if b.cols <= SKINNY_RANK && a.row_step == 1 && b.col_step == 1 && a.rows >= 2 * SKINNY_RANK {
+                return self.skinny(b.t(), a.t(), into, out, true);
+            }
+        }
         self.product_with(a, &b, into, out);
+    }
+
+    /// `a`: (R, K) by `b`: (K, N) for few rows, which reads `b` once, row after row; `out` is (R, N), or (N, R) if `turned`. The
+    /// same sums as by tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn skinny(&self, a: Mat<'_>, b: Mat<'_>, into: Join, out: &mut [f32], turned: bool) {
+        let (rows, out_step) = (a.rows, if turned { a.rows } else { b.cols });
+        let out = SharedOut::new(out);
+        self.pool.run_split(b.cols, TILE_COLS, |own| {
+            let mut sums = [[0.0; SKINNY_COLS]; SKINNY_ROWS];
+            for col in own.clone().step_by(SKINNY_COLS) {
+                let cols = SKINNY_COLS.min(own.end - col);
+                for first in (0..a.cols).step_by(BLOCK_K) {
+                    let steps = BLOCK_K.min(a.cols - first);
+                    for row in (0..rows).step_by(SKINNY_ROWS) {
+                        let count = SKINNY_ROWS.min(rows - row);
+                        let part = Skinny {
+                            a: &a.data[row * a.row_step + first * a.col_step..],
+                            a_row: a.row_step,
+                            a_k: a.col_step,
+                            rows: count,
+                            b: &b.data[first * b.row_step + col * b.col_step..],
+                            b_k: b.row_step,
+                            cols,
+                            steps,
+                        };
+                        let a_end = (count - 1) * part.a_row + (steps - 1) * part.a_k;
+                        assert!(a_end < part.a.len() && (steps - 1) * part.b_k + cols <= part.b.len(), "a skinny part");
+                        // SAFETY: `Compute::new` has checked the instruction set, and the operands' ends are checked above.
+                        unsafe { crate::avx512::product::skinny(&part, &mut sums) };
+                        let add = into.add || first > 0;
+                        let join = |to: &mut f32, x: f32| *to = if add { *to + into.alpha * x } else { into.alpha * x };
+                        if turned {
+                            for j in 0..cols {
+                                // SAFETY: a column is in one thread's range.
+                                let to = unsafe { out.slice((col + j) * out_step + row, count) };
+                                to.iter_mut().zip(&sums).for_each(|(to, sums)| join(to, sums[j]));
+                            }
+                            continue;
+                        }
+                        for (i, sums) in sums[..count].iter().enumerate() {
+                            // SAFETY: as above.
+                            let to = unsafe { out.slice((row + i) * out_step + col, cols) };
+                            to.iter_mut().zip(sums).for_each(|(to, x)| join(to, *x));
+                        }
+                    }
+                }
+            }
+        });
     }
 
     pub(crate) fn product_with(&self, a: Mat<'_>, b: &impl Right, into: Join, out: &mut [f32]) {
@@ -224,7 +336,7 @@ fn sum(isa: Isa, tile: &Tile<'_>, count: usize, width: usize, sums: &mut Sums) {
         Isa::Avx512 => unsafe { crate::avx512::product::sum(tile, count, width, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { crate::avx2::product::sum(tile, count, sums) },
+        Isa::Avx2 => unsafe { crate::avx2::product::sum(tile, count, width, sums) },
         _ => portable::product::sum(tile, count, sums),
     }
 }
@@ -257,6 +369,34 @@ mod tests {
                             let expected = 1.0 + 2.0 * exact;
                             assert!((f64::from(*out) - expected).abs() < 1e-4, "{isa} ({m}, {k}, {n}) at {i}");
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gradients of adapters, which have a kernel of their own, against the same sums by tiles.
+    #[test]
+    fn skinny_products_have_the_bits_of_tiles() {
+        for isa in Isa::available() {
+            let (t, n) = (300, 333);
+            for rank in [1, 5, 16, 23, 64] {
+                let (h, y) = (wave(t * rank, 0.37), wave(t * n, 0.91));
+                let (h, y) = (Mat::new(&h, t, rank), Mat::new(&y, t, n));
+                let (start, into) = (wave(rank * n, 0.77), Join { alpha: 0.5, add: true });
+                let by_tiles = |a: Mat<'_>, b: Mat<'_>| {
+                    let mut out = start.clone();
+                    let (rows, cols) = (a.rows(), b.cols());
+                    let shared = SharedOut::new(&mut out);
+                    multiply(isa, a, &b, 0..rows, 0..cols, into, &Out { to: &shared, at: 0, step: cols });
+                    out
+                };
+                for threads in [1, 3] {
+                    let compute = Compute::new(threads, isa);
+                    for (a, b) in [(h.t(), y), (y.t(), h)] {
+                        let mut out = start.clone();
+                        compute.product(a, b, into, &mut out);
+                        assert!(out == by_tiles(a, b), "{isa}, rank {rank}");
                     }
                 }
             }

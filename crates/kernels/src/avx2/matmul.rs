@@ -213,14 +213,12 @@ pub(super) unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: u
 /// Writes sums of rows `8 half..` of group `g` for token `t`.
 #[inline(always)]
 pub(super) unsafe fn store(task: &Task<'_>, g: usize, half: usize, t: usize, acc: __m256) {
-    let rows = task.weight.group_rows(g).saturating_sub(HALF_ROWS * half).min(HALF_ROWS);
     let mut values = [0.0; HALF_ROWS];
     // SAFETY: `values` holds eight; this thread alone computes group `g`, so its elements are written once.
     unsafe {
         _mm256_storeu_ps(values.as_mut_ptr(), acc);
-        let at = t * task.weight.rows() + g * GROUP_ROWS + HALF_ROWS * half;
-        if rows > 0 {
-            task.out.slice(at, rows).copy_from_slice(&values[..rows]);
+        if let Some(out) = task.results(g, t).chunks_mut(HALF_ROWS).nth(half) {
+            out.copy_from_slice(&values[..out.len()]);
         }
     }
 }

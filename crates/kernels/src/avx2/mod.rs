@@ -5,6 +5,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod matmul;
+pub(crate) mod matmul_back;
 mod panel;
 pub(crate) mod product;
 pub(crate) mod quantize;

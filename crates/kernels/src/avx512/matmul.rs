@@ -197,7 +197,7 @@ unsafe fn store<const C: usize>(task: &Task<'_>, g: usize, t: usize, acc: [__m51
     for (c, acc) in acc.into_iter().enumerate() {
         // SAFETY: this thread alone computes group `g`, so these elements are written once; the mask keeps to them.
         unsafe {
-            let out = task.out.slice((t + c) * task.weight.rows() + g * GROUP_ROWS, rows);
+            let out = task.results(g, t + c);
             _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, acc);
         }
     }

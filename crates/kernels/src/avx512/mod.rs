@@ -4,8 +4,12 @@
 #![allow(clippy::needless_range_loop)]
 
 pub(crate) mod attention;
+pub(crate) mod attention_back;
 pub(crate) mod elementwise;
 pub(crate) mod matmul;
+pub(crate) mod matmul_back;
 pub(crate) mod product;
 pub(crate) mod quantize;
+mod transpose;
+pub(crate) mod turned;
 mod unit;

@@ -29,10 +29,9 @@ pub(crate) fn run(task: &Task<'_>) {
                 DType::BF16 => dot_bf16(bytemuck::cast_slice(group), task.x.bf16(t)),
                 _ => unpacked.dot(task, t),
             };
-            let rows = weight.group_rows(g);
             // SAFETY: this thread alone computes group `g`, so these elements are written once.
-            let out = unsafe { task.out.slice(t * weight.rows() + g * GROUP_ROWS, rows) };
-            out.copy_from_slice(&sums[..rows]);
+            let out = unsafe { task.results(g, t) };
+            out.copy_from_slice(&sums[..out.len()]);
         }
     }
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod attention;
 pub(crate) mod matmul;
+pub(crate) mod matmul_back;
 pub(crate) mod product;
 pub(crate) mod quantize;

@@ -1,4 +1,4 @@
-//! A tile of a product of f32 matrices in plain Rust; compiled for AVX2 as well.
+//! A tile of a product of f32 matrices in plain Rust.
 
 use crate::product::{Sums, TILE_COLS, Tile};
 
