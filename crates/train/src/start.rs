@@ -15,6 +15,8 @@ pub struct AdapterShape {
     pub rslora: bool,
     /// Names of the matrices, such as `q_proj`; of a mixture's, those outside its experts.
     pub targets: Vec<String>,
+    /// The first layer that is adapted, counted from 0.
+    pub from_layer: usize,
     /// Labels, for a classifier.
     pub labels: Option<usize>,
 }
@@ -38,7 +40,9 @@ impl AdapterShape {
         let mut shapes = Vec::new();
         for name in &self.targets {
             let before = shapes.len();
-            for (layer, module) in (0..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module))) {
+            for (layer, module) in
+                (self.from_layer..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)))
+            {
                 if module.name() == name && module.shape(plan, layer).is_some() {
                     shapes.push(LoraShape { layer, module, rank: self.rank, scale: self.scale() });
                 }

@@ -125,13 +125,16 @@ pub(crate) struct ShapeArgs {
     /// The matrices that are adapted
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Vec<String>,
+    /// The first layer that is adapted, counted from 0 [default: 0; for labels a third of the way up, which is faster]
+    #[arg(long, value_name = "LAYER")]
+    from_layer: Option<u16>,
 }
 
 /// How the training goes.
 #[derive(Args)]
 #[command(next_help_heading = "The training")]
 pub(crate) struct CourseArgs {
-    /// Times that all data are gone through [default: 3, with few samples up to 10; 2 for labels]
+    /// Times that all data are gone through [default: 3, with few samples up to 10; 1.5 for labels]
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
     epochs: Option<f64>,
     /// Steps, instead of epochs
@@ -161,7 +164,7 @@ pub(crate) struct CourseArgs {
     /// Samples kept apart to validate with [default: a share of all, by how many there are]
     #[arg(long, value_name = "N")]
     validation: Option<u32>,
-    /// Steps between two validations [default: eight in a run]
+    /// Steps between two validations [default: eight in a run; four for labels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     validate_every: Option<u32>,
     /// Validations without a better one after which the run ends

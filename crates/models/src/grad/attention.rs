@@ -1,6 +1,6 @@
 //! Softmax attention over whole sequences, both ways.
 
-use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KvType, Product};
+use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KeptType, KvType, Product};
 
 use super::tape::{LayerTape, Room, SequenceState, Way, sized};
 use crate::{adapter::Module, blocks::Attention, error::Error};
@@ -26,10 +26,15 @@ pub(super) fn forward(
         Product { weight: &block.v_proj, out: &mut *v },
     ];
     products.extend(block.gate_proj.as_ref().map(|weight| Product { weight, out: &mut *gate }));
-    compute.matmul(&mut room.matmul, x, &mut products);
-    way.adapt(Module::QProj, x, &mut tape.lows, &mut [&mut *q, &mut *gate]);
-    way.adapt(Module::KProj, x, &mut tape.lows, &mut [&mut *k]);
-    way.adapt(Module::VProj, x, &mut tape.lows, &mut [&mut *v]);
+    way.low(&INPUTS, x, &mut tape.lows);
+    let (queries, keys) = (block.q_proj.rows(), block.k_proj.rows());
+    let added = [
+        way.added(Module::QProj, (0, queries), &tape.lows),
+        way.added(Module::KProj, (0, keys), &tape.lows),
+        way.added(Module::VProj, (0, keys), &tape.lows),
+        block.gate_proj.as_ref().and_then(|_| way.added(Module::QProj, (queries, queries), &tape.lows)),
+    ];
+    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
     for (x, bias) in [(&mut *q, &block.q_bias), (&mut *k, &block.k_bias), (&mut *v, &block.v_bias)] {
         if let Some(bias) = bias {
             compute.add_bias(x, bias);
@@ -51,10 +56,14 @@ pub(super) fn forward(
     if block.gate_proj.is_some() {
         compute.sigmoid_mul(heads, gate, block.q_proj.rows());
     }
-    compute.matmul(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out: &mut *out }]);
-    way.adapt(Module::OProj, heads, &mut tape.lows, &mut [out]);
+    way.low(&[Module::OProj], heads, &mut tape.lows);
+    let added = [way.added(Module::OProj, (0, block.o_proj.rows()), &tape.lows)];
+    compute.matmul_added(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out }], &added);
     Ok(())
 }
+
+/// Modules of the block's input.
+const INPUTS: [Module; 3] = [Module::QProj, Module::KProj, Module::VProj];
 
 fn scale(block: &Attention) -> f32 {
     1.0 / (block.plan.head_dim as f32).sqrt()
@@ -79,19 +88,17 @@ pub(super) fn backward(
     room: &mut Room,
     (x, d_out): (&[f32], &[f32]),
     grads: &mut [f32],
-    mut dx: Option<&mut [f32]>,
+    dx: Option<&mut [f32]>,
 ) {
     let (plan, compute) = (&block.plan, way.compute);
     let tokens = x.len() / block.q_proj.cols();
     let (q_len, kv_len) = (tokens * block.q_proj.rows(), tokens * block.k_proj.rows());
     let has_gate = block.gate_proj.is_some();
-    let Room { a, b, c, d, e, f, g, h, low, part, .. } = room;
+    let Room { a, b, c, d, e, f, g, h, d_lows, part, .. } = room;
     // Heads before the gate, the gate, and what went into the output projection.
     let (heads, gate) = (sized(a, q_len), sized(b, if has_gate { q_len } else { 0 }));
     compute.recall(&tape.heads, heads);
     compute.recall(&tape.gate, gate);
-    let d_heads = sized(c, q_len);
-    compute.matmul_backward(&[BackProduct { weight: &block.o_proj, dy: d_out }], Join::OVER, d_heads);
     let gated = match has_gate {
         true => {
             let gated = sized(d, q_len);
@@ -101,8 +108,10 @@ pub(super) fn backward(
         }
         false => &*heads,
     };
-    let scratch = (&mut *low, &mut *part);
-    way.adapt_backward(Module::OProj, (gated, &tape.lows), &[d_out], scratch, grads, Some(&mut *d_heads));
+    way.low_backward(Module::OProj, (gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
+    let d_heads = sized(c, q_len);
+    let added = way.through(&[Module::OProj], d_lows);
+    compute.matmul_backward_added(&[BackProduct { weight: &block.o_proj, dy: d_out }], &added, Join::OVER, d_heads);
     if has_gate {
         // `gate` becomes its own gradient.
         compute.sigmoid_mul_backward(heads, gate, d_heads, block.q_proj.rows());
@@ -122,7 +131,11 @@ pub(super) fn backward(
         window: plan.window,
         scale: scale(block),
     };
-    compute.attention_backward(shape, way.seqs, AttentionInput { q, k, v }, d_heads, [dq, dk, dv]);
+    let (input, towards) = (AttentionInput { q, k, v }, [&mut *dq, &mut *dk, &mut *dv]);
+    match way.form {
+        KeptType::F32 => compute.attention_backward(shape, way.seqs, input, d_heads, towards),
+        KeptType::Bf16 => compute.attention_backward_rounded(shape, way.seqs, input, d_heads, towards),
+    }
     for (d, norm, kept, raw) in [(&mut *dq, &block.q_norm, &tape.q, q), (&mut *dk, &block.k_norm, &tape.k, k)] {
         compute.rope_backward(d, plan.head_dim, way.cos, way.sin, way.pairs);
         if let Some(norm) = norm {
@@ -133,18 +146,16 @@ pub(super) fn backward(
             d.copy_from_slice(through);
         }
     }
-    if let Some(dx) = &mut dx {
+    for (module, dys) in INPUTS.into_iter().zip([&[&*dq, &*gate][..], &[&*dk], &[&*dv]]) {
+        way.low_backward(module, (x, &tape.lows), dys, (&mut *d_lows, &mut *part), grads);
+    }
+    if let Some(dx) = dx {
         let mut products = vec![
             BackProduct { weight: &block.q_proj, dy: dq },
             BackProduct { weight: &block.k_proj, dy: dk },
             BackProduct { weight: &block.v_proj, dy: dv },
         ];
         products.extend(block.gate_proj.as_ref().map(|weight| BackProduct { weight, dy: gate }));
-        compute.matmul_backward(&products, Join::OVER, dx);
-    }
-    for (module, dys) in
-        [(Module::QProj, &[&*dq, &*gate][..]), (Module::KProj, &[&*dk][..]), (Module::VProj, &[&*dv][..])]
-    {
-        way.adapt_backward(module, (x, &tape.lows), dys, (&mut *low, &mut *part), grads, dx.as_deref_mut());
+        compute.matmul_backward_added(&products, &way.through(&INPUTS, d_lows), Join::OVER, dx);
     }
 }

@@ -6,6 +6,9 @@ use qwenkit_kernels::{BackProduct, DeltaGrads, DeltaInput, Join, Product};
 use super::tape::{LayerTape, Room, SequenceState, Way, sized};
 use crate::{adapter::Module, blocks::DeltaNet, error::Error, plan::GateKind};
 
+/// Modules of the block's input.
+const INPUTS: [Module; 4] = [Module::InProjQkv, Module::InProjZ, Module::InProjB, Module::InProjA];
+
 /// Lengths of the inner values of T tokens.
 struct Sizes {
     /// (T, C)
@@ -41,11 +44,11 @@ fn results(
         Product { weight: &block.in_b, out: &mut *write },
         Product { weight: &block.in_a, out: &mut *fade },
     ];
-    compute.matmul(&mut room.matmul, x, &mut products);
-    way.adapt(Module::InProjQkv, x, &mut tape.lows, &mut [&mut *raw]);
-    way.adapt(Module::InProjZ, x, &mut tape.lows, &mut [&mut *z]);
-    way.adapt(Module::InProjB, x, &mut tape.lows, &mut [&mut *write]);
-    way.adapt(Module::InProjA, x, &mut tape.lows, &mut [&mut *fade]);
+    way.low(&INPUTS, x, &mut tape.lows);
+    let widths = [shape.channels(), shape.value_width(), shape.value_heads, shape.value_heads];
+    let added: Vec<_> =
+        INPUTS.into_iter().zip(widths).map(|(module, width)| way.added(module, (0, width), &tape.lows)).collect();
+    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
     let (conv, delta, seqs) = state.recurrent(&block.plan, way.seqs)?;
     let (qkv, unit) = (sized(&mut room.d, sizes.channels), sized(&mut room.e, sizes.channels));
     compute.causal_conv_silu(conv, &seqs, &block.conv, raw, qkv);
@@ -78,8 +81,9 @@ pub(super) fn forward(
             results
         }
     };
-    compute.matmul(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out: &mut *out }]);
-    way.adapt(Module::OutProj, gated, &mut tape.lows, &mut [out]);
+    way.low(&[Module::OutProj], gated, &mut tape.lows);
+    let added = [way.added(Module::OutProj, (0, block.out_proj.rows()), &tape.lows)];
+    compute.matmul_added(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out }], &added);
     Ok(())
 }
 
@@ -91,26 +95,26 @@ pub(super) fn backward(
     room: &mut Room,
     (x, d_out): (&[f32], &[f32]),
     grads: &mut [f32],
-    mut dx: Option<&mut [f32]>,
+    dx: Option<&mut [f32]>,
 ) -> Result<(), Error> {
     results(block, way, state, tape, room, x)?;
     let (shape, compute, sizes) = (block.plan.shape, way.compute, sizes(block, x));
     let width = shape.value_width();
-    let Room { a, b, c, d, e, f, g, h, low, part, .. } = room;
+    let Room { a, b, c, d, e, f, g, h, d_lows, part, .. } = room;
     let (z, results, normed) = (sized(b, sizes.values), sized(f, sizes.values), sized(g, sizes.values));
     normed.copy_from_slice(results);
     compute.rms_norm_in_place(normed, &block.norm, way.eps);
-    let d_gated = sized(h, sizes.values);
-    compute.matmul_backward(&[BackProduct { weight: &block.out_proj, dy: d_out }], Join::OVER, d_gated);
     if way.adapter.lora(way.layer, Module::OutProj).is_some() {
         let mut gated = if block.plan.gate == GateKind::Silu { z.to_vec() } else { normed.to_vec() };
         match block.plan.gate {
             GateKind::Silu => compute.silu_mul(&mut gated, normed, width),
             GateKind::Sigmoid => compute.sigmoid_mul(&mut gated, z, width),
         }
-        let scratch = (&mut *low, &mut *part);
-        way.adapt_backward(Module::OutProj, (&gated, &tape.lows), &[d_out], scratch, grads, Some(&mut *d_gated));
+        way.low_backward(Module::OutProj, (&gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
     }
+    let d_gated = sized(h, sizes.values);
+    let out_proj = [BackProduct { weight: &block.out_proj, dy: d_out }];
+    compute.matmul_backward_added(&out_proj, &way.through(&[Module::OutProj], d_lows), Join::OVER, d_gated);
     // z and `d_normed` become gradients.
     let d_normed = match block.plan.gate {
         GateKind::Silu => {
@@ -134,19 +138,17 @@ pub(super) fn backward(
     compute.unit_heads_backward(shape, qkv, &mut d_qkv);
     let d_raw = sized(f, sizes.channels);
     compute.causal_conv_silu_backward(block.plan.conv(), way.seqs, &block.conv, (raw, &d_qkv), h, d_raw);
-    if let Some(dx) = &mut dx {
+    for (module, dy) in INPUTS.into_iter().zip([&*d_raw, &*z, &d_write, &d_fade]) {
+        way.low_backward(module, (x, &tape.lows), &[dy], (&mut *d_lows, &mut *part), grads);
+    }
+    if let Some(dx) = dx {
         let products = [
             BackProduct { weight: &block.in_qkv, dy: d_raw },
             BackProduct { weight: &block.in_z, dy: z },
             BackProduct { weight: &block.in_b, dy: &d_write },
             BackProduct { weight: &block.in_a, dy: &d_fade },
         ];
-        compute.matmul_backward(&products, Join::OVER, dx);
-    }
-    for (module, dy) in
-        [(Module::InProjQkv, &*d_raw), (Module::InProjZ, &*z), (Module::InProjB, &d_write), (Module::InProjA, &d_fade)]
-    {
-        way.adapt_backward(module, (x, &tape.lows), &[dy], (&mut *low, &mut *part), grads, dx.as_deref_mut());
+        compute.matmul_backward_added(&products, &way.through(&INPUTS, d_lows), Join::OVER, dx);
     }
     Ok(())
 }

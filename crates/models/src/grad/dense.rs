@@ -18,14 +18,15 @@ pub(super) fn forward(
     let len = x.len() / block.gate.cols() * width;
     let (gate, up) = (sized(&mut room.a, len), sized(&mut room.b, len));
     let mut products = [Product { weight: &block.gate, out: &mut *gate }, Product { weight: &block.up, out: &mut *up }];
-    compute.matmul(&mut room.matmul, x, &mut products);
-    way.adapt(of_gate, x, &mut tape.lows, &mut [&mut *gate]);
-    way.adapt(of_up, x, &mut tape.lows, &mut [&mut *up]);
+    way.low(&[of_gate, of_up], x, &mut tape.lows);
+    let added = [of_gate, of_up].map(|module| way.added(module, (0, width), &tape.lows));
+    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
     compute.keep(&mut tape.ffn_gate, way.form, gate);
     compute.keep(&mut tape.ffn_up, way.form, up);
     compute.silu_mul(gate, up, width);
-    compute.matmul(&mut room.matmul, gate, &mut [Product { weight: &block.down, out: &mut *out }]);
-    way.adapt(of_down, gate, &mut tape.lows, &mut [out]);
+    way.low(&[of_down], gate, &mut tape.lows);
+    let added = [way.added(of_down, (0, block.down.rows()), &tape.lows)];
+    compute.matmul_added(&mut room.matmul, gate, &mut [Product { weight: &block.down, out }], &added);
 }
 
 /// From d_out: (T, D), the gradient towards what `forward` gave for x: (T, D), adds the adapter's gradients to `grads`; `dx`:
@@ -43,22 +44,22 @@ pub(super) fn backward(
 ) {
     let (compute, width) = (way.compute, block.gate.rows());
     let len = x.len() / block.gate.cols() * width;
-    let Room { a, b, c, d, low, part, .. } = room;
+    let Room { a, b, c, d, d_lows, part, .. } = room;
     let (gate, up, d_hidden) = (sized(a, len), sized(b, len), sized(c, len));
     compute.recall(&tape.ffn_gate, gate);
     compute.recall(&tape.ffn_up, up);
-    compute.matmul_backward(&[BackProduct { weight: &block.down, dy: d_out }], Join::OVER, d_hidden);
     if way.adapter.lora(way.layer, of_down).is_some() {
         let hidden = sized(d, len);
         hidden.copy_from_slice(gate);
         compute.silu_mul(hidden, up, width);
-        let scratch = (&mut *low, &mut *part);
-        way.adapt_backward(of_down, (hidden, &tape.lows), &[d_out], scratch, grads, Some(&mut *d_hidden));
+        way.low_backward(of_down, (hidden, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
     }
+    let down = [BackProduct { weight: &block.down, dy: d_out }];
+    compute.matmul_backward_added(&down, &way.through(&[of_down], d_lows), Join::OVER, d_hidden);
     compute.silu_mul_backward(gate, up, d_hidden, width);
-    let products = [BackProduct { weight: &block.gate, dy: gate }, BackProduct { weight: &block.up, dy: up }];
-    compute.matmul_backward(&products, Join::OVER, dx);
     for (module, dy) in [(of_gate, &*gate), (of_up, &*up)] {
-        way.adapt_backward(module, (x, &tape.lows), &[dy], (&mut *low, &mut *part), grads, Some(&mut *dx));
+        way.low_backward(module, (x, &tape.lows), &[dy], (&mut *d_lows, &mut *part), grads);
     }
+    let products = [BackProduct { weight: &block.gate, dy: gate }, BackProduct { weight: &block.up, dy: up }];
+    compute.matmul_backward_added(&products, &way.through(&[of_gate, of_up], d_lows), Join::OVER, dx);
 }

@@ -3,17 +3,13 @@
 //! Only rows that something is learnt from go through, so many at a time: all logits of a long text at once would take more
 //! memory than the model.
 
-use qwenkit_kernels::{BackProduct, Join, KeptType, Mat, Product};
+use qwenkit_kernels::{HeadLoss, Join, Mat};
 
 use super::{
     Aim,
     tape::{HEAD_ROWS, Room, Way, sized},
 };
 use crate::{adapter::Adapter, load::Model};
-
-/// The share of a row's probabilities that its gradient may leave out, where activations are rounded anyway: less than the
-/// rounding of one bf16.
-const LEFT_OUT: f32 = 1.0 / 256.0;
 
 /// Losses of the aim's rows into `losses`, from x: (T, D). With `back`, also the gradient towards x, which is written, and a
 /// classifier's, which is added to the adapter's.
@@ -27,7 +23,7 @@ pub(super) fn losses(
     mut back: Option<(&mut [f32], &mut [f32])>,
 ) {
     let width = norm.len();
-    let Room { matmul, normed, d_normed, out, a, b, .. } = room;
+    let Room { matmul, normed, d_normed, a, b, .. } = room;
     let (rows, targets, scales): (Vec<usize>, &[u32], &[f32]) = match aim {
         Aim::NextTokens { rows, targets, scales } => (rows.to_vec(), targets, scales),
         Aim::Labels { labels, scales } => (way.seqs.iter().map(|seq| seq.end - 1).collect(), labels, scales),
@@ -54,21 +50,10 @@ pub(super) fn losses(
         let outcome = (&targets[tile.clone()], scales[tile.start], &mut losses[tile.clone()]);
         match aim {
             Aim::NextTokens { .. } => {
-                let weight = model.head.as_ref().unwrap_or(&model.embedding);
-                let logits = sized(out, same * weight.rows());
-                way.compute.matmul(matmul, normed, &mut [Product { weight, out: &mut *logits }]);
                 let (targets, scale, losses) = outcome;
-                way.compute.cross_entropy(logits, targets, scale, losses);
-                if back.is_some() {
-                    match way.form {
-                        KeptType::F32 => {
-                            way.compute.matmul_backward(&[BackProduct { weight, dy: logits }], Join::OVER, d_normed);
-                        }
-                        KeptType::Bf16 => {
-                            way.compute.head_backward(weight, logits, (scale, LEFT_OUT), d_normed);
-                        }
-                    }
-                }
+                let head = HeadLoss { head: model.head.as_ref().unwrap_or(&model.embedding), targets, scale };
+                let towards = back.is_some().then_some(&mut *d_normed);
+                way.compute.head_loss(matmul, &head, normed, losses, towards);
             }
             Aim::Labels { .. } => {
                 let grads = back.as_mut().map(|(grads, _)| &mut **grads);

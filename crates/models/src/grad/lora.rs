@@ -1,43 +1,59 @@
 //! Adapters both ways: what a module's LoRA adds, and its gradients. y += s (x A) B, so with h = x A:
-//! dB = s h^T dy, dh = s dy B^T, dA = x^T dh, dx += dh A^T.
+//! dB = s h^T dy, dh = s dy B^T, dA = x^T dh, dx += dh A^T. What is added to a product is added while that is made.
 
-use qwenkit_kernels::{Join, Mat};
+use qwenkit_kernels::{Join, LowRank, Mat};
 
 use super::tape::{Way, sized};
 use crate::adapter::Module;
 
+/// A matrix for each module: x A, or the gradient towards it, (T, R); empty where nothing is adapted.
+pub(super) type Lows = [Vec<f32>; Module::COUNT];
+
 impl Way<'_> {
-    /// Adds to `outs`, side by side (T, outputs of `module`), what the adapter adds for x. `lows` keeps x A.
-    pub(super) fn adapt(
-        &self,
-        module: Module,
-        x: &[f32],
-        lows: &mut [Vec<f32>; Module::COUNT],
-        outs: &mut [&mut [f32]],
-    ) {
-        if let Some(lora) = self.adapter.lora(self.layer, module) {
-            let low = &mut lows[module as usize];
-            low.resize(x.len() / lora.inputs * lora.rank, 0.0);
-            self.adapter.add(self.compute, lora, x, low, outs);
+    /// Keeps x A of some modules of one x: (T, inputs).
+    pub(super) fn low(&self, modules: &[Module], x: &[f32], lows: &mut Lows) {
+        for module in modules {
+            if let Some(lora) = self.adapter.lora(self.layer, *module) {
+                let (rows, low) = (x.len() / lora.inputs, &mut lows[*module as usize]);
+                low.resize(rows * lora.rank, 0.0);
+                let a = Mat::new(&self.adapter.values()[lora.a()], lora.inputs, lora.rank);
+                self.compute.product(Mat::new(x, rows, lora.inputs), a, Join::OVER, low);
+            }
         }
     }
 
-    /// Backward of `adapt`, whose x and kept `lows` are given: adds to `grads`, which lie as the adapter's values, and to `dx`,
-    /// the gradient towards x, if there is one. `dys` are those towards the outs.
-    pub(super) fn adapt_backward(
+    /// What is added to `width` outputs of a module from output `first` on.
+    pub(super) fn added<'a>(
+        &'a self,
+        module: Module,
+        (first, width): (usize, usize),
+        lows: &'a Lows,
+    ) -> Option<LowRank<'a>> {
+        let lora = self.adapter.lora(self.layer, module)?;
+        let low = &lows[module as usize];
+        let b = &self.adapter.values()[lora.b()][first..];
+        Some(LowRank {
+            left: Mat::new(low, low.len() / lora.rank, lora.rank),
+            right: Mat::strided(b, lora.rank, width, lora.outputs),
+            alpha: lora.scale,
+        })
+    }
+
+    /// From the gradients towards a module's outputs, which are `dys` side by side: adds the adapter's to `grads`, which lie as its
+    /// values, and keeps that towards x A in `d_lows`. x and `lows` are as in the forward pass.
+    pub(super) fn low_backward(
         &self,
         module: Module,
-        (x, lows): (&[f32], &[Vec<f32>; Module::COUNT]),
+        (x, lows): (&[f32], &Lows),
         dys: &[&[f32]],
-        (d_low, part): (&mut Vec<f32>, &mut Vec<f32>),
+        (d_lows, part): (&mut Lows, &mut Vec<f32>),
         grads: &mut [f32],
-        dx: Option<&mut [f32]>,
     ) {
         let Some(lora) = self.adapter.lora(self.layer, module) else { return };
         let (compute, rows, rank) = (self.compute, x.len() / lora.inputs, lora.rank);
-        let (a, b) = (&self.adapter.values()[lora.a()], &self.adapter.values()[lora.b()]);
-        let low = Mat::new(&lows[module as usize], rows, rank);
-        let d_low = sized(d_low, rows * rank);
+        let b = &self.adapter.values()[lora.b()];
+        let (low, d_low) = (Mat::new(&lows[module as usize], rows, rank), &mut d_lows[module as usize]);
+        d_low.resize(rows * rank, 0.0);
         let mut first = 0;
         for dy in dys.iter().filter(|dy| !dy.is_empty()) {
             let width = dy.len() / rows;
@@ -60,8 +76,15 @@ impl Way<'_> {
         }
         let d_low = Mat::new(d_low, rows, rank);
         compute.product(Mat::new(x, rows, lora.inputs).t(), d_low, Join::ADD, &mut grads[lora.a()]);
-        if let Some(dx) = dx {
-            compute.product(d_low, Mat::new(a, lora.inputs, rank).t(), Join::ADD, dx);
-        }
+    }
+
+    /// What some modules add to the gradient towards their common x.
+    pub(super) fn through<'a>(&'a self, modules: &[Module], d_lows: &'a Lows) -> Vec<LowRank<'a>> {
+        let of = |module: &Module| {
+            let (lora, d_low) = (self.adapter.lora(self.layer, *module)?, &d_lows[*module as usize]);
+            let a = Mat::new(&self.adapter.values()[lora.a()], lora.inputs, lora.rank);
+            Some(LowRank { left: Mat::new(d_low, d_low.len() / lora.rank, lora.rank), right: a.t(), alpha: 1.0 })
+        };
+        modules.iter().filter_map(of).collect()
     }
 }

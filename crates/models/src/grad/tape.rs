@@ -11,15 +11,18 @@ use qwenkit_kernels::{
 };
 use qwenkit_tensor::{AllocError, DType};
 
-use super::Lesson;
+use super::{Lesson, lora::Lows};
 use crate::{
-    adapter::{Adapter, Module},
+    adapter::Adapter,
     load::Model,
     plan::{AttentionPlan, DeltaNetPlan, Ffn, Mixer, Plan},
 };
 
-/// Rows that go through the output head at once.
-pub(super) const HEAD_ROWS: usize = 128;
+/// Rows that go through the output head at once, whose logits are never all there.
+pub(super) const HEAD_ROWS: usize = 512;
+
+/// What the output head takes for its pieces.
+const HEAD_BYTES: usize = 32 << 20;
 
 /// What is kept of the forward pass, and buffers; one for each model that learns.
 pub struct Tape {
@@ -56,7 +59,7 @@ pub(super) struct LayerTape {
     pub(super) ffn_gate: Kept,
     pub(super) ffn_up: Kept,
     /// A x of each adapted module, (T, R).
-    pub(super) lows: [Vec<f32>; Module::COUNT],
+    pub(super) lows: Lows,
 }
 
 /// What layers keep of sequences for the time of one layer.
@@ -86,7 +89,8 @@ pub(super) struct Room {
     pub(super) f: Vec<f32>,
     pub(super) g: Vec<f32>,
     pub(super) h: Vec<f32>,
-    pub(super) low: Vec<f32>,
+    /// Gradients towards x A of the layer's modules.
+    pub(super) d_lows: Lows,
     pub(super) part: Vec<f32>,
 }
 
@@ -145,7 +149,7 @@ impl Tape {
         let kept = if sparing { largest + plan.layers.len() * plan.width } else { kept.iter().sum() };
         // Buffers of the largest layer's inner values and gradients, in f32.
         let room = 4 * (2 * largest + 6 * plan.width);
-        tokens * (kept * each + room) + wanted.min(HEAD_ROWS) * 4 * plan.vocab + wanted * 12 * plan.width
+        tokens * (kept * each + room) + wanted * 12 * plan.width + HEAD_BYTES
     }
 }
 

@@ -49,6 +49,10 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
                 [] => USUAL_TARGETS.map(str::to_owned).to_vec(),
                 targets => targets.to_vec(),
             },
+            from_layer: args
+                .shape
+                .from_layer
+                .map_or_else(|| if material.task == Task::Classify { plan.layers.len() / 3 } else { 0 }, usize::from),
             labels,
         },
         Some(file) => AdapterShape {
@@ -56,6 +60,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
             alpha: file.settings.alpha,
             rslora: file.settings.use_rslora,
             targets: file.modules.iter().map(|module| format!("{} {:e}", module.name, module.scale)).collect(),
+            from_layer: 0,
             labels,
         },
     };
@@ -181,7 +186,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     let labels = material.task == Task::Classify;
     let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(material.train.len().max(1));
     let per_epoch = material.train.len().div_ceil(batch);
-    let usual = if labels { 2.0 } else { (STEPS_MIN as f64 / per_epoch as f64).clamp(3.0, 10.0) };
+    let usual = if labels { 1.5 } else { (STEPS_MIN as f64 / per_epoch as f64).clamp(3.0, 10.0) };
     let of_epochs = (per_epoch as f64 * course.epochs.unwrap_or(usual)).ceil() as usize;
     let steps = course.steps.map_or(of_epochs, |n| n as usize).max(1);
     let warmup = course.warmup.map_or(steps / 20, |n| n as usize);
@@ -200,7 +205,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
             piece_tokens: course.piece_tokens as usize,
             factors: vec![(0, 1.0)],
         },
-        validate_every: course.validate_every.map_or(steps.div_ceil(8), |n| n as usize),
+        validate_every: course.validate_every.map_or(steps.div_ceil(if labels { 4 } else { 8 }), |n| n as usize),
         patience: course.patience.map(|n| n as usize),
         checkpoint_every: course.checkpoint_every as usize,
     }
@@ -224,6 +229,7 @@ fn identity(
         format!("alpha: {}", shape.alpha),
         format!("rslora: {}", shape.rslora),
         format!("targets: {}", shape.targets.join(",")),
+        format!("from layer: {}", shape.from_layer),
         format!("lr: {:e}", schedule.rate),
         format!("schedule: {}", schedule.curve.name()),
         format!("warmup: {}", schedule.warmup_steps),
