@@ -32,8 +32,8 @@ pub struct Checkpoint {
 pub struct Best {
     /// Behind which step.
     pub step: usize,
-    /// Its validation loss.
-    pub loss: f64,
+    /// What it was chosen by; less is better.
+    pub merit: f64,
     /// Its numbers.
     pub values: Vec<f32>,
 }
@@ -70,7 +70,7 @@ impl Checkpoint {
         if let Some(best) = &self.best {
             parts.push(("best", bytes(&best.values)));
             remarks.insert("best_step".to_owned(), best.step.to_string());
-            remarks.insert("best_loss".to_owned(), best.loss.to_bits().to_string());
+            remarks.insert("best_merit".to_owned(), best.merit.to_bits().to_string());
         }
         let shape = [self.values.len()];
         let list: Vec<_> = parts.iter().map(|(name, bytes)| (*name, DType::F32, &shape[..], &bytes[..])).collect();
@@ -103,7 +103,7 @@ impl Checkpoint {
             None => None,
             Some(_) => Some(Best {
                 step: number("best_step")? as usize,
-                loss: f64::from_bits(number("best_loss")?),
+                merit: f64::from_bits(number("best_merit")?),
                 values: values("best")?,
             }),
         };
@@ -142,7 +142,7 @@ mod tests {
             step: 7,
             values: vec![1.0, -0.1, f32::MIN_POSITIVE],
             moments: Moments { steps: 6, mean: vec![0.1, 0.2, 0.3], square: vec![0.4, 0.5, 0.6] },
-            best: Some(Best { step: 5, loss: 0.1 + 0.2, values: vec![3.0, 2.0, 1.0] }),
+            best: Some(Best { step: 5, merit: 0.1 + 0.2, values: vec![3.0, 2.0, 1.0] }),
             worse: 2,
             trend: Trend { now: 0.3, lowest: 0.1 },
         }

@@ -90,6 +90,14 @@ pub struct Outcome {
     pub right: Option<f64>,
 }
 
+impl Outcome {
+    /// By what validations are compared, less being better: the loss; with labels the share that is wrong, and the loss where that is
+    /// the same, as a few labels that are wrong with certainty spoil a loss that temperature mends.
+    fn merit(&self) -> f64 {
+        self.right.map_or(self.loss, |right| 1.0 - right + 1e-4 * self.loss.min(1.0))
+    }
+}
+
 /// How fast the mean of losses forgets.
 const TREND: f64 = 0.9;
 /// How far the mean of losses may rise above its lowest, times and beside, before a run counts as astray.
@@ -136,10 +144,11 @@ pub fn run(
         let validates = !valid.is_empty() && (done.is_multiple_of(settings.validate_every.max(1)) || is_last);
         if validates {
             let outcome = validate(learner, valid, settings.step.piece_tokens)?;
-            let is_best = state.best.as_ref().is_none_or(|best| outcome.loss < best.loss);
+            let merit = outcome.merit();
+            let is_best = state.best.as_ref().is_none_or(|best| merit < best.merit);
             if is_best {
                 let values = learner.adapter.values().to_vec();
-                state = State { best: Some(Best { step: done, loss: outcome.loss, values }), worse: 0, ..state };
+                state = State { best: Some(Best { step: done, merit, values }), worse: 0, ..state };
             } else {
                 state.worse += 1;
             }

@@ -22,7 +22,7 @@ pub(super) struct Material {
 
 /// Samples kept apart of so many, unless somebody says otherwise.
 fn usual_validation(samples: usize) -> usize {
-    if samples < 100 { 0 } else { (samples / 20).clamp(10, 500) }
+    if samples < 100 { 0 } else { (samples / 20).clamp(10, 300) }
 }
 
 /// Reads the data as the model would.
