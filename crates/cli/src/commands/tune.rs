@@ -94,7 +94,7 @@ pub(crate) struct TuneArgs {
     ])]
     ids: Option<PathBuf>,
     /// The adapter to go on from: a PEFT folder or a GGUF file
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "rslora", "targets"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "rslora", "targets", "from_layer"])]
     adapter_init: Option<PathBuf>,
     /// Write losses, gradients and the trained adapter to this safetensors file
     #[arg(long, value_name = "FILE", requires = "ids")]
