@@ -69,6 +69,12 @@ impl Activations {
         }
     }
 
+    /// Bytes of the buffers.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let Activations { quants, facts, bf16, .. } = self;
+        quants.capacity() + size_of::<UnitFacts>() * facts.capacity() + size_of::<bf16>() * bf16.capacity()
+    }
+
     fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], segments: &[Range<usize>], parallel: bool) {
         let (rows, cols) = (self.rows, self.cols);
         let units = cols / UNIT;
@@ -101,6 +107,7 @@ impl Activations {
 /// Makes `buffer` at least so long. It is not cut: growing again would fill it with zeros, on one thread, at every op.
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
         buffer.resize(len, T::default());
     }
 }

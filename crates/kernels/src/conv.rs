@@ -159,13 +159,19 @@ pub(crate) fn check_seqs(seqs: &[RecurrentSeq], slots: usize, rows: usize) {
     assert!(taken.is_sorted_by(|a, b| a < b), "two sequences of a batch share a state slot: {taken:?}");
 }
 
+/// Adds a row times its weights.
+#[inline(always)]
+pub(crate) fn add_product(x: &[f32], weight: &[f32], out: &mut [f32]) {
+    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+        *out += x * w;
+    }
+}
+
 for_each_isa! {
     pub(crate) fn conv_row(inputs: &[&[f32]], weight: &[f32], out: &mut [f32]) {
         out.fill(0.0);
         for (x, weight) in inputs.iter().zip(weight.chunks_exact(out.len())) {
-            for ((out, x), w) in out.iter_mut().zip(*x).zip(weight) {
-                *out += x * w;
-            }
+            add_product(x, weight, out);
         }
         out.iter_mut().for_each(|x| *x /= 1.0 + lanes::exp(-*x));
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::{
-    conv::ConvShape,
+    conv::{ConvShape, add_product},
     lanes::{self, for_each_isa},
     matmul::Compute,
 };
@@ -35,7 +35,7 @@ impl Compute {
             for (j, weight) in weight.chunks_exact(channels).enumerate() {
                 let back = (width - 1 - j) * step;
                 if row - start >= back {
-                    add_product(isa, &x[(row - back) * channels..][..channels], weight, d);
+                    add_row(isa, &x[(row - back) * channels..][..channels], weight, d);
                 }
             }
             silu_back_row(isa, &dy[row * channels..][..channels], d);
@@ -47,7 +47,7 @@ impl Compute {
             for (j, weight) in weight.chunks_exact(channels).enumerate() {
                 let later = row + (width - 1 - j) * step;
                 if later < end {
-                    add_product(isa, &before[later * channels..][..channels], weight, dx);
+                    add_row(isa, &before[later * channels..][..channels], weight, dx);
                 }
             }
         });
@@ -55,10 +55,8 @@ impl Compute {
 }
 
 for_each_isa! {
-    pub(crate) fn add_product(x: &[f32], weight: &[f32], out: &mut [f32]) {
-        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-            *out += x * w;
-        }
+    pub(crate) fn add_row(x: &[f32], weight: &[f32], out: &mut [f32]) {
+        add_product(x, weight, out);
     }
 }
 

@@ -281,7 +281,7 @@ impl Head<'_> {
             spread(&token[q..][..dim], tiles, CHUNK + place);
             let i = row * shape.value_heads + head;
             decays[place] = input.decay(i, head);
-            between.beta[place] = 1.0 / (1.0 + lanes::exp(-input.write[i]));
+            between.beta[place] = input.beta(i);
         }
         // What is left of S, and of each write, behind the token that the loop has come to.
         let mut left = 1.0;
@@ -330,6 +330,11 @@ impl DeltaInput<'_> {
         // Beyond 20 the logarithm equals x in f32, and the exponential would overflow further on.
         let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
         (self.rate[head] * softplus).exp()
+    }
+
+    /// How much of a value is written, in 0..=1.
+    pub(crate) fn beta(&self, i: usize) -> f32 {
+        1.0 / (1.0 + lanes::exp(-self.write[i]))
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::{
     delta::{DeltaInput, DeltaShape, UNIT_EPS},
-    lanes::{self, for_each_isa},
+    lanes::{self, dot, for_each_isa},
     matmul::Compute,
     shared_out::SharedOut,
 };
@@ -144,7 +144,7 @@ impl Head<'_> {
 
     fn gates(&self, t: usize) -> Gates {
         let i = t * self.shape.value_heads + self.head;
-        Gates { decay: self.input.decay(i, self.head), beta: 1.0 / (1.0 + (-self.input.write[i]).exp()) }
+        Gates { decay: self.input.decay(i, self.head), beta: self.input.beta(i) }
     }
 }
 
@@ -259,16 +259,4 @@ fn advance(state: &mut [f32], k: &[f32], v: &[f32], gates: Gates, (held, written
     for (state, k) in state.chunks_exact_mut(v.len()).zip(k) {
         state.iter_mut().zip(&*written).for_each(|(s, w)| *s += k * w);
     }
-}
-
-/// The sum of products, sixteen lanes side by side.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; lanes::LANES];
-    for (a, b) in a.chunks(lanes::LANES).zip(b.chunks(lanes::LANES)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    lanes::sum(sums)
 }

@@ -45,6 +45,25 @@ pub struct HeadLoss<'a> {
     pub scale: f32,
 }
 
+/// Logits of a row that are reckoned with as ones whose shares count; a model's text has some hundreds.
+const USUAL_TERMS: usize = 4096;
+
+impl HeadLoss<'_> {
+    /// Bytes that losses and gradients of so many rows take, beside the rows' own.
+    pub fn bytes(head: &Weight, rows: usize, threads: usize) -> usize {
+        let (vocab, lot) = (head.rows(), rows.min(LOT_ROWS));
+        match head.dtype() {
+            DType::F32 | DType::F16 => 4 * vocab * rows.min((FULL_LOGITS / vocab).max(1)),
+            _ => {
+                let pieces = vocab.div_ceil(PIECE);
+                let terms = lot * vocab.min(USUAL_TERMS) + threads * vocab.min(KEPT_MIN) * lot.min(2);
+                let each = lot * (4 * PIECE + 4 * UNIT + size_of::<Bound>()) + 4 * UNIT * PIECE;
+                pieces * lot * size_of::<PieceSum>() + terms * size_of::<Term>() + threads * each + 32 * lot
+            }
+        }
+    }
+}
+
 impl Compute {
     /// For each row of `x`: (T, D) the loss `-log softmax(head x)[target]` into `losses`: (T), and into `dx`, if it is wanted, the
     /// gradient of `scale` times the loss towards the row.
@@ -169,7 +188,8 @@ impl Compute {
         let pieces = head.groups().div_ceil(PIECE_GROUPS);
         // A piece's terms are one thread's.
         let terms_of = |piece: usize| kept[piece % threads].piece(piece / threads);
-        let mut small = vec![1.0f64; rows];
+        // A row whose sum is no number keeps no terms, and its whole gradient is none.
+        let mut small: Vec<f64> = wholes.iter().map(|whole| if whole.is_finite() { 1.0 } else { f64::NAN }).collect();
         for term in (0..pieces).flat_map(terms_of) {
             small[term.row as usize] -= f64::from(term.value);
         }

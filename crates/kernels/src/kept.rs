@@ -22,6 +22,13 @@ pub struct Kept {
     bf16: Vec<u16>,
 }
 
+impl Kept {
+    /// Bytes that are held, for what is kept now or was before.
+    pub fn held_bytes(&self) -> usize {
+        4 * self.f32.capacity() + 2 * self.bf16.capacity()
+    }
+}
+
 impl KeptType {
     /// Bytes of one value.
     pub fn bytes(self) -> usize {
@@ -39,11 +46,13 @@ impl Compute {
         match form {
             KeptType::F32 => {
                 kept.f32.clear();
+                kept.f32.reserve_exact(x.len());
                 kept.f32.extend_from_slice(x);
             }
             KeptType::Bf16 => {
                 kept.f32.clear();
                 if kept.bf16.len() < x.len() {
+                    kept.bf16.reserve_exact(x.len() - kept.bf16.len());
                     kept.bf16.resize(x.len(), 0);
                 }
                 let to = SharedOut::new(&mut kept.bf16[..x.len()]);

@@ -43,6 +43,13 @@ pub struct Product<'a> {
 #[derive(Default)]
 pub struct MatmulScratch(pub(crate) Activations);
 
+impl MatmulScratch {
+    /// Bytes of the buffers.
+    pub fn held_bytes(&self) -> usize {
+        self.0.held_bytes()
+    }
+}
+
 /// What a kernel gets: activation rows, a weight's groups, and where results go.
 pub(crate) struct Task<'a> {
     pub(crate) weight: &'a Weight,

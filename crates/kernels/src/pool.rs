@@ -1,8 +1,8 @@
 //! The thread pool of the hot path: one fork per op, threads that spin briefly for the next and then sleep.
 //!
 //! A token takes a few hundred forks of some tens of microseconds each; waking threads through the operating system at
-//! each would cost as much as the work. Work is divided statically by thread index, so that a thread meets the same
-//! weights each time, and no result depends on which thread computed it. Not for coarse jobs, nor for two forks at once.
+//! each would cost as much as the work. Work is divided by thread index, or dealt out in pieces to whoever is free
+//! (`Deal`), and no result depends on which thread computed it. Not for coarse jobs, nor for two forks at once.
 //!
 //! Built with `--cfg loom` the pool runs on loom's threads and atomics, and `tests/pool_loom.rs` goes through every order in
 //! which its threads can meet.

@@ -3,7 +3,7 @@
 mod slopes;
 
 use qwenkit_kernels::{
-    AttentionInput, AttentionShape, BackProduct, Compute, Join, LowRank, Mat, MatmulScratch, Product, Weight,
+    AttentionInput, AttentionShape, BackProduct, Compute, Isa, Join, LowRank, Mat, MatmulScratch, Product, Weight,
     dequantize_row, is_weight_type,
 };
 use qwenkit_tensor::DType;

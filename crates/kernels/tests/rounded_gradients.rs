@@ -149,3 +149,41 @@ fn the_head_cut_has_the_same_bits_on_any_number_of_threads() {
         assert!(run(1) == run(4), "{isa}");
     }
 }
+
+/// What is no number, in a row or in the head, is seen in loss and gradient, and rows that it does not touch are as without it.
+#[test]
+fn what_is_no_number_stays_none_through_the_head() {
+    let (vocab, width, rows) = (1_300, 64, 9);
+    let targets: Vec<u32> = (0..rows as u32).map(|i| i * 100).collect();
+    let clean = wave(rows * width, 1.9);
+    on_every_isa(|compute, what| {
+        for dtype in [DType::F32, DType::BF16, DType::Q8_0] {
+            let run = |head: &Weight, x: &[f32]| {
+                let (mut losses, mut dx) = (vec![0.0; rows], vec![9.0; rows * width]);
+                let loss = HeadLoss { head, targets: &targets, scale: 1.0 };
+                compute.head_loss(&mut MatmulScratch::default(), &loss, x, &mut losses, Some(&mut dx));
+                (losses, dx)
+            };
+            let head = head(compute, dtype, vocab, width);
+            let (losses, dx) = run(&head, &clean);
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = clean.clone();
+                x[4 * width + 7] = bad;
+                let (found, d_found) = run(&head, &x);
+                for row in 0..rows {
+                    let (own, d_own) = (found[row], &d_found[row * width..][..width]);
+                    match row {
+                        4 => assert!(
+                            !own.is_finite() && d_own.iter().all(|x| !x.is_finite()),
+                            "{what}, {dtype}: {bad} gives {own}"
+                        ),
+                        _ => assert!(
+                            own == losses[row] && *d_own == dx[row * width..][..width],
+                            "{what}, {dtype}: row {row} beside {bad}"
+                        ),
+                    }
+                }
+            }
+        }
+    });
+}

@@ -179,7 +179,9 @@ pub enum Error {
     },
 
     /// A block that cannot be trained through.
-    #[error("layer {layer} has {found}, and training through that is not there yet; expected dense blocks or mixtures")]
+    #[error(
+        "layer {layer} has {found}, through which nothing can be trained yet\nhint: models of attention or DeltaNet with dense blocks or mixtures can be tuned"
+    )]
     NoBackward {
         /// The layer.
         layer: usize,

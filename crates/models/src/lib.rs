@@ -24,7 +24,7 @@ mod wanted;
 pub use adapter::{Adapter, Lora, LoraShape, Module, Score};
 pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};
-pub use grad::{Aim, Lesson, Tape};
+pub use grad::{Aim, Lesson, LessonSize, Tape};
 pub use load::{LoadEvent, Model};
 pub use plan::{
     AttentionPlan, DeltaNetPlan, Ffn, GateKind, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan,

@@ -3,24 +3,24 @@
 //! A checkpoint is one file, written under another name until it is whole; a run that is killed at any moment finds the last
 //! one as it was.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use qwenkit_formats::{Error as FormatError, read_safetensors_file, write_safetensors};
 use qwenkit_tensor::DType;
 
 use crate::{error::Error, optimiser::Moments};
 
-/// A run's state behind a step.
+/// A run's state behind a step; one that is written is lent by the run, as it is several times what is trained.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checkpoint {
+pub struct Checkpoint<'a> {
     /// Steps done.
     pub step: usize,
     /// The adapter's numbers.
-    pub values: Vec<f32>,
+    pub values: Cow<'a, [f32]>,
     /// The optimiser's memory.
-    pub moments: Moments,
+    pub moments: Cow<'a, Moments>,
     /// The best so far by validation, if there was one.
-    pub best: Option<Best>,
+    pub best: Option<Cow<'a, Best>>,
     /// Validations since the best.
     pub worse: usize,
     /// Means of losses, by which a run that goes astray is seen.
@@ -47,14 +47,13 @@ pub struct Trend {
     pub lowest: f64,
 }
 
-impl Checkpoint {
+impl Checkpoint<'_> {
     /// Writes the checkpoint; `identity` says of which run it is.
     ///
     /// # Errors
     /// When writing fails; what was there before is still there then.
     pub fn write(&self, path: &Path, identity: &str) -> Result<(), Error> {
-        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let mut parts = vec![
+        let mut parts: Vec<(&str, Cow<'_, [u8]>)> = vec![
             ("values", bytes(&self.values)),
             ("mean", bytes(&self.moments.mean)),
             ("square", bytes(&self.moments.square)),
@@ -81,7 +80,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When it cannot be read, is not whole, or is another run's.
-    pub fn read(path: &Path, identity: &str) -> Result<Option<Checkpoint>, Error> {
+    pub fn read(path: &Path, identity: &str) -> Result<Option<Checkpoint<'static>>, Error> {
         let file = match read_safetensors_file(path) {
             Err(FormatError::NotFound { .. }) => return Ok(None),
             other => other?,
@@ -101,16 +100,17 @@ impl Checkpoint {
         };
         let best = match remark("best_step") {
             None => None,
-            Some(_) => Some(Best {
+            Some(_) => Some(Cow::Owned(Best {
                 step: number("best_step")? as usize,
                 merit: f64::from_bits(number("best_merit")?),
                 values: values("best")?,
-            }),
+            })),
         };
+        let moments = Moments { steps: number("updates")?, mean: values("mean")?, square: values("square")? };
         let checkpoint = Checkpoint {
             step: number("step")? as usize,
-            values: values("values")?,
-            moments: Moments { steps: number("updates")?, mean: values("mean")?, square: values("square")? },
+            values: Cow::Owned(values("values")?),
+            moments: Cow::Owned(moments),
             best,
             worse: number("worse")? as usize,
             trend: Trend { now: f64::from_bits(number("trend_now")?), lowest: f64::from_bits(number("trend_lowest")?) },
@@ -121,6 +121,14 @@ impl Checkpoint {
             return Err(broken("lengths"));
         }
         Ok(Some(checkpoint))
+    }
+}
+
+/// Numbers as they stand in the file; of most machines these are their own bytes.
+fn bytes(x: &[f32]) -> Cow<'_, [u8]> {
+    match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(x)),
+        false => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 
@@ -137,12 +145,12 @@ fn differences(found: &str, expected: &str) -> String {
 mod tests {
     use super::*;
 
-    fn checkpoint() -> Checkpoint {
+    fn checkpoint() -> Checkpoint<'static> {
         Checkpoint {
             step: 7,
-            values: vec![1.0, -0.1, f32::MIN_POSITIVE],
-            moments: Moments { steps: 6, mean: vec![0.1, 0.2, 0.3], square: vec![0.4, 0.5, 0.6] },
-            best: Some(Best { step: 5, merit: 0.1 + 0.2, values: vec![3.0, 2.0, 1.0] }),
+            values: Cow::Owned(vec![1.0, -0.1, f32::MIN_POSITIVE]),
+            moments: Cow::Owned(Moments { steps: 6, mean: vec![0.1, 0.2, 0.3], square: vec![0.4, 0.5, 0.6] }),
+            best: Some(Cow::Owned(Best { step: 5, merit: 0.1 + 0.2, values: vec![3.0, 2.0, 1.0] })),
             worse: 2,
             trend: Trend { now: 0.3, lowest: 0.1 },
         }

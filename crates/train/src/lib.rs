@@ -24,7 +24,7 @@ pub use error::Error;
 pub use example::{Example, Goal, Packed};
 pub use learner::{Learner, Sink, StepReport, StepSettings};
 pub use optimiser::{AdamW, Moments, norm};
-pub use record::{ClassifierRecord, examples_hash, model_hash, values_hash};
+pub use record::{ClassifierRecord, Reading, examples_hash, model_hash, values_hash};
 pub use report::RECORD;
 pub use run::{Happening, Outcome, Place, RunSettings, best_of, run, validate};
 pub use schedule::{Curve, Schedule};

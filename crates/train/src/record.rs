@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    data::{Answers, Encoding, TooLong},
     error::Error,
     example::{Example, Goal},
     report::RECORD,
@@ -23,6 +24,41 @@ pub struct ClassifierRecord {
     pub end_token: u32,
     /// What scores are divided by before they become probabilities.
     pub temperature: f64,
+    /// How texts became tokens.
+    pub reading: Reading,
+}
+
+/// How a classifier's texts became tokens; those that it names the labels of are read the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The longest that a text may be.
+    pub context_tokens: usize,
+    /// Whether longer ones are cut, rather than refused.
+    pub cuts: bool,
+    /// Whether what spells a control token becomes that token.
+    pub parses_control_tokens: bool,
+}
+
+impl Reading {
+    /// As data were read when it was tuned.
+    pub fn of(encoding: &Encoding) -> Reading {
+        Reading {
+            context_tokens: encoding.context_tokens,
+            cuts: encoding.too_long == TooLong::Cut,
+            parses_control_tokens: encoding.parses_control_tokens,
+        }
+    }
+
+    /// For a model whose context is so long, which may be another one's.
+    pub fn encoding(&self, context_tokens: usize) -> Encoding {
+        Encoding {
+            context_tokens: self.context_tokens.min(context_tokens),
+            too_long: if self.cuts { TooLong::Cut } else { TooLong::Refuse },
+            answers: Answers::All,
+            is_raw: true,
+            parses_control_tokens: self.parses_control_tokens,
+        }
+    }
 }
 
 /// The SHA-256 of a model's tensors: their names, types, shapes and bytes, in the order of the file.
@@ -74,7 +110,11 @@ pub(crate) fn hex(hash: Sha256) -> String {
 impl ClassifierRecord {
     /// As part of the record, which has the model's name elsewhere.
     pub fn to_json(&self) -> Value {
-        json!({ "labels": self.labels, "end_token": self.end_token, "temperature": self.temperature })
+        let Reading { context_tokens, cuts, parses_control_tokens } = self.reading;
+        json!({
+            "labels": self.labels, "end_token": self.end_token, "temperature": self.temperature,
+            "reading": { "context_tokens": context_tokens, "cuts": cuts, "control_tokens": parses_control_tokens },
+        })
     }
 
     /// Reads the record of the adapter in `dir`.
@@ -97,7 +137,15 @@ impl ClassifierRecord {
         let end_token = of.get("end_token").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         let end_token = end_token.ok_or_else(|| wrong("no `classifier.end_token`"))?;
         let base = value["base"]["name"].as_str().map(str::to_owned);
-        Ok(ClassifierRecord { base, labels, end_token, temperature })
+        let flag = |key: &str| of["reading"][key].as_bool();
+        let context_tokens = of["reading"]["context_tokens"].as_u64().and_then(|n| usize::try_from(n).ok());
+        let reading = match (context_tokens, flag("cuts"), flag("control_tokens")) {
+            (Some(context_tokens), Some(cuts), Some(parses_control_tokens)) => {
+                Reading { context_tokens, cuts, parses_control_tokens }
+            }
+            _ => return Err(wrong("no whole `classifier.reading`, which says how its texts became tokens")),
+        };
+        Ok(ClassifierRecord { base, labels, end_token, temperature, reading })
     }
 }
 
@@ -131,6 +179,7 @@ mod tests {
             labels: vec!["a".into(), "b \"c\"".into()],
             end_token: 2,
             temperature: 1.25,
+            reading: Reading { context_tokens: 300, cuts: true, parses_control_tokens: false },
         };
         let message = |found: Result<ClassifierRecord, Error>| found.unwrap_err().to_string();
         assert!(message(ClassifierRecord::read(folder.path())).contains(RECORD));
@@ -141,6 +190,7 @@ mod tests {
             (json!({ "classifier": { "labels": [], "temperature": 1 } }), "labels"),
             (json!({ "classifier": { "labels": ["a"], "temperature": 0 } }), "temperature"),
             (json!({ "classifier": { "labels": ["a"], "temperature": 1 } }), "end_token"),
+            (json!({ "classifier": { "labels": ["a"], "temperature": 1, "end_token": 2 } }), "reading"),
         ] {
             write(&value);
             assert!(message(ClassifierRecord::read(folder.path())).contains(part), "{value}");

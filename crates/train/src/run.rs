@@ -5,6 +5,7 @@
 //! written beside the checkpoint.
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -125,8 +126,9 @@ pub fn run(
             return Err(Error::Checkpoint { path: place.checkpoint.clone(), what: "number of values".to_owned() });
         }
         learner.adapter.values_mut().copy_from_slice(&found.values);
-        learner.moments = found.moments;
-        (done, state) = (found.step, State { best: found.best, worse: found.worse, trend: found.trend });
+        learner.moments = found.moments.into_owned();
+        let best = found.best.map(Cow::into_owned);
+        (done, state) = (found.step, State { best, worse: found.worse, trend: found.trend });
         tell(Happening::Resumed { step: done });
     }
     let steps = settings.schedule.steps;
@@ -223,12 +225,12 @@ impl State {
         if now > lowest * ASTRAY.0 + ASTRAY.1 { diverged(lowest) } else { Ok(()) }
     }
 
-    fn checkpoint(&self, step: usize, learner: &Learner<'_>) -> Checkpoint {
+    fn checkpoint<'a>(&'a self, step: usize, learner: &'a Learner<'_>) -> Checkpoint<'a> {
         Checkpoint {
             step,
-            values: learner.adapter.values().to_vec(),
-            moments: learner.moments.clone(),
-            best: self.best.clone(),
+            values: Cow::Borrowed(learner.adapter.values()),
+            moments: Cow::Borrowed(&learner.moments),
+            best: self.best.as_ref().map(Cow::Borrowed),
             worse: self.worse,
             trend: self.trend,
         }

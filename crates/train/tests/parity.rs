@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file};
 use qwenkit_kernels::{Compute, Isa};
-use qwenkit_models::{Adapter, LoraShape, Model, Module};
+use qwenkit_models::{Adapter, LessonSize, LoraShape, Model, Module, Tape};
 use qwenkit_tensor::TokenId;
-use qwenkit_train::{AdamW, Example, Goal, Learner, StepSettings};
+use qwenkit_train::{AdamW, Example, Goal, Learner, Packed, StepSettings};
 
 const CASES: [&str; 5] = ["qwen2", "qwen2-tied", "qwen3", "qwen3-moe", "qwen3.5"];
 const RATE: f64 = 1e-2;
@@ -183,6 +183,41 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
                 let slope = (loss(by) - loss(-by)) / (2.0 * by);
                 assert!((slope - length).abs() <= 0.02 * length + 1e-4, "{what}: slope {slope}, gradient {length}");
             }
+        }
+    }
+}
+
+/// What is reckoned beforehand is no less than what a step then holds, and no more than a few times that.
+#[test]
+fn tapes_hold_no_more_than_was_reckoned() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    for name in ["qwen2", "qwen3-moe", "qwen3.5", "qwen2-moe", "qwen3.5-moe"] {
+        let files = ModelFiles::open(&fixture(&format!("parity/{name}"))).unwrap();
+        let model = Model::load(&files, &compute, &mut |_| {}).unwrap();
+        let layers = 0..model.plan().layers.len();
+        let places = layers.flat_map(|layer| Module::ALL.map(|module| (layer, module)));
+        let shapes: Vec<LoraShape> = places
+            .filter(|(layer, module)| module.shape(model.plan(), *layer).is_some())
+            .map(|(layer, module)| LoraShape { layer, module, rank: 8, scale: 1.0 })
+            .collect();
+        let adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+        for (lens, sparing) in
+            [(vec![700], false), (vec![700], true), (vec![10; 60], false), (vec![300, 1, 200], false)]
+        {
+            let example = |len: usize| Example {
+                ids: (0..len).map(|i| TokenId((i * 31 % 300) as u32)).collect(),
+                goal: Goal::Tokens(vec![true; len]),
+            };
+            let examples: Vec<Example> = lens.iter().map(|len| example(*len)).collect();
+            let packed = Packed::new(&examples, 1.0);
+            let mut tape = Tape::new(&model, sparing);
+            let mut grads = vec![0.0; adapter.values().len()];
+            model.learn(&compute, &adapter, &packed.lesson(), &mut tape, &mut Vec::new(), Some(&mut grads)).unwrap();
+            let tokens = lens.iter().sum();
+            let size = LessonSize { tokens, seqs: lens.len(), wanted: tokens - lens.len(), threads: 2 };
+            let (reckoned, held) = (Tape::bytes(&model, &adapter, sparing, size), tape.held_bytes());
+            assert!(held <= reckoned, "{name}, {lens:?}, sparing: {sparing}: {held} of {reckoned}");
+            assert!(reckoned <= 6 * held, "{name}, {lens:?}, sparing: {sparing}: {held} of {reckoned}");
         }
     }
 }

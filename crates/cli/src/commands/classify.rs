@@ -9,7 +9,7 @@ use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_kernels::Compute;
 use qwenkit_models::{Adapter, LoadEvent, Model, arch};
 use qwenkit_tensor::TokenId;
-use qwenkit_train::data::{Answers, Encoder, Encoding, TextSide, TooLong};
+use qwenkit_train::data::{Encoder, TextSide};
 use qwenkit_train::{ClassifierRecord, Example, Goal, Learner, calibrate};
 use serde_json::{Map, Value, json};
 
@@ -73,13 +73,7 @@ pub(crate) fn run(args: &ClassifyArgs, offline: bool) -> anyhow::Result<()> {
     bar.clear();
     let learner = Learner::new(&model, &compute, adapter, true);
     let side = TextSide { tokenizer: &text.tokenizer, template: None, stop_tokens: &text.stop_tokens };
-    let encoding = Encoding {
-        context_tokens: plan.context_tokens,
-        too_long: TooLong::Refuse,
-        answers: Answers::All,
-        is_raw: true,
-        parses_control_tokens: false,
-    };
+    let encoding = record.reading.encoding(plan.context_tokens);
     let mut classifier = Classifier { learner, encoder: Encoder::new(side, encoding), record };
     let top = usize::from(args.top);
     if args.jsonl {

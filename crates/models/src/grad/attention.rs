@@ -1,6 +1,6 @@
 //! Softmax attention over whole sequences, both ways.
 
-use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KeptType, KvType, Product};
+use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KeptType, Product};
 
 use super::tape::{LayerTape, Room, SequenceState, Way, sized};
 use crate::{adapter::Module, blocks::Attention, error::Error};
@@ -9,7 +9,6 @@ use crate::{adapter::Module, blocks::Attention, error::Error};
 pub(super) fn forward(
     block: &Attention,
     way: &Way<'_>,
-    kv_type: KvType,
     state: &mut SequenceState,
     tape: &mut LayerTape,
     (room, x, out): (&mut Room, &[f32], &mut [f32]),
@@ -44,7 +43,7 @@ pub(super) fn forward(
         compute.keep(kept, way.form, x);
     }
     turned(block, way, q, k);
-    let (cache, seqs) = state.attention(kv_type, plan, way.seqs)?;
+    let (cache, seqs) = state.attention(plan, way.seqs)?;
     let kv_width = plan.kv_heads * plan.head_dim;
     for seq in &seqs {
         let rows = seq.rows.start * kv_width..seq.rows.end * kv_width;

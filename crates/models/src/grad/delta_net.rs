@@ -100,17 +100,18 @@ pub(super) fn backward(
     results(block, way, state, tape, room, x)?;
     let (shape, compute, sizes) = (block.plan.shape, way.compute, sizes(block, x));
     let width = shape.value_width();
-    let Room { a, b, c, d, e, f, g, h, d_lows, part, .. } = room;
+    let Room { a, b, c, d, e, f, g, h, i, j, k, d_lows, part, .. } = room;
     let (z, results, normed) = (sized(b, sizes.values), sized(f, sizes.values), sized(g, sizes.values));
     normed.copy_from_slice(results);
     compute.rms_norm_in_place(normed, &block.norm, way.eps);
     if way.adapter.lora(way.layer, Module::OutProj).is_some() {
-        let mut gated = if block.plan.gate == GateKind::Silu { z.to_vec() } else { normed.to_vec() };
+        let gated = sized(i, sizes.values);
+        gated.copy_from_slice(if block.plan.gate == GateKind::Silu { &*z } else { &*normed });
         match block.plan.gate {
-            GateKind::Silu => compute.silu_mul(&mut gated, normed, width),
-            GateKind::Sigmoid => compute.sigmoid_mul(&mut gated, z, width),
+            GateKind::Silu => compute.silu_mul(gated, normed, width),
+            GateKind::Sigmoid => compute.sigmoid_mul(gated, z, width),
         }
-        way.low_backward(Module::OutProj, (&gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
+        way.low_backward(Module::OutProj, (gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
     }
     let d_gated = sized(h, sizes.values);
     let out_proj = [BackProduct { weight: &block.out_proj, dy: d_out }];
@@ -126,27 +127,28 @@ pub(super) fn backward(
             d_gated
         }
     };
-    let mut d_results = vec![0.0; sizes.values];
-    compute.rms_norm_backward(results, &block.norm, way.eps, d_normed, &mut d_results);
+    let d_results = sized(i, sizes.values);
+    d_results.fill(0.0);
+    compute.rms_norm_backward(results, &block.norm, way.eps, d_normed, d_results);
     let (raw, qkv, unit) = (sized(a, sizes.channels), sized(d, sizes.channels), sized(e, sizes.channels));
     let (write, fade) = sized(c, 2 * sizes.gates).split_at(sizes.gates);
     let input = DeltaInput { qkv: unit, write, fade, fade_bias: &block.fade_bias, rate: &block.rate };
-    let mut d_qkv = vec![0.0; sizes.channels];
-    let (mut d_write, mut d_fade) = (vec![0.0; sizes.gates], vec![0.0; sizes.gates]);
-    let of_rule = DeltaGrads { qkv: &mut d_qkv, write: &mut d_write, fade: &mut d_fade };
-    compute.delta_rule_backward(shape, way.seqs, &input, &d_results, of_rule);
-    compute.unit_heads_backward(shape, qkv, &mut d_qkv);
+    let d_qkv = sized(j, sizes.channels);
+    let (d_write, d_fade) = sized(k, 2 * sizes.gates).split_at_mut(sizes.gates);
+    let of_rule = DeltaGrads { qkv: &mut *d_qkv, write: &mut *d_write, fade: &mut *d_fade };
+    compute.delta_rule_backward(shape, way.seqs, &input, d_results, of_rule);
+    compute.unit_heads_backward(shape, qkv, d_qkv);
     let d_raw = sized(f, sizes.channels);
-    compute.causal_conv_silu_backward(block.plan.conv(), way.seqs, &block.conv, (raw, &d_qkv), h, d_raw);
-    for (module, dy) in INPUTS.into_iter().zip([&*d_raw, &*z, &d_write, &d_fade]) {
+    compute.causal_conv_silu_backward(block.plan.conv(), way.seqs, &block.conv, (raw, &*d_qkv), h, d_raw);
+    for (module, dy) in INPUTS.into_iter().zip([&*d_raw, &*z, &*d_write, &*d_fade]) {
         way.low_backward(module, (x, &tape.lows), &[dy], (&mut *d_lows, &mut *part), grads);
     }
     if let Some(dx) = dx {
         let products = [
             BackProduct { weight: &block.in_qkv, dy: d_raw },
             BackProduct { weight: &block.in_z, dy: z },
-            BackProduct { weight: &block.in_b, dy: &d_write },
-            BackProduct { weight: &block.in_a, dy: &d_fade },
+            BackProduct { weight: &block.in_b, dy: d_write },
+            BackProduct { weight: &block.in_a, dy: d_fade },
         ];
         compute.matmul_backward_added(&products, &way.through(&INPUTS, d_lows), Join::OVER, dx);
     }

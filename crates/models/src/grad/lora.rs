@@ -15,7 +15,8 @@ impl Way<'_> {
         for module in modules {
             if let Some(lora) = self.adapter.lora(self.layer, *module) {
                 let (rows, low) = (x.len() / lora.inputs, &mut lows[*module as usize]);
-                low.resize(rows * lora.rank, 0.0);
+                low.truncate(rows * lora.rank);
+                sized(low, rows * lora.rank);
                 let a = Mat::new(&self.adapter.values()[lora.a()], lora.inputs, lora.rank);
                 self.compute.product(Mat::new(x, rows, lora.inputs), a, Join::OVER, low);
             }
@@ -53,7 +54,8 @@ impl Way<'_> {
         let (compute, rows, rank) = (self.compute, x.len() / lora.inputs, lora.rank);
         let b = &self.adapter.values()[lora.b()];
         let (low, d_low) = (Mat::new(&lows[module as usize], rows, rank), &mut d_lows[module as usize]);
-        d_low.resize(rows * rank, 0.0);
+        d_low.truncate(rows * rank);
+        sized(d_low, rows * rank);
         let mut first = 0;
         for dy in dys.iter().filter(|dy| !dy.is_empty()) {
             let width = dy.len() / rows;

@@ -9,6 +9,7 @@ mod delta_net;
 mod dense;
 mod head;
 mod lora;
+mod memory;
 mod moe;
 mod tape;
 
@@ -17,6 +18,7 @@ use std::ops::Range;
 use qwenkit_kernels::Compute;
 use qwenkit_tensor::TokenId;
 
+pub use memory::LessonSize;
 pub use tape::Tape;
 
 use crate::{
@@ -105,10 +107,10 @@ impl Model {
         }
         let covered = cos.len() == lesson.tokens.len() * self.rope.pairs();
         assert!(covered && lesson.seqs.iter().all(|seq| !seq.is_empty()), "the sequences cover the lesson");
-        let (kv_type, form, sparing) = (tape.kv_type(), tape.form, tape.sparing);
+        let (form, sparing) = (tape.form, tape.sparing);
         let Tape { layers, inputs, state, room, x, dx, scores, .. } = tape;
         state.prepare(lesson);
-        x.resize(lesson.tokens.len() * width, 0.0);
+        let x = sized(x, lesson.tokens.len() * width);
         let ids: Vec<usize> = lesson.tokens.iter().map(|token| token.index()).collect();
         compute.look_up(&self.embedding, &ids, x);
         let mut way = Way {
@@ -128,14 +130,14 @@ impl Model {
                 compute.keep(&mut inputs[i], form, x);
             }
             let tape = &mut layers[if sparing { 0 } else { i }];
-            forward(layer, &way, kv_type, state, tape, room, x)?;
+            forward(layer, &way, state, tape, room, x)?;
         }
         let norm = weights(&self.norm);
         let Some(grads) = grads else {
             head::losses(self, &way, norm, &lesson.aim, (room, x), (losses, scores), None);
             return Ok(());
         };
-        dx.resize(x.len(), 0.0);
+        let dx = sized(dx, x.len());
         head::losses(self, &way, norm, &lesson.aim, (room, x), (losses, scores), Some((&mut *grads, &mut *dx)));
         // Below the first adapted layer there is nothing to learn.
         let lowest = adapter.loras().first().map_or(self.layers.len(), |lora| lora.layer);
@@ -144,7 +146,7 @@ impl Model {
             let tape = &mut layers[if sparing { 0 } else { i }];
             if sparing {
                 compute.recall(&inputs[i], x);
-                forward(layer, &way, kv_type, state, tape, room, x)?;
+                forward(layer, &way, state, tape, room, x)?;
             }
             backward(layer, &way, (state, tape), room, dx, (grads, i > lowest))?;
         }
@@ -164,7 +166,6 @@ fn weights(join: &Join) -> &[f32] {
 fn forward(
     layer: &Layer,
     way: &Way<'_>,
-    kv_type: qwenkit_kernels::KvType,
     state: &mut SequenceState,
     tape: &mut LayerTape,
     room: &mut Room,
@@ -178,7 +179,7 @@ fn forward(
     compute.rms_norm(x, before_mixer, way.eps, of_normed);
     match &layer.mixer {
         MixerBlock::Attention(block) => {
-            attention::forward(block, way, kv_type, state, tape, (room, of_normed, of_out))?;
+            attention::forward(block, way, state, tape, (room, of_normed, of_out))?;
         }
         MixerBlock::DeltaNet(block) => delta_net::forward(block, way, state, tape, (room, of_normed, of_out))?,
     }

@@ -60,15 +60,14 @@ pub(super) fn forward(
     let count = room.routing.routes().len();
     compute.add_routes(&room.routing, &room.f[..count * width], width, out);
     if let Some(shared) = &block.shared {
-        let mut factors = vec![0.0; x.len() / width];
-        compute.matmul(&mut room.matmul, x, &mut [Product { weight: &shared.router, out: &mut factors }]);
-        let mut result = std::mem::take(&mut room.g);
-        let of_shared = sized(&mut result, x.len());
+        let (mut factors, mut result) = (std::mem::take(&mut room.k), std::mem::take(&mut room.g));
+        let (of_router, of_shared) = (sized(&mut factors, x.len() / width), sized(&mut result, x.len()));
+        compute.matmul(&mut room.matmul, x, &mut [Product { weight: &shared.router, out: &mut *of_router }]);
         dense::forward(&shared.ffn, SHARED, way, tape, (room, x, of_shared));
-        compute.add_gated(out, of_shared, &factors, width);
+        compute.add_gated(out, of_shared, of_router, width);
         // The backward needs it again.
-        compute.keep(&mut tape.heads, way.form, of_shared);
-        room.g = result;
+        compute.keep(&mut tape.shared, way.form, of_shared);
+        (room.k, room.g) = (factors, result);
     }
 }
 
@@ -121,20 +120,22 @@ pub(super) fn backward(
     router_backward(block, routes, &d_weights, logits);
     compute.matmul_backward(&[BackProduct { weight: &block.router, dy: logits }], Join::ADD, dx);
     if let Some(shared) = &block.shared {
-        let tokens = x.len() / width;
-        let mut factors = vec![0.0; tokens];
-        compute.matmul(&mut room.matmul, x, &mut [Product { weight: &shared.router, out: &mut factors }]);
-        let (mut result, mut d_result) = (vec![0.0; x.len()], d_out.to_vec());
-        compute.recall(&tape.heads, &mut result);
+        let mut buffers = [&mut room.i, &mut room.j, &mut room.k].map(std::mem::take);
+        let [i, j, k] = &mut buffers;
+        let (result, d_result, factors) = (sized(i, x.len()), sized(j, x.len()), sized(k, x.len() / width));
+        compute.matmul(&mut room.matmul, x, &mut [Product { weight: &shared.router, out: &mut *factors }]);
+        d_result.copy_from_slice(d_out);
+        compute.recall(&tape.shared, result);
         for ((factor, y), d) in factors.iter_mut().zip(result.chunks_exact(width)).zip(d_result.chunks_exact_mut(width))
         {
             let sigmoid = 1.0 / (1.0 + (-*factor).exp());
             *factor = y.iter().zip(&*d).map(|(y, d)| y * d).sum::<f32>() * sigmoid * (1.0 - sigmoid);
             d.iter_mut().for_each(|d| *d *= sigmoid);
         }
-        dense::backward(&shared.ffn, SHARED, way, tape, room, (x, &d_result), grads, &mut result);
-        compute.add(dx, &result, width);
-        compute.matmul_backward(&[BackProduct { weight: &shared.router, dy: &factors }], Join::ADD, dx);
+        dense::backward(&shared.ffn, SHARED, way, tape, room, (x, &*d_result), grads, result);
+        compute.add(dx, result, width);
+        compute.matmul_backward(&[BackProduct { weight: &shared.router, dy: factors }], Join::ADD, dx);
+        [room.i, room.j, room.k] = buffers;
     }
 }
 

@@ -15,19 +15,18 @@ use super::{Lesson, lora::Lows};
 use crate::{
     adapter::Adapter,
     load::Model,
-    plan::{AttentionPlan, DeltaNetPlan, Ffn, Mixer, Plan},
+    plan::{AttentionPlan, DeltaNetPlan},
 };
 
 /// Rows that go through the output head at once, whose logits are never all there.
 pub(super) const HEAD_ROWS: usize = 512;
 
-/// What the output head takes for its pieces.
-const HEAD_BYTES: usize = 32 << 20;
+/// Buffers of the room that have letters.
+pub(super) const LETTERS: usize = 11;
 
 /// What is kept of the forward pass, and buffers; one for each model that learns.
 pub struct Tape {
     pub(super) form: KeptType,
-    kv_type: KvType,
     pub(super) sparing: bool,
     /// One for each layer, or a single one where layers are computed again.
     pub(super) layers: Vec<LayerTape>,
@@ -58,15 +57,17 @@ pub(super) struct LayerTape {
     /// Of the feed-forward block, before the activation.
     pub(super) ffn_gate: Kept,
     pub(super) ffn_up: Kept,
+    /// Of a mixture, what its shared expert gave before its factor, (T, D).
+    pub(super) shared: Kept,
     /// A x of each adapted module, (T, R).
     pub(super) lows: Lows,
 }
 
 /// What layers keep of sequences for the time of one layer.
-#[derive(Default)]
 pub(super) struct SequenceState {
-    kv: Option<(AttentionPlanKey, KvCache)>,
-    recurrent: Option<(DeltaNetPlan, usize, ConvState, DeltaState)>,
+    pub(super) kv_type: KvType,
+    pub(super) kv: Option<(AttentionPlanKey, KvCache)>,
+    pub(super) recurrent: Option<(DeltaNetPlan, usize, ConvState, DeltaState)>,
     /// (seqs): pages of each
     pages: Vec<Vec<u32>>,
 }
@@ -89,6 +90,9 @@ pub(super) struct Room {
     pub(super) f: Vec<f32>,
     pub(super) g: Vec<f32>,
     pub(super) h: Vec<f32>,
+    pub(super) i: Vec<f32>,
+    pub(super) j: Vec<f32>,
+    pub(super) k: Vec<f32>,
     /// Gradients towards x A of the layer's modules.
     pub(super) d_lows: Lows,
     pub(super) part: Vec<f32>,
@@ -97,9 +101,27 @@ pub(super) struct Room {
 /// `buffer` with exactly `len` elements, whose values are whatever they are.
 pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
+        // What is made for the longest of lessons is no longer than that.
+        buffer.reserve_exact(len - buffer.len());
         buffer.resize(len, 0.0);
     }
     &mut buffer[..len]
+}
+
+impl Room {
+    /// The buffers that have letters.
+    pub(super) fn letters(&self) -> [&Vec<f32>; LETTERS] {
+        let Room { a, b, c, d, e, f, g, h, i, j, k, .. } = self;
+        [a, b, c, d, e, f, g, h, i, j, k]
+    }
+}
+
+impl LayerTape {
+    /// All that is kept, but for x A.
+    pub(super) fn kept(&self) -> [&Kept; 10] {
+        let LayerTape { x, middle, q, k, v, gate, heads, ffn_gate, ffn_up, shared, .. } = self;
+        [x, middle, q, k, v, gate, heads, ffn_gate, ffn_up, shared]
+    }
 }
 
 /// What every block of a batch needs, both ways.
@@ -123,11 +145,10 @@ impl Tape {
         let layers = model.plan().layers.len();
         Tape {
             form: kept_type(model),
-            kv_type: model.kv_type(),
             sparing,
             layers: (0..if sparing { 1 } else { layers }).map(|_| LayerTape::default()).collect(),
             inputs: (0..if sparing { layers } else { 0 }).map(|_| Kept::default()).collect(),
-            state: SequenceState::default(),
+            state: SequenceState::new(model.kv_type()),
             room: Room::default(),
             x: Vec::new(),
             dx: Vec::new(),
@@ -139,46 +160,21 @@ impl Tape {
     pub fn scores(&self) -> &[f32] {
         &self.scores
     }
-
-    /// Bytes that a tape takes for batches of `tokens` tokens, of which `wanted` go through the output head; an estimate
-    /// from above.
-    pub fn bytes(model: &Model, sparing: bool, tokens: usize, wanted: usize) -> usize {
-        let (plan, each) = (model.plan(), kept_type(model).bytes());
-        let kept: Vec<usize> = plan.layers.iter().map(|l| kept_values(plan, &l.mixer, &l.ffn)).collect();
-        let largest = kept.iter().copied().max().unwrap_or(0);
-        let kept = if sparing { largest + plan.layers.len() * plan.width } else { kept.iter().sum() };
-        // Buffers of the largest layer's inner values and gradients, in f32.
-        let room = 4 * (2 * largest + 6 * plan.width);
-        tokens * (kept * each + room) + wanted * 12 * plan.width + HEAD_BYTES
-    }
 }
 
 /// Models whose activations stay in f32 keep f32.
-fn kept_type(model: &Model) -> KeptType {
+pub(super) fn kept_type(model: &Model) -> KeptType {
     match model.embedding.dtype() {
         DType::F32 | DType::F16 => KeptType::F32,
         _ => KeptType::Bf16,
     }
 }
 
-/// Values that a layer keeps of one token.
-fn kept_values(plan: &Plan, mixer: &Mixer, ffn: &Ffn) -> usize {
-    let mixer = match mixer {
-        Mixer::Attention(a) => {
-            let queries = a.heads * a.head_dim * if a.output_gate { 3 } else { 2 };
-            queries + 2 * a.kv_heads * a.head_dim
-        }
-        // Computed again.
-        Mixer::DeltaNet(_) => 0,
-    };
-    let ffn = match ffn {
-        Ffn::Dense { width } => 2 * width,
-        Ffn::Moe(_) => 0,
-    };
-    2 * plan.width + mixer + ffn
-}
-
 impl SequenceState {
+    fn new(kv_type: KvType) -> SequenceState {
+        SequenceState { kv_type, kv: None, recurrent: None, pages: Vec::new() }
+    }
+
     /// Pages for the sequences of a lesson.
     pub(super) fn prepare(&mut self, lesson: &Lesson<'_>) {
         self.pages.clear();
@@ -193,7 +189,6 @@ impl SequenceState {
     /// The cache of an attention layer, and the sequences as it takes them.
     pub(super) fn attention(
         &mut self,
-        kv_type: KvType,
         plan: &AttentionPlan,
         seqs: &[Range<usize>],
     ) -> Result<(&mut KvCache, Vec<AttentionSeq<'_>>), AllocError> {
@@ -203,7 +198,7 @@ impl SequenceState {
             (*kv_heads, *head_dim) == (plan.kv_heads, plan.head_dim) && *room >= pages
         };
         if !self.kv.as_ref().is_some_and(|(made, _)| fits(made)) {
-            self.kv = Some((key, KvCache::new(kv_type, plan.kv_heads, plan.head_dim, pages)?));
+            self.kv = Some((key, KvCache::new(self.kv_type, plan.kv_heads, plan.head_dim, pages)?));
         }
         let seq = |(rows, pages): (&Range<usize>, _)| AttentionSeq { rows: rows.clone(), first: 0, pages };
         let seqs = seqs.iter().zip(self.pages.iter().map(Vec::as_slice)).map(seq).collect();
@@ -230,11 +225,5 @@ impl SequenceState {
             Some((_, _, conv, delta)) => Ok((conv, delta, seqs)),
             None => unreachable!("made above"),
         }
-    }
-}
-
-impl Tape {
-    pub(super) fn kv_type(&self) -> KvType {
-        self.kv_type
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{anyhow, bail};
 use qwenkit_engine::ModelText;
 use qwenkit_train::data::{Data, Objective, Samples, divide, load};
-use qwenkit_train::{ClassifierRecord, Example, Goal, check};
+use qwenkit_train::{ClassifierRecord, Example, Goal, Reading, check};
 
 use super::data_args::text_side;
 use super::{Task, TuneArgs};
@@ -14,6 +14,8 @@ pub(super) struct Material {
     pub(super) task: Task,
     pub(super) train: Vec<Example>,
     pub(super) valid: Vec<Example>,
+    /// How texts became tokens.
+    pub(super) reading: Reading,
     /// Labels in order of their numbers; of a classifier.
     pub(super) labels: Vec<String>,
     /// Name and SHA-256 of each file.
@@ -51,7 +53,8 @@ pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> 
     let of = |places: &[usize]| places.iter().filter_map(|&at| example(&data.samples, at)).collect::<Vec<_>>();
     let (train, valid) = (of(&division.train), of(&division.validation));
     let Data { labels, sources, .. } = data;
-    Ok(Material { task, train, valid, labels, files: sources.into_iter().map(|s| (s.file, s.sha256)).collect() })
+    let files = sources.into_iter().map(|s| (s.file, s.sha256)).collect();
+    Ok(Material { task, train, valid, reading: Reading::of(&loading.encoding), labels, files })
 }
 
 fn example(samples: &Samples, at: usize) -> Option<Example> {

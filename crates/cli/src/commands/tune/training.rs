@@ -9,7 +9,7 @@ use anyhow::ensure;
 use qwenkit_engine::{available_memory_bytes, text_of};
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings};
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Adapter, Model, Tape, arch};
+use qwenkit_models::{Adapter, LessonSize, Model, Tape, arch};
 use qwenkit_train::{
     AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Place, RECORD, RunSettings, Schedule,
     StepSettings, USUAL_TARGETS, calibrate, examples_hash, model_hash, report as page, values_hash,
@@ -92,7 +92,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     let model = Model::load(&located.files, &compute, &mut |e| bar.update(e.done_bytes, e.total_bytes))?;
     bar.clear();
     model.check_learning()?;
-    let sparing = memory_plan(args, &model, &material, &start, settings.step.piece_tokens)?;
+    let sparing = memory_plan(args, &model, &material, &start, (settings.step.piece_tokens, settings.batch))?;
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let mut learner = Learner::new(&model, &compute, start, sparing);
     let place = Place { checkpoint: out.join(CHECKPOINT), identity };
@@ -251,16 +251,31 @@ fn memory_plan(
     model: &Model,
     material: &Material,
     start: &Adapter,
-    piece_tokens: usize,
+    (piece_tokens, batch): (usize, usize),
 ) -> anyhow::Result<bool> {
-    let longest = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).max().unwrap_or(1);
-    let batch_tokens = material.train.iter().map(|e| e.ids.len()).sum::<usize>();
-    let tokens = piece_tokens.min(batch_tokens).max(longest);
+    let lens_of = |examples: &[Example]| examples.iter().map(|e| e.ids.len()).collect::<Vec<_>>();
+    let (mut of_train, of_valid) = (lens_of(&material.train), lens_of(&material.valid));
+    of_train.sort_unstable_by(|a, b| b.cmp(a));
+    // A step's longest samples or all that are validated with, unless they are taken in pieces.
+    let at_once = of_train.iter().take(batch).sum::<usize>().max(of_valid.iter().sum());
+    let mut lens = [of_train, of_valid].concat();
+    lens.sort_unstable();
+    let longest = lens.last().copied().unwrap_or(1);
+    let tokens = piece_tokens.min(at_once).max(longest);
+    // As many of the shortest as go into one piece.
+    let mut fitting = 0;
+    let fits_too = |len: &&usize| {
+        fitting += **len;
+        fitting <= tokens
+    };
+    let seqs = lens.iter().take_while(fits_too).count().max(1);
     let wanted = if material.task == Task::Classify { 0 } else { tokens };
-    // Values, gradients, two moments, the best so far.
-    let trained = 5 * 4 * start.values().len();
+    let size = LessonSize { tokens, seqs, wanted, threads: args.compute.threads() };
+    // Values, gradients, two moments, and with validation the best so far.
+    let trained = (4 + usize::from(!material.valid.is_empty())) * 4 * start.values().len();
     let available = available_memory_bytes();
-    let needs = |sparing: bool| Tape::bytes(model, sparing, tokens, wanted) + trained + SPARE_BYTES;
+    let of_tape = |sparing: bool| Tape::bytes(model, start, sparing, size);
+    let needs = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
     let fits = |sparing: bool| available.is_none_or(|available| needs(sparing) as u64 <= available);
     let sparing = args.course.sparing || !fits(false);
     let mb = |bytes: usize| format!("{:.0} MB", bytes as f64 / 1e6);
@@ -268,7 +283,7 @@ fn memory_plan(
         "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({})",
         mb(model.weight_bytes()),
         mb(trained),
-        mb(Tape::bytes(model, sparing, tokens, wanted)),
+        mb(of_tape(sparing)),
         if sparing { "layers are computed twice" } else { "all layers kept" }
     ));
     ensure!(
@@ -302,7 +317,8 @@ fn calibrated(learner: &mut Learner<'_>, material: &Material, piece_tokens: usiz
             error(1.0)
         ));
     }
-    Ok(ClassifierRecord { base: None, labels: material.labels.clone(), end_token, temperature })
+    let (labels, reading) = (material.labels.clone(), material.reading);
+    Ok(ClassifierRecord { base: None, labels, end_token, temperature, reading })
 }
 
 fn write_adapter(learner: &Learner<'_>, mut settings: AdapterSettings, out: &Path) -> anyhow::Result<()> {
