@@ -135,6 +135,11 @@ impl Adapter {
         self.id
     }
 
+    /// The first layer of which a matrix is adapted.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.loras.first().map(|lora| lora.layer)
+    }
+
     /// The adapted matrices, in order of layers.
     pub fn loras(&self) -> &[Lora] {
         &self.loras

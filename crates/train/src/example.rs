@@ -43,6 +43,8 @@ pub struct Packed {
     targets: Vec<u32>,
     scales: Vec<f32>,
     of_labels: bool,
+    /// Of labels, what of each is learnt as all labels'.
+    pub smoothing: f32,
 }
 
 impl Packed {
@@ -84,7 +86,7 @@ impl Packed {
     /// The lesson.
     pub fn lesson(&self) -> Lesson<'_> {
         let aim = match self.of_labels {
-            true => Aim::Labels { labels: &self.targets, scales: &self.scales },
+            true => Aim::Labels { labels: &self.targets, scales: &self.scales, smoothing: self.smoothing },
             false => Aim::NextTokens { rows: &self.rows, targets: &self.targets, scales: &self.scales },
         };
         Lesson { tokens: &self.tokens, seqs: &self.seqs, aim }

@@ -18,6 +18,8 @@ pub struct Learner<'a> {
     pub adapter: Adapter,
     /// The optimiser's memory.
     pub moments: Moments,
+    /// What of a label's share is learnt as all labels', equally.
+    pub smoothing: f32,
     /// Gradients of the last step, before they were clipped.
     pub grads: Vec<f32>,
     tape: Tape,
@@ -33,8 +35,6 @@ pub struct StepSettings {
     pub clip: Option<f64>,
     /// Tokens that are computed at once.
     pub piece_tokens: usize,
-    /// Where the rate is another: from which number of the adapter on, and times what.
-    pub factors: Vec<(usize, f32)>,
 }
 
 /// Hears an example, its losses, and its scores where labels are learnt.
@@ -58,7 +58,12 @@ impl<'a> Learner<'a> {
     pub fn new(model: &'a Model, compute: &'a Compute, adapter: Adapter, sparing: bool) -> Learner<'a> {
         let len = adapter.values().len();
         let (moments, grads, tape) = (Moments::new(len), vec![0.0; len], Tape::new(model, sparing));
-        Learner { model, compute, adapter, moments, grads, tape, losses: Vec::new() }
+        Learner { model, compute, adapter, moments, smoothing: 0.0, grads, tape, losses: Vec::new() }
+    }
+
+    /// Lets examples that come again keep up to so many bytes of what layers below the first adapted one make of them.
+    pub fn remember(&mut self, limit_bytes: usize) {
+        self.tape.remember(limit_bytes);
     }
 
     /// The model.
@@ -76,13 +81,15 @@ impl<'a> Learner<'a> {
         self.grads.fill(0.0);
         let (mut loss, mut tokens) = (0.0, 0);
         for piece in pieces(batch, piece_tokens) {
-            let packed = Packed::new(piece.iter().copied(), scale);
+            let mut packed = Packed::new(piece.iter().copied(), scale);
+            packed.smoothing = self.smoothing;
             let Learner { model, compute, adapter, tape, losses, grads, .. } = self;
             model.learn(compute, adapter, &packed.lesson(), tape, losses, Some(grads))?;
             loss += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
             tokens += packed.tokens();
         }
-        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm: norm(&self.grads), tokens, wanted })
+        let grad_norm = norm(&self.grads, self.compute.pool().threads());
+        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm, tokens, wanted })
     }
 
     /// One step over a batch at this rate. A loss or gradient that is no number changes nothing and is for the caller to see.
@@ -92,13 +99,12 @@ impl<'a> Learner<'a> {
     pub fn step(&mut self, batch: &[&Example], rate: f64, settings: &StepSettings) -> Result<StepReport, ModelError> {
         let report = self.gradients(batch, settings.piece_tokens)?;
         if report.loss.is_finite() && report.grad_norm.is_finite() {
-            if let Some(most) = settings.clip.filter(|most| report.grad_norm > *most) {
-                // As PyTorch's clip_grad_norm_.
-                let factor = (most / (report.grad_norm + 1e-6)) as f32;
-                self.grads.iter_mut().for_each(|x| *x *= factor);
-            }
-            let Learner { moments, adapter, grads, .. } = self;
-            moments.step(settings.optimiser, rate as f32, &settings.factors, adapter.values_mut(), grads);
+            // As PyTorch's clip_grad_norm_.
+            let too_long = settings.clip.filter(|most| report.grad_norm > *most);
+            let share = too_long.map_or(1.0, |most| (most / (report.grad_norm + 1e-6)) as f32);
+            let Learner { compute, moments, adapter, grads, .. } = self;
+            let threads = compute.pool().threads();
+            moments.step(settings.optimiser, rate as f32, adapter.values_mut(), (grads, share), threads);
         }
         Ok(report)
     }

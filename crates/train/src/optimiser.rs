@@ -42,16 +42,21 @@ impl Moments {
         Moments { steps: 0, mean: vec![0.0; len], square: vec![0.0; len] }
     }
 
-    /// One step of `values` against `grads` at this rate; `factors` says where the rate is another: from which number on, and
-    /// times what. It begins at 0.
+    /// One step of `values` against `grads` times `share`, at this rate, on so many threads.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn step(&mut self, settings: AdamW, rate: f32, factors: &[(usize, f32)], values: &mut [f32], grads: &[f32]) {
+    pub fn step(
+        &mut self,
+        settings: AdamW,
+        rate: f32,
+        values: &mut [f32],
+        (grads, share): (&[f32], f32),
+        threads: usize,
+    ) {
         let same = values.len() == grads.len() && self.mean.len() == values.len() && self.square.len() == values.len();
         assert!(same, "a step of {} numbers by {} gradients", values.len(), grads.len());
         self.steps += 1;
-        let factor_at = |at: usize| factors[factors.partition_point(|(from, _)| *from <= at) - 1].1;
         let corrections = (
             1.0 - f64::from(settings.beta1).powf(self.steps as f64),
             1.0 - f64::from(settings.beta2).powf(self.steps as f64),
@@ -59,11 +64,8 @@ impl Moments {
         let mut pieces = Vec::new();
         let (mut values, mut grads) = (values, grads);
         let (mut mean, mut square) = (&mut self.mean[..], &mut self.square[..]);
-        let mut at = 0;
         while !values.is_empty() {
-            // A piece has one rate.
-            let next = factors.iter().map(|(from, _)| *from).find(|from| *from > at).unwrap_or(usize::MAX);
-            let len = PIECE.min(next - at).min(values.len());
+            let len = PIECE.min(values.len());
             let (v, rest) = values.split_at_mut(len);
             values = rest;
             let (m, rest) = mean.split_at_mut(len);
@@ -72,20 +74,10 @@ impl Moments {
             square = rest;
             let (g, rest) = grads.split_at(len);
             grads = rest;
-            pieces.push((rate * factor_at(at), v, m, s, g));
-            at += len;
+            pieces.push((v, m, s, g));
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(pieces.len().max(1));
-        let each = pieces.len().div_ceil(threads);
-        std::thread::scope(|scope| {
-            while !pieces.is_empty() {
-                let own = pieces.split_off(pieces.len().saturating_sub(each));
-                scope.spawn(move || {
-                    for (rate, values, mean, square, grads) in own {
-                        step(settings, rate, corrections, values, mean, square, grads);
-                    }
-                });
-            }
+        on_threads(pieces, threads, |(values, mean, square, grads)| {
+            step(settings, rate, corrections, (values, mean, square), (grads, share));
         });
     }
 }
@@ -94,25 +86,44 @@ fn step(
     settings: AdamW,
     rate: f32,
     (of_mean, of_square): (f64, f64),
-    values: &mut [f32],
-    mean: &mut [f32],
-    square: &mut [f32],
-    grads: &[f32],
+    (values, mean, square): (&mut [f32], &mut [f32], &mut [f32]),
+    (grads, share): (&[f32], f32),
 ) {
     let AdamW { beta1, beta2, eps, weight_decay } = settings;
     let keep = 1.0 - rate * weight_decay;
     let size = (f64::from(rate) / of_mean) as f32;
     let root = 1.0 / of_square.sqrt() as f32;
     for (((value, mean), square), grad) in values.iter_mut().zip(mean).zip(square).zip(grads) {
+        let grad = share * grad;
         *mean = beta1 * *mean + (1.0 - beta1) * grad;
         *square = beta2 * *square + (1.0 - beta2) * grad * grad;
         *value = *value * keep - size * *mean / (square.sqrt() * root + eps);
     }
 }
 
-/// The length of a gradient over all its numbers, summed in f64.
-pub fn norm(grads: &[f32]) -> f64 {
-    grads.chunks(4096).map(|x| x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()).sum::<f64>().sqrt()
+/// The length of a gradient over all its numbers, summed in f64, on so many threads with the same bits.
+pub fn norm(grads: &[f32], threads: usize) -> f64 {
+    let mut squares = vec![0.0; grads.len().div_ceil(PIECE)];
+    on_threads(grads.chunks(PIECE).zip(&mut squares).collect(), threads, |(grads, to)| {
+        let mut lanes = [0.0f64; 8];
+        for eight in grads.chunks(lanes.len()) {
+            lanes.iter_mut().zip(eight).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+        }
+        *to = lanes.iter().sum::<f64>();
+    });
+    squares.iter().sum::<f64>().sqrt()
+}
+
+/// Calls `f` for each of some jobs, on so many threads.
+fn on_threads<T: Send>(mut jobs: Vec<T>, threads: usize, f: impl Fn(T) + Sync) {
+    let each = jobs.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        while jobs.len() > each {
+            let own = jobs.split_off(jobs.len() - each);
+            scope.spawn(|| own.into_iter().for_each(&f));
+        }
+        jobs.into_iter().for_each(&f);
+    });
 }
 
 #[cfg(test)]
@@ -122,7 +133,7 @@ mod tests {
     #[test]
     fn steps_are_those_of_the_formula() {
         let settings = AdamW { weight_decay: 0.01, ..AdamW::default() };
-        // Longer than a piece, with another rate in its midst.
+        // Longer than a piece, on two threads.
         let len = PIECE + 77;
         let mut values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.1).sin()).collect();
         let start = values.clone();
@@ -132,8 +143,8 @@ mod tests {
         exact.push(f64::from(start[at]));
         for t in 1..=3 {
             let grads: Vec<f32> = (0..len).map(|i| ((i + t) as f32 * 0.7).cos()).collect();
-            moments.step(settings, 0.01, &[(0, 1.0), (at, 3.0)], &mut values, &grads);
-            let (g, rate) = (f64::from(grads[at]), 0.03);
+            moments.step(settings, 0.01, &mut values, (&grads, 0.5), 2);
+            let (g, rate) = (0.5 * f64::from(grads[at]), 0.01);
             m = 0.9 * m + 0.1 * g;
             s = 0.999 * s + 0.001 * g * g;
             let (mean, square) = (m / (1.0 - 0.9f64.powi(t as i32)), s / (1.0 - 0.999f64.powi(t as i32)));
@@ -146,8 +157,11 @@ mod tests {
 
     #[test]
     fn the_norm_is_that_of_all_numbers() {
-        assert_eq!(norm(&[3.0, 4.0]), 5.0);
-        assert_eq!(norm(&[]), 0.0);
-        assert!(norm(&[f32::NAN, 1.0]).is_nan());
+        assert_eq!(norm(&[3.0, 4.0], 1), 5.0);
+        assert_eq!(norm(&[], 3), 0.0);
+        assert!(norm(&[f32::NAN, 1.0], 1).is_nan());
+        let many: Vec<f32> = (0..3 * PIECE + 5).map(|i| (i as f32).sin()).collect();
+        assert_eq!(norm(&many, 1).to_bits(), norm(&many, 3).to_bits());
+        assert!((norm(&many, 2) - (many.len() as f64 / 2.0).sqrt()).abs() < 1e-2);
     }
 }

@@ -132,6 +132,7 @@ pub fn run(
         tell(Happening::Resumed { step: done });
     }
     let steps = settings.schedule.steps;
+    let mut of_best = None;
     let mut is_over = settings.patience.is_some_and(|patience| state.worse >= patience);
     while done < steps && !is_over {
         let start = Instant::now();
@@ -151,6 +152,7 @@ pub fn run(
             if is_best {
                 let values = learner.adapter.values().to_vec();
                 state = State { best: Some(Best { step: done, merit, values }), worse: 0, ..state };
+                of_best = Some(outcome);
             } else {
                 state.worse += 1;
             }
@@ -172,7 +174,11 @@ pub fn run(
     if let Some(best) = state.best {
         learner.adapter.values_mut().copy_from_slice(&best.values);
     }
-    validate(learner, valid, settings.step.piece_tokens)
+    match of_best {
+        Some(outcome) => Ok(outcome),
+        // Nothing to validate with, or the best is from before the run went on.
+        None => validate(learner, valid, settings.step.piece_tokens),
+    }
 }
 
 /// Mean loss over examples, and how many labels are right.

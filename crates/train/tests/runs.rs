@@ -27,7 +27,7 @@ fn settings(rate: f64, steps: usize) -> RunSettings {
         schedule: Schedule { rate, curve: Curve::Cosine, warmup_steps: 2, steps },
         batch: 3,
         seed: 5,
-        step: StepSettings { optimiser: AdamW::default(), clip: Some(1.0), piece_tokens: 25, factors: vec![(0, 1.0)] },
+        step: StepSettings { optimiser: AdamW::default(), clip: Some(1.0), piece_tokens: 25 },
         validate_every: 4,
         patience: None,
         checkpoint_every: 3,

@@ -125,7 +125,7 @@ pub(crate) struct ShapeArgs {
     /// The matrices that are adapted
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Vec<String>,
-    /// The first layer that is adapted, counted from 0 [default: 0; for labels a third of the way up, which is faster]
+    /// The first layer that is adapted, counted from 0 [default: 0; for labels half-way up, which is faster]
     #[arg(long, value_name = "LAYER")]
     from_layer: Option<u16>,
 }
@@ -134,7 +134,7 @@ pub(crate) struct ShapeArgs {
 #[derive(Args)]
 #[command(next_help_heading = "The training")]
 pub(crate) struct CourseArgs {
-    /// Times that all data are gone through [default: 3, with few samples up to 10; 1.5 for labels]
+    /// Times that all data are gone through [default: 3, with few samples up to 10; 2 to 10 for labels]
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
     epochs: Option<f64>,
     /// Steps, instead of epochs
@@ -143,7 +143,7 @@ pub(crate) struct CourseArgs {
     /// Samples of a step [default: 8; 32 for labels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// The highest learning rate [default: 2e-4; 5e-4 for labels]
+    /// The highest learning rate [default: 2e-4; 1e-3 for labels]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
     /// What a number loses at each step beside its gradient, times the rate
@@ -161,6 +161,9 @@ pub(crate) struct CourseArgs {
     /// Let gradients be of any length
     #[arg(long, conflicts_with = "clip")]
     no_clip: bool,
+    /// What of a label's share is learnt as all labels', equally [default: 0.1; labels only]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "ids")]
+    smoothing: Option<f32>,
     /// Samples kept apart to validate with [default: a share of all, by how many there are]
     #[arg(long, value_name = "N")]
     validation: Option<u32>,
@@ -214,6 +217,10 @@ fn curve(text: &str) -> Result<Curve, String> {
 
 fn positive(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|x| (0.0..1.0).contains(x)).ok_or_else(|| "expected 0 or more, and less than 1".to_owned())
 }
 
 fn not_negative(text: &str) -> Result<f64, String> {

@@ -40,7 +40,7 @@ pub(super) fn forward(
         }
     }
     for (kept, x) in [(&mut tape.q, &*q), (&mut tape.k, &*k), (&mut tape.v, &*v), (&mut tape.gate, &*gate)] {
-        compute.keep(kept, way.form, x);
+        way.keep(kept, x);
     }
     turned(block, way, q, k);
     let (cache, seqs) = state.attention(plan, way.seqs)?;
@@ -51,7 +51,7 @@ pub(super) fn forward(
     }
     let heads = sized(&mut room.e, q.len());
     compute.attention(cache, &seqs, plan.window, scale(block), (q, heads));
-    compute.keep(&mut tape.heads, way.form, heads);
+    way.keep(&mut tape.heads, heads);
     if block.gate_proj.is_some() {
         compute.sigmoid_mul(heads, gate, block.q_proj.rows());
     }

@@ -2,16 +2,32 @@
 
 use qwenkit_kernels::{BackProduct, Join, Product};
 
-use super::tape::{LayerTape, Room, Way, sized};
+use super::tape::{FFN_ROWS, FfnTape, Room, Way, sized};
 use crate::{adapter::Module, blocks::DenseFfn};
 
 /// out: (T, D) = the block's result of x: (T, D), what its backward needs being kept. The modules are what adapters call gate,
 /// up and down.
 pub(super) fn forward(
     block: &DenseFfn,
+    modules: [Module; 3],
+    way: &Way<'_>,
+    tapes: &mut Vec<FfnTape>,
+    (room, x, out): (&mut Room, &[f32], &mut [f32]),
+) {
+    let rows = FFN_ROWS * block.gate.cols();
+    if tapes.len() * rows < x.len() {
+        tapes.resize_with(x.len().div_ceil(rows), FfnTape::default);
+    }
+    for ((x, out), tape) in x.chunks(rows).zip(out.chunks_mut(rows)).zip(tapes) {
+        forward_rows(block, modules, way, tape, (room, x, out));
+    }
+}
+
+fn forward_rows(
+    block: &DenseFfn,
     [of_gate, of_up, of_down]: [Module; 3],
     way: &Way<'_>,
-    tape: &mut LayerTape,
+    tape: &mut FfnTape,
     (room, x, out): (&mut Room, &[f32], &mut [f32]),
 ) {
     let (compute, width) = (way.compute, block.gate.rows());
@@ -21,8 +37,8 @@ pub(super) fn forward(
     way.low(&[of_gate, of_up], x, &mut tape.lows);
     let added = [of_gate, of_up].map(|module| way.added(module, (0, width), &tape.lows));
     compute.matmul_added(&mut room.matmul, x, &mut products, &added);
-    compute.keep(&mut tape.ffn_gate, way.form, gate);
-    compute.keep(&mut tape.ffn_up, way.form, up);
+    way.keep(&mut tape.gate, gate);
+    way.keep(&mut tape.up, up);
     compute.silu_mul(gate, up, width);
     way.low(&[of_down], gate, &mut tape.lows);
     let added = [way.added(of_down, (0, block.down.rows()), &tape.lows)];
@@ -34,10 +50,24 @@ pub(super) fn forward(
 #[allow(clippy::too_many_arguments)] // the block, what is adapted, both ways' values
 pub(super) fn backward(
     block: &DenseFfn,
-    [of_gate, of_up, of_down]: [Module; 3],
+    modules: [Module; 3],
     way: &Way<'_>,
-    tape: &LayerTape,
+    tapes: &[FfnTape],
     room: &mut Room,
+    (x, d_out): (&[f32], &[f32]),
+    grads: &mut [f32],
+    dx: &mut [f32],
+) {
+    let rows = FFN_ROWS * block.gate.cols();
+    for (((x, d_out), dx), tape) in x.chunks(rows).zip(d_out.chunks(rows)).zip(dx.chunks_mut(rows)).zip(tapes) {
+        backward_rows(block, modules, (way, tape, &mut *room), (x, d_out), grads, dx);
+    }
+}
+
+fn backward_rows(
+    block: &DenseFfn,
+    [of_gate, of_up, of_down]: [Module; 3],
+    (way, tape, room): (&Way<'_>, &FfnTape, &mut Room),
     (x, d_out): (&[f32], &[f32]),
     grads: &mut [f32],
     dx: &mut [f32],
@@ -46,8 +76,8 @@ pub(super) fn backward(
     let len = x.len() / block.gate.cols() * width;
     let Room { a, b, c, d, d_lows, part, .. } = room;
     let (gate, up, d_hidden) = (sized(a, len), sized(b, len), sized(c, len));
-    compute.recall(&tape.ffn_gate, gate);
-    compute.recall(&tape.ffn_up, up);
+    compute.recall(&tape.gate, gate);
+    compute.recall(&tape.up, up);
     if way.adapter.lora(way.layer, of_down).is_some() {
         let hidden = sized(d, len);
         hidden.copy_from_slice(gate);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{adapter::Adapter, load::Model};
 
-/// Losses of the aim's rows into `losses`, from x: (T, D). With `back`, also the gradient towards x, which is written, and a
+/// Losses of the aim's rows into `losses`, from x: (rows, D). With `back`, also the gradient towards x, which is written, and a
 /// classifier's, which is added to the adapter's.
 pub(super) fn losses(
     model: &Model,
@@ -23,27 +23,22 @@ pub(super) fn losses(
     mut back: Option<(&mut [f32], &mut [f32])>,
 ) {
     let width = norm.len();
-    let Room { matmul, normed, d_normed, a, b, .. } = room;
-    let (rows, targets, scales): (Vec<usize>, &[u32], &[f32]) = match aim {
-        Aim::NextTokens { rows, targets, scales } => (rows.to_vec(), targets, scales),
-        Aim::Labels { labels, scales } => (way.seqs.iter().map(|seq| seq.end - 1).collect(), labels, scales),
+    let Room { matmul, normed, d_normed, .. } = room;
+    let (targets, scales): (&[u32], &[f32]) = match aim {
+        Aim::NextTokens { targets, scales, .. } => (targets, scales),
+        Aim::Labels { labels, scales, .. } => (labels, scales),
     };
+    let rows = x.len() / width;
     losses.clear();
-    losses.resize(rows.len(), 0.0);
+    losses.resize(rows, 0.0);
     scores.clear();
-    if let Some((_, dx)) = &mut back {
-        dx.fill(0.0);
-    }
     // Rows of one scale together.
     let mut first = 0;
-    while first < rows.len() {
+    while first < rows {
         let same = scales[first..].iter().take(HEAD_ROWS).take_while(|s| **s == scales[first]).count();
         let tile = first..first + same;
         first = tile.end;
-        let of_rows = sized(a, same * width);
-        for (row, to) in rows[tile.clone()].iter().zip(of_rows.chunks_exact_mut(width)) {
-            to.copy_from_slice(&x[row * width..][..width]);
-        }
+        let of_rows = &x[tile.start * width..tile.end * width];
         let normed = sized(normed, same * width);
         way.compute.rms_norm(of_rows, norm, way.eps, normed);
         let d_normed = sized(d_normed, same * width);
@@ -55,18 +50,15 @@ pub(super) fn losses(
                 let towards = back.is_some().then_some(&mut *d_normed);
                 way.compute.head_loss(matmul, &head, normed, losses, towards);
             }
-            Aim::Labels { .. } => {
+            Aim::Labels { smoothing, .. } => {
                 let grads = back.as_mut().map(|(grads, _)| &mut **grads);
-                labels(way, (normed, d_normed), outcome, scores, grads);
+                labels(way, (normed, d_normed), (outcome, *smoothing), scores, grads);
             }
         }
         if let Some((_, dx)) = &mut back {
-            let through = sized(b, same * width);
+            let through = &mut dx[tile.start * width..tile.end * width];
             through.fill(0.0);
             way.compute.rms_norm_backward(of_rows, norm, way.eps, d_normed, through);
-            for (row, through) in rows[tile].iter().zip(through.chunks_exact(width)) {
-                dx[row * width..][..width].copy_from_slice(through);
-            }
         }
     }
 }
@@ -75,7 +67,7 @@ pub(super) fn losses(
 fn labels(
     way: &Way<'_>,
     (normed, d_normed): (&[f32], &mut [f32]),
-    (targets, scale, losses): (&[u32], f32, &mut [f32]),
+    ((targets, scale, losses), smoothing): ((&[u32], f32, &mut [f32]), f32),
     scores: &mut Vec<f32>,
     grads: Option<&mut [f32]>,
 ) {
@@ -90,6 +82,13 @@ fn labels(
     let mut d_scores = scores[first..].to_vec();
     way.compute.cross_entropy(&mut d_scores, targets, scale, losses);
     if let Some(grads) = grads {
+        if smoothing > 0.0 {
+            let part = scale * smoothing;
+            for (d, target) in d_scores.chunks_exact_mut(score.labels).zip(targets) {
+                d.iter_mut().for_each(|d| *d -= part / score.labels as f32);
+                d[*target as usize] += part;
+            }
+        }
         let d_scores = Mat::new(&d_scores, rows, score.labels);
         way.compute.product(d_scores.t(), x, Join::ADD, &mut grads[score.weights()]);
         way.compute.product(d_scores, weights, Join::OVER, d_normed);

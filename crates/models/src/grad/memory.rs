@@ -4,8 +4,9 @@
 //! beside these. Not here: the weights, the adapter, the optimiser.
 
 use qwenkit_kernels::{ConvState, DeltaState, HeadLoss, KvCache, PAGE_TOKENS};
+use qwenkit_tensor::TokenId;
 
-use super::tape::{HEAD_ROWS, LETTERS, LayerTape, SequenceState, Tape, kept_type};
+use super::tape::{FFN_ROWS, HEAD_ROWS, LETTERS, LayerTape, SequenceState, Tape, kept_type};
 use crate::{
     adapter::{Adapter, Module},
     load::Model,
@@ -30,15 +31,17 @@ struct Inner {
     /// What a layer keeps of its mixer and of its feed-forward block.
     mixer: usize,
     ffn: usize,
-    /// In each buffer of the room.
+    /// In each buffer of the room; of a dense block's for its rows at once.
     room: [usize; LETTERS],
+    tiled: [usize; LETTERS],
     /// What ops take for the time of one call, in bytes, and what of that each thread has of its own.
     ops: usize,
     ops_each: usize,
-    /// The widest input of a product.
+    /// The widest input of a product, and outputs of products whose gradients are added, for all rows and for a dense block's.
     widest: usize,
-    /// Outputs of products whose gradients are added.
     outputs: usize,
+    widest_tiled: usize,
+    outputs_tiled: usize,
 }
 
 /// Bytes of a gradient's value rounded to 8 bits, with its share of scales, in quarters.
@@ -53,6 +56,7 @@ impl Tape {
     pub fn bytes(model: &Model, adapter: &Adapter, sparing: bool, size: LessonSize) -> usize {
         let (plan, form) = (model.plan(), kept_type(model).bytes());
         let LessonSize { tokens, seqs, wanted, threads } = size;
+        let lowest = adapter.lowest_layer().unwrap_or(plan.layers.len());
         let layers: Vec<Inner> = plan.layers.iter().map(|layer| inner(plan, &layer.mixer, &layer.ffn)).collect();
         let most = |f: &dyn Fn(&Inner) -> usize| layers.iter().map(f).max().unwrap_or(0);
         let ranks = |layer: usize| Module::ALL.map(|m| adapter.lora(layer, m).map_or(0, |lora| lora.rank));
@@ -62,14 +66,21 @@ impl Tape {
         let (kept, lows) = match sparing {
             true => {
                 let one = most(&|l| l.mixer) + most(&|l| l.ffn) + 2 * plan.width;
-                (one + layers.len() * plan.width, widest_ranks)
+                (one + (layers.len() - lowest) * plan.width, widest_ranks)
             }
-            false => (layers.iter().map(|l| l.mixer + l.ffn + 2 * plan.width).sum(), all_ranks.iter().flatten().sum()),
+            false => (
+                layers[lowest..].iter().map(|l| l.mixer + l.ffn + 2 * plan.width).sum(),
+                all_ranks.iter().flatten().sum(),
+            ),
         };
-        let room: usize = (0..LETTERS).map(|i| most(&|l| l.room[i])).sum();
-        // Residual and its gradient, the two norms' results, a block's result; ranks on the way back; angles.
-        let plain = room + 5 * plan.width + lows + widest_ranks + plan.rope.dims;
-        let rounded = 4 * most(&|l| l.widest) + most(&|l| l.outputs) * ROUNDED_QUARTERS / 4;
+        let tile = tokens.min(FFN_ROWS);
+        let room: usize = (0..LETTERS).map(|i| (tokens * most(&|l| l.room[i])).max(tile * most(&|l| l.tiled[i]))).sum();
+        // Residual, the same of a lesson's beginning, and its gradient, the two norms' results, a block's result; ranks on the way
+        // back; angles.
+        let plain = 6 * plan.width + lows + widest_ranks + plan.rope.dims;
+        let inputs = (tokens * most(&|l| l.widest)).max(tile * most(&|l| l.widest_tiled));
+        let outputs = (tokens * most(&|l| l.outputs)).max(tile * most(&|l| l.outputs_tiled));
+        let rounded = 4 * inputs + outputs * ROUNDED_QUARTERS / 4;
         let ops = most(&|l| l.ops) + threads * most(&|l| l.ops_each);
         let pages = tokens / PAGE_TOKENS + seqs;
         let state = |mixer: &Mixer| match mixer {
@@ -90,7 +101,9 @@ impl Tape {
         // One module's gradient in two parts, and scores of labels.
         let of_labels = adapter.score().map_or(0, |score| 8 * seqs * score.labels);
         let part = 4 * adapter.loras().iter().map(|lora| lora.rank * lora.outputs).max().unwrap_or(0);
-        tokens * (kept * form + 4 * plain + rounded + ops + TOKEN_BYTES)
+        tokens * (kept * form + 4 * plain + ops + TOKEN_BYTES)
+            + 4 * room
+            + rounded
             + kinds.iter().sum::<usize>()
             + at_head
             + of_head
@@ -98,21 +111,29 @@ impl Tape {
             + part
     }
 
+    /// Bytes that it takes to remember all sequences of so many tokens in all; none where the first layer is adapted.
+    pub fn remembered_bytes(model: &Model, adapter: &Adapter, tokens: usize) -> usize {
+        match adapter.lowest_layer() {
+            Some(0) => 0,
+            _ => tokens * (model.plan().width * kept_type(model).bytes() + size_of::<TokenId>()),
+        }
+    }
+
     /// Bytes of the buffers that the tape holds now. What ops take for one call is not among them.
     pub fn held_bytes(&self) -> usize {
         let floats = |x: &Vec<f32>| 4 * x.capacity();
-        let lows: usize = self.layers.iter().flat_map(|layer| &layer.lows).map(floats).sum();
-        let kept: usize = self.layers.iter().flat_map(LayerTape::kept).map(|kept| kept.held_bytes()).sum();
+        let kept: usize = self.layers.iter().map(LayerTape::held_bytes).sum();
         let inputs: usize = self.inputs.iter().map(|kept| kept.held_bytes()).sum();
         let room = &self.room;
         let letters: usize = room.letters().into_iter().map(floats).sum();
-        let others = [&room.normed, &room.d_normed, &room.out, &room.part, &self.x, &self.dx, &self.scores];
-        lows + kept
-            + inputs
+        let others =
+            [&room.normed, &room.d_normed, &room.out, &room.part, &self.x, &self.begun.x, &self.dx, &self.scores];
+        kept + inputs
             + letters
             + room.d_lows.iter().chain(others).map(floats).sum::<usize>()
             + room.matmul.held_bytes()
             + self.state.held_bytes()
+            + self.begun.held_bytes
     }
 }
 
@@ -140,6 +161,9 @@ fn inner(plan: &Plan, mixer: &Mixer, ffn: &Ffn) -> Inner {
                 mixer: 2 * q + 2 * kv + gate,
                 ffn: 0,
                 room: [q, kv.max(gate), q.max(kv), gate.max(2 * kv), q, kv, kv, normed, 0, 0, 0],
+                tiled: [0; LETTERS],
+                widest_tiled: 0,
+                outputs_tiled: 0,
                 // What each query head gives keys and values; a thread's keys, values and scores of one head.
                 ops: 8 * q,
                 ops_each: 16 * a.head_dim + 1024,
@@ -167,6 +191,9 @@ fn inner(plan: &Plan, mixer: &Mixer, ffn: &Ffn) -> Inner {
                     channels,
                     2 * heads,
                 ],
+                tiled: [0; LETTERS],
+                widest_tiled: 0,
+                outputs_tiled: 0,
                 ops: 8 * heads * d.shape.key_dim,
                 ops_each: memory / 4,
                 widest: values.max(width),
@@ -178,9 +205,9 @@ fn inner(plan: &Plan, mixer: &Mixer, ffn: &Ffn) -> Inner {
     match ffn {
         Ffn::Dense { width: inner } => {
             found.ffn = 2 * inner;
-            room[..4].fill(*inner);
-            found.widest = found.widest.max(*inner);
-            found.outputs = found.outputs.max(2 * inner);
+            found.tiled[..4].fill(*inner);
+            found.widest_tiled = *inner;
+            found.outputs_tiled = 2 * inner + PADDED;
         }
         Ffn::Moe(moe) => {
             let (each, inner, shared) = (moe.router.experts_per_token, moe.width, moe.shared_width.unwrap_or(0));

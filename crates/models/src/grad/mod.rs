@@ -5,6 +5,7 @@
 //! Optimisers, data and schedules are not here.
 
 mod attention;
+mod begun;
 mod delta_net;
 mod dense;
 mod head;
@@ -15,7 +16,7 @@ mod tape;
 
 use std::ops::Range;
 
-use qwenkit_kernels::Compute;
+use qwenkit_kernels::{Compute, KeptType};
 use qwenkit_tensor::TokenId;
 
 pub use memory::LessonSize;
@@ -57,6 +58,8 @@ pub enum Aim<'a> {
         labels: &'a [u32],
         /// (seqs)
         scales: &'a [f32],
+        /// What of a label's share is learnt as all labels', equally. Losses are those without. Source: Szegedy et al. 2016.
+        smoothing: f32,
     },
 }
 
@@ -100,58 +103,94 @@ impl Model {
         grads: Option<&mut [f32]>,
     ) -> Result<(), Error> {
         self.check_learning()?;
-        let width = self.plan().width;
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for position in lesson.seqs.iter().flat_map(|seq| 0..seq.len() as u32) {
-            self.rope.angles([position; 3], &mut cos, &mut sin);
-        }
-        let covered = cos.len() == lesson.tokens.len() * self.rope.pairs();
+        let (width, count) = (self.plan().width, self.layers.len());
+        let tokens: usize = lesson.seqs.iter().map(Range::len).sum();
+        let covered = tokens == lesson.tokens.len() && lesson.seqs.last().map_or(0, |seq| seq.end) == tokens;
         assert!(covered && lesson.seqs.iter().all(|seq| !seq.is_empty()), "the sequences cover the lesson");
+        // Below the first adapted layer there is nothing to learn.
+        let lowest = adapter.lowest_layer().unwrap_or(count);
         let (form, sparing) = (tape.form, tape.sparing);
-        let Tape { layers, inputs, state, room, x, dx, scores, .. } = tape;
-        state.prepare(lesson);
-        let x = sized(x, lesson.tokens.len() * width);
-        let ids: Vec<usize> = lesson.tokens.iter().map(|token| token.index()).collect();
-        compute.look_up(&self.embedding, &ids, x);
-        let mut way = Way {
-            compute,
-            adapter,
-            layer: 0,
-            eps: self.plan().rms_norm_eps,
-            form,
-            seqs: lesson.seqs,
-            cos: &cos,
-            sin: &sin,
-            pairs: self.rope.pairs(),
+        let Tape { layers, inputs, state, room, begun, x, dx, scores, .. } = tape;
+        let x = sized(x, tokens * width);
+        begun.fill(self, (compute, adapter, form), lesson, lowest, (state, room), x)?;
+        state.prepare(lesson.seqs);
+        let (cos, sin) = self.angles(lesson.seqs);
+        let mut way = self.way((compute, adapter, form), lesson.seqs, (&cos, &sin), grads.is_some());
+        // The last layer's feed-forward block and what follows look at the rows that something is learnt from.
+        let wanted: Vec<usize> = match &lesson.aim {
+            Aim::NextTokens { rows, .. } => rows.to_vec(),
+            Aim::Labels { .. } => lesson.seqs.iter().map(|seq| seq.end - 1).collect(),
         };
-        for (i, layer) in self.layers.iter().enumerate() {
+        let rows_of = |layer: usize| (layer + 1 == count).then_some(&wanted[..]);
+        for (i, layer) in self.layers.iter().enumerate().skip(lowest) {
             way.layer = i;
             if sparing {
-                compute.keep(&mut inputs[i], form, x);
+                way.keep(&mut inputs[i], x);
             }
             let tape = &mut layers[if sparing { 0 } else { i }];
-            forward(layer, &way, state, tape, room, x)?;
+            forward(layer, &way, state, tape, room, (x, rows_of(i)))?;
         }
-        let norm = weights(&self.norm);
+        if lowest == count {
+            gather(x, &wanted, width);
+        }
+        let (norm, of_wanted) = (weights(&self.norm), wanted.len() * width);
         let Some(grads) = grads else {
-            head::losses(self, &way, norm, &lesson.aim, (room, x), (losses, scores), None);
+            head::losses(self, &way, norm, &lesson.aim, (room, &x[..of_wanted]), (losses, scores), None);
             return Ok(());
         };
         let dx = sized(dx, x.len());
-        head::losses(self, &way, norm, &lesson.aim, (room, x), (losses, scores), Some((&mut *grads, &mut *dx)));
-        // Below the first adapted layer there is nothing to learn.
-        let lowest = adapter.loras().first().map_or(self.layers.len(), |lora| lora.layer);
+        let back = (&mut *grads, &mut dx[..of_wanted]);
+        head::losses(self, &way, norm, &lesson.aim, (room, &x[..of_wanted]), (losses, scores), Some(back));
         for (i, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
             way.layer = i;
             let tape = &mut layers[if sparing { 0 } else { i }];
             if sparing {
                 compute.recall(&inputs[i], x);
-                forward(layer, &way, state, tape, room, x)?;
+                forward(layer, &way, state, tape, room, (x, rows_of(i)))?;
             }
-            backward(layer, &way, (state, tape), room, dx, (grads, i > lowest))?;
+            backward(layer, &way, (state, tape), room, (dx, rows_of(i)), (grads, i > lowest))?;
         }
         Ok(())
     }
+
+    /// Angles of the positions of whole sequences, (T, R) each.
+    fn angles(&self, seqs: &[Range<usize>]) -> (Vec<f32>, Vec<f32>) {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in seqs.iter().flat_map(|seq| 0..seq.len() as u32) {
+            self.rope.angles([position; 3], &mut cos, &mut sin);
+        }
+        (cos, sin)
+    }
+
+    fn way<'a>(
+        &self,
+        (compute, adapter, form): (&'a Compute, &'a Adapter, KeptType),
+        seqs: &'a [Range<usize>],
+        (cos, sin): (&'a [f32], &'a [f32]),
+        keeps: bool,
+    ) -> Way<'a> {
+        let (eps, pairs) = (self.plan().rms_norm_eps, self.rope.pairs());
+        Way { compute, adapter, layer: 0, eps, form, keeps, seqs, cos, sin, pairs }
+    }
+}
+
+/// x: (T, D) begins with these of its rows, which ascend.
+fn gather<'a>(x: &'a mut [f32], rows: &[usize], width: usize) -> &'a mut [f32] {
+    for (to, from) in rows.iter().enumerate() {
+        x.copy_within(from * width..(from + 1) * width, to * width);
+    }
+    &mut x[..rows.len() * width]
+}
+
+/// The way back of `gather`: the other rows become zero.
+fn scatter(x: &mut [f32], rows: &[usize], width: usize) {
+    let mut end = x.len() / width;
+    for (from, to) in rows.iter().enumerate().rev() {
+        x[(to + 1) * width..end * width].fill(0.0);
+        x.copy_within(from * width..(from + 1) * width, to * width);
+        end = *to;
+    }
+    x[..end * width].fill(0.0);
 }
 
 /// The weights of a norm in front of a block; models with several streams have been refused.
@@ -162,20 +201,20 @@ fn weights(join: &Join) -> &[f32] {
     }
 }
 
-/// One layer; x: (T, D) becomes its result.
+/// One layer; x: (T, D) becomes its result, or begins with that of `rows`.
 fn forward(
     layer: &Layer,
     way: &Way<'_>,
     state: &mut SequenceState,
     tape: &mut LayerTape,
     room: &mut Room,
-    x: &mut [f32],
+    (x, rows): (&mut [f32], Option<&[usize]>),
 ) -> Result<(), Error> {
     let (compute, before_mixer, before_ffn) = (way.compute, weights(&layer.before_mixer), weights(&layer.before_ffn));
     let width = before_mixer.len();
     let (mut normed, mut out) = (std::mem::take(&mut room.normed), std::mem::take(&mut room.out));
     let (of_normed, of_out) = (sized(&mut normed, x.len()), sized(&mut out, x.len()));
-    compute.keep(&mut tape.x, way.form, x);
+    way.keep(&mut tape.x, x);
     compute.rms_norm(x, before_mixer, way.eps, of_normed);
     match &layer.mixer {
         MixerBlock::Attention(block) => {
@@ -184,10 +223,15 @@ fn forward(
         MixerBlock::DeltaNet(block) => delta_net::forward(block, way, state, tape, (room, of_normed, of_out))?,
     }
     compute.add(x, of_out, width);
-    compute.keep(&mut tape.middle, way.form, x);
+    let x = match rows {
+        Some(rows) => gather(x, rows, width),
+        None => x,
+    };
+    let (of_normed, of_out) = (&mut of_normed[..x.len()], &mut of_out[..x.len()]);
+    way.keep(&mut tape.middle, x);
     compute.rms_norm(x, before_ffn, way.eps, of_normed);
     match &layer.ffn {
-        FfnBlock::Dense(block) => dense::forward(block, DENSE, way, tape, (room, of_normed, of_out)),
+        FfnBlock::Dense(block) => dense::forward(block, DENSE, way, &mut tape.ffn, (room, of_normed, of_out)),
         FfnBlock::Moe(block) => moe::forward(block, way, tape, (room, of_normed, of_out)),
     }
     compute.add(x, of_out, width);
@@ -195,25 +239,37 @@ fn forward(
     Ok(())
 }
 
-/// Backward of one layer: dx: (T, D), the gradient towards its result, becomes that towards its input, if `goes_on`.
+/// Backward of one layer: dx: (T, D), the gradient towards its result - or in its first rows that towards the result of `rows` -
+/// becomes that towards its input, if `goes_on`.
 fn backward(
     layer: &Layer,
     way: &Way<'_>,
     (state, tape): (&mut SequenceState, &mut LayerTape),
     room: &mut Room,
-    dx: &mut [f32],
+    (dx, rows): (&mut [f32], Option<&[usize]>),
     (grads, goes_on): (&mut [f32], bool),
 ) -> Result<(), Error> {
     let (compute, before_mixer, before_ffn) = (way.compute, weights(&layer.before_mixer), weights(&layer.before_ffn));
+    let width = before_mixer.len();
     let mut buffers = [&mut room.out, &mut room.normed, &mut room.d_normed].map(std::mem::take);
     let [x, normed, d_normed] = buffers.each_mut().map(|buffer| sized(buffer, dx.len()));
-    compute.recall(&tape.middle, x);
-    compute.rms_norm(x, before_ffn, way.eps, normed);
-    match &layer.ffn {
-        FfnBlock::Dense(block) => dense::backward(block, DENSE, way, tape, room, (normed, dx), grads, d_normed),
-        FfnBlock::Moe(block) => moe::backward(block, way, tape, room, (normed, dx), grads, d_normed),
+    {
+        let len = rows.map_or(dx.len(), |rows| rows.len() * width);
+        let (x, normed, d_normed) = (&mut x[..len], &mut normed[..len], &mut d_normed[..len]);
+        let dx = &mut dx[..len];
+        compute.recall(&tape.middle, x);
+        compute.rms_norm(x, before_ffn, way.eps, normed);
+        match &layer.ffn {
+            FfnBlock::Dense(block) => {
+                dense::backward(block, DENSE, way, &tape.ffn, room, (normed, dx), grads, d_normed)
+            }
+            FfnBlock::Moe(block) => moe::backward(block, way, tape, room, (normed, dx), grads, d_normed),
+        }
+        compute.rms_norm_backward(x, before_ffn, way.eps, d_normed, dx);
     }
-    compute.rms_norm_backward(x, before_ffn, way.eps, d_normed, dx);
+    if let Some(rows) = rows {
+        scatter(dx, rows, width);
+    }
     compute.recall(&tape.x, x);
     compute.rms_norm(x, before_mixer, way.eps, normed);
     let wanted = goes_on.then_some(&mut *d_normed);

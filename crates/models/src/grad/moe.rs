@@ -63,10 +63,10 @@ pub(super) fn forward(
         let (mut factors, mut result) = (std::mem::take(&mut room.k), std::mem::take(&mut room.g));
         let (of_router, of_shared) = (sized(&mut factors, x.len() / width), sized(&mut result, x.len()));
         compute.matmul(&mut room.matmul, x, &mut [Product { weight: &shared.router, out: &mut *of_router }]);
-        dense::forward(&shared.ffn, SHARED, way, tape, (room, x, of_shared));
+        dense::forward(&shared.ffn, SHARED, way, &mut tape.ffn, (room, x, of_shared));
         compute.add_gated(out, of_shared, of_router, width);
         // The backward needs it again.
-        compute.keep(&mut tape.shared, way.form, of_shared);
+        way.keep(&mut tape.shared, of_shared);
         (room.k, room.g) = (factors, result);
     }
 }
@@ -132,7 +132,7 @@ pub(super) fn backward(
             *factor = y.iter().zip(&*d).map(|(y, d)| y * d).sum::<f32>() * sigmoid * (1.0 - sigmoid);
             d.iter_mut().for_each(|d| *d *= sigmoid);
         }
-        dense::backward(&shared.ffn, SHARED, way, tape, room, (x, &*d_result), grads, result);
+        dense::backward(&shared.ffn, SHARED, way, &tape.ffn, room, (x, &*d_result), grads, result);
         compute.add(dx, result, width);
         compute.matmul_backward(&[BackProduct { weight: &shared.router, dy: factors }], Join::ADD, dx);
         [room.i, room.j, room.k] = buffers;

@@ -11,7 +11,7 @@ use qwenkit_kernels::{
 };
 use qwenkit_tensor::{AllocError, DType};
 
-use super::{Lesson, lora::Lows};
+use super::{begun::Begun, lora::Lows};
 use crate::{
     adapter::Adapter,
     load::Model,
@@ -34,6 +34,7 @@ pub struct Tape {
     pub(super) inputs: Vec<Kept>,
     pub(super) state: SequenceState,
     pub(super) room: Room,
+    pub(super) begun: Begun,
     /// The residual (T, D), and its gradient.
     pub(super) x: Vec<f32>,
     pub(super) dx: Vec<f32>,
@@ -54,14 +55,26 @@ pub(super) struct LayerTape {
     pub(super) v: Kept,
     pub(super) gate: Kept,
     pub(super) heads: Kept,
-    /// Of the feed-forward block, before the activation.
-    pub(super) ffn_gate: Kept,
-    pub(super) ffn_up: Kept,
+    /// Of the feed-forward block, `FFN_ROWS` rows each.
+    pub(super) ffn: Vec<FfnTape>,
     /// Of a mixture, what its shared expert gave before its factor, (T, D).
     pub(super) shared: Kept,
     /// A x of each adapted module, (T, R).
     pub(super) lows: Lows,
 }
+
+/// What a dense feed-forward block keeps of some rows.
+#[derive(Default)]
+pub(super) struct FfnTape {
+    /// Before the activation.
+    pub(super) gate: Kept,
+    pub(super) up: Kept,
+    /// As the layer's.
+    pub(super) lows: Lows,
+}
+
+/// Rows that go through a dense feed-forward block together, both ways: inner values of many more fall out of every cache.
+pub(super) const FFN_ROWS: usize = 512;
 
 /// What layers keep of sequences for the time of one layer.
 pub(super) struct SequenceState {
@@ -117,10 +130,13 @@ impl Room {
 }
 
 impl LayerTape {
-    /// All that is kept, but for x A.
-    pub(super) fn kept(&self) -> [&Kept; 10] {
-        let LayerTape { x, middle, q, k, v, gate, heads, ffn_gate, ffn_up, shared, .. } = self;
-        [x, middle, q, k, v, gate, heads, ffn_gate, ffn_up, shared]
+    /// Bytes that are held.
+    pub(super) fn held_bytes(&self) -> usize {
+        let LayerTape { x, middle, q, k, v, gate, heads, ffn, shared, lows } = self;
+        let kept =
+            [x, middle, q, k, v, gate, heads, shared].into_iter().chain(ffn.iter().flat_map(|f| [&f.gate, &f.up]));
+        let lows = lows.iter().chain(ffn.iter().flat_map(|f| &f.lows));
+        kept.map(Kept::held_bytes).sum::<usize>() + lows.map(|low| 4 * low.capacity()).sum::<usize>()
     }
 }
 
@@ -131,12 +147,23 @@ pub(super) struct Way<'a> {
     pub(super) layer: usize,
     pub(super) eps: f32,
     pub(super) form: KeptType,
+    /// Whether there is a way back, for which values are kept.
+    pub(super) keeps: bool,
     pub(super) seqs: &'a [Range<usize>],
     /// Angles of the rows' positions, (T, R)
     pub(super) cos: &'a [f32],
     pub(super) sin: &'a [f32],
     /// R
     pub(super) pairs: usize,
+}
+
+impl Way<'_> {
+    /// Keeps x for the way back.
+    pub(super) fn keep(&self, kept: &mut Kept, x: &[f32]) {
+        if self.keeps {
+            self.compute.keep(kept, self.form, x);
+        }
+    }
 }
 
 impl Tape {
@@ -150,10 +177,16 @@ impl Tape {
             inputs: (0..if sparing { layers } else { 0 }).map(|_| Kept::default()).collect(),
             state: SequenceState::new(model.kv_type()),
             room: Room::default(),
+            begun: Begun::default(),
             x: Vec::new(),
             dx: Vec::new(),
             scores: Vec::new(),
         }
+    }
+
+    /// Lets sequences that come again keep up to so many bytes of what layers below the first adapted one make of them.
+    pub fn remember(&mut self, limit_bytes: usize) {
+        self.begun.limit_bytes = limit_bytes;
     }
 
     /// Scores of the last lesson's sequences, (seqs, labels), before any softmax.
@@ -176,10 +209,10 @@ impl SequenceState {
     }
 
     /// Pages for the sequences of a lesson.
-    pub(super) fn prepare(&mut self, lesson: &Lesson<'_>) {
+    pub(super) fn prepare(&mut self, seqs: &[Range<usize>]) {
         self.pages.clear();
         let mut next = 0;
-        for seq in lesson.seqs {
+        for seq in seqs {
             let count = seq.len().div_ceil(PAGE_TOKENS) as u32;
             self.pages.push((next..next + count).collect());
             next += count;

@@ -41,7 +41,6 @@ pub(super) fn run(args: &TuneArgs, ids: &Path, offline: bool) -> anyhow::Result<
         optimiser: AdamW { weight_decay: args.course.weight_decay as f32, ..AdamW::default() },
         clip: (!args.course.no_clip).then_some(args.course.clip),
         piece_tokens: usize::MAX,
-        factors: vec![(0, 1.0)],
     };
     let warmup_steps = args.course.warmup.unwrap_or(0) as usize;
     let schedule = Schedule { rate, curve: args.course.schedule, warmup_steps, steps };

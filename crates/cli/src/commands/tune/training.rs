@@ -27,6 +27,9 @@ const ADAPTER: &str = "adapter_config.json";
 /// Beside what is planned: tokenizer, program, what an allocator keeps.
 const SPARE_BYTES: usize = 128 << 20;
 
+/// What may be remembered of samples that come again.
+const REMEMBERED_BYTES: usize = 512 << 20;
+
 /// Set by Ctrl-C: the run ends behind the step that it is in.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -52,7 +55,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
             from_layer: args
                 .shape
                 .from_layer
-                .map_or_else(|| if material.task == Task::Classify { plan.layers.len() / 3 } else { 0 }, usize::from),
+                .map_or_else(|| if material.task == Task::Classify { plan.layers.len() / 2 } else { 0 }, usize::from),
             labels,
         },
         Some(file) => AdapterShape {
@@ -76,6 +79,11 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
         labels.unwrap_or(0)
     );
     let settings = settings(args, &material);
+    let smoothing = match (args.course.smoothing, material.task) {
+        (Some(_), Task::Sft) => return Err(usage("--smoothing is for labels, and the data have none")),
+        (given, Task::Classify) => given.unwrap_or(USUAL_SMOOTHING),
+        (None, Task::Sft) => 0.0,
+    };
     terminal::note(&format!(
         "{} samples to learn from, {} to validate with; {} steps of {}; {} numbers to train",
         material.train.len(),
@@ -85,16 +93,19 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
         start.values().len()
     ));
     let model_hash = model_hash(&located.files)?;
-    let identity = identity(&settings, (&shape, start.values()), &material, &model_hash);
+    let identity = identity((&settings, smoothing), (&shape, start.values()), &material, &model_hash);
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let compute = Compute::new(args.compute.threads(), opening::isa()?);
     let mut bar = opening::loading_bar();
     let model = Model::load(&located.files, &compute, &mut |e| bar.update(e.done_bytes, e.total_bytes))?;
     bar.clear();
     model.check_learning()?;
-    let sparing = memory_plan(args, &model, &material, &start, (settings.step.piece_tokens, settings.batch))?;
+    let (sparing, remembered) =
+        memory_plan(args, &model, &material, &start, (settings.step.piece_tokens, settings.batch))?;
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let mut learner = Learner::new(&model, &compute, start, sparing);
+    learner.remember(remembered);
+    learner.smoothing = smoothing;
     let place = Place { checkpoint: out.join(CHECKPOINT), identity };
     if !args.resume {
         // Figures of a run that left no checkpoint.
@@ -178,21 +189,23 @@ fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Steps below which few samples are gone through more often.
-const STEPS_MIN: usize = 40;
+/// What of a label's share is learnt as all labels', unless somebody says otherwise.
+const USUAL_SMOOTHING: f32 = 0.1;
 
 fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     let course = &args.course;
     let labels = material.task == Task::Classify;
     let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(material.train.len().max(1));
     let per_epoch = material.train.len().div_ceil(batch);
-    let usual = if labels { 1.5 } else { (STEPS_MIN as f64 / per_epoch as f64).clamp(3.0, 10.0) };
+    // The least and the most times that all samples are gone through, and steps that are enough between these.
+    let (least, steps_enough) = if labels { (2.0, 300) } else { (3.0, 40) };
+    let usual = (f64::from(steps_enough) / per_epoch as f64).clamp(least, 10.0);
     let of_epochs = (per_epoch as f64 * course.epochs.unwrap_or(usual)).ceil() as usize;
     let steps = course.steps.map_or(of_epochs, |n| n as usize).max(1);
     let warmup = course.warmup.map_or(steps / 20, |n| n as usize);
     RunSettings {
         schedule: Schedule {
-            rate: course.lr.unwrap_or(if labels { 5e-4 } else { 2e-4 }),
+            rate: course.lr.unwrap_or(if labels { 1e-3 } else { 2e-4 }),
             curve: course.schedule,
             warmup_steps: warmup,
             steps,
@@ -203,7 +216,6 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
             optimiser: AdamW { weight_decay: course.weight_decay as f32, ..AdamW::default() },
             clip: (!course.no_clip).then_some(course.clip),
             piece_tokens: course.piece_tokens as usize,
-            factors: vec![(0, 1.0)],
         },
         validate_every: course.validate_every.map_or(steps.div_ceil(if labels { 4 } else { 8 }), |n| n as usize),
         patience: course.patience.map(|n| n as usize),
@@ -213,7 +225,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
 
 /// Everything that the numbers of a run depend on.
 fn identity(
-    settings: &RunSettings,
+    (settings, smoothing): (&RunSettings, f32),
     (shape, start): (&AdapterShape, &[f32]),
     material: &Material,
     model: &str,
@@ -238,6 +250,7 @@ fn identity(
         format!("piece tokens: {}", step.piece_tokens),
         format!("weight decay: {}", step.optimiser.weight_decay),
         format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
+        format!("smoothing: {smoothing}"),
         format!("seed: {seed}"),
         format!("validate every: {validate_every}"),
         format!("patience: {}", patience.map_or("none".to_owned(), |n| n.to_string())),
@@ -252,7 +265,7 @@ fn memory_plan(
     material: &Material,
     start: &Adapter,
     (piece_tokens, batch): (usize, usize),
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<(bool, usize)> {
     let lens_of = |examples: &[Example]| examples.iter().map(|e| e.ids.len()).collect::<Vec<_>>();
     let (mut of_train, of_valid) = (lens_of(&material.train), lens_of(&material.valid));
     of_train.sort_unstable_by(|a, b| b.cmp(a));
@@ -278,13 +291,18 @@ fn memory_plan(
     let needs = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
     let fits = |sparing: bool| available.is_none_or(|available| needs(sparing) as u64 <= available);
     let sparing = args.course.sparing || !fits(false);
+    // What lies below the first adapted layer is remembered of all samples if they fit as well.
+    let all = Tape::remembered_bytes(model, start, lens.iter().sum());
+    let room = available.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let remembered = all.min(REMEMBERED_BYTES).min(room.saturating_sub(needs(sparing)));
     let mb = |bytes: usize| format!("{:.0} MB", bytes as f64 / 1e6);
     terminal::note(&format!(
-        "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({})",
+        "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({}){}",
         mb(model.weight_bytes()),
         mb(trained),
         mb(of_tape(sparing)),
-        if sparing { "layers are computed twice" } else { "all layers kept" }
+        if sparing { "layers are computed twice" } else { "all layers kept" },
+        if remembered > 0 { format!(" + {} of what the layers below give", mb(remembered)) } else { String::new() }
     ));
     ensure!(
         fits(sparing),
@@ -293,7 +311,7 @@ fn memory_plan(
         mb(needs(sparing)),
         available.map_or("unknown".to_owned(), |bytes| mb(bytes as usize))
     );
-    Ok(sparing)
+    Ok((sparing, remembered))
 }
 
 /// The temperature that the samples kept apart show, and how right the classifier is on them.
