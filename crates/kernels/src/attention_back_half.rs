@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::PoisonError};
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx512::attention_back as half;
+use crate::{avx512::attention_back as half, pool::Deal};
 use crate::{
     Isa,
     attention_back::{AttentionInput, AttentionShape},
@@ -72,33 +72,35 @@ impl Compute {
         let (dk_parts, dv_parts) = parts[..2 * total].split_at_mut(total);
         {
             let (dq, dk, dv) = (SharedOut::new(dq), SharedOut::new(dk_parts), SharedOut::new(dv_parts));
-            let (rooms, jobs, threads) = (SharedOut::new(rooms), seqs.len() * heads, self.pool.threads());
+            let (rooms, deal) = (SharedOut::new(rooms), Deal::new(seqs.len() * heads, self.pool.threads()));
             self.pool.run(|i| {
-                for job in (i..jobs).step_by(threads) {
-                    let ((place, seq), head) = (places[job / heads], job % heads);
-                    let q_at = seq.start * q_step + head * dim;
-                    let kv_at = seq.start * kv_step + head / group * dim;
-                    let one = half::Head {
-                        q: from(input.q, q_at),
-                        d_out: from(d_out, q_at),
-                        q_step,
-                        k: from(input.k, kv_at),
-                        v: from(input.v, kv_at),
-                        kv_step,
-                        len: seq.len(),
-                        dim,
-                        window,
-                        scale,
-                    };
-                    let size = dim * keys_of(seq);
-                    // SAFETY: a thread has one room; a head of a sequence is one job, so its rows and parts are one thread's. The
-                    // machine has the instruction set by `Compute::new`, and its bf16 products by `fits`.
-                    unsafe {
-                        let at = place + head * size;
-                        let parts = [dk.slice(at, size), dv.slice(at, size)];
-                        half::run(&one, &mut rooms.slice(i, 1)[0], &dq, q_at, parts);
+                deal.each(i, |mine| {
+                    for job in mine {
+                        let ((place, seq), head) = (places[job / heads], job % heads);
+                        let q_at = seq.start * q_step + head * dim;
+                        let kv_at = seq.start * kv_step + head / group * dim;
+                        let one = half::Head {
+                            q: from(input.q, q_at),
+                            d_out: from(d_out, q_at),
+                            q_step,
+                            k: from(input.k, kv_at),
+                            v: from(input.v, kv_at),
+                            kv_step,
+                            len: seq.len(),
+                            dim,
+                            window,
+                            scale,
+                        };
+                        let size = dim * keys_of(seq);
+                        // SAFETY: a thread has one room; a head of a sequence is one job, so its rows and parts are one thread's. The
+                        // machine has the instruction set by `Compute::new`, and its bf16 products by `fits`.
+                        unsafe {
+                            let at = place + head * size;
+                            let parts = [dk.slice(at, size), dv.slice(at, size)];
+                            half::run(&one, &mut rooms.slice(i, 1)[0], &dq, q_at, parts);
+                        }
                     }
-                }
+                });
             });
         }
         let steps_of = |&(place, seq): &(usize, &Range<usize>)| {

@@ -17,7 +17,7 @@ use crate::{
     activations::{TILE_ROWS, tile_of},
     layout::{GROUP_ROWS, UNIT},
     matmul::Compute,
-    pool::Pool,
+    pool::{Deal, Pool},
     portable,
     product::{Join, LowRank, Mat, Out, Right, TILE_COLS},
     shared_out::SharedOut,
@@ -95,18 +95,20 @@ impl Compute {
         grads.quantize(self.isa, &self.pool, products, dx.len() / width);
         turned.resize_with(self.pool.threads(), Turned::default);
         let (grads, turned, out) = (&*grads, SharedOut::new(turned), SharedOut::new(dx));
-        let (units, threads) = (width / UNIT, self.pool.threads());
+        let deal = Deal::new(width / UNIT, self.pool.threads());
         self.pool.run(|i| {
             // SAFETY: each thread has one of its own.
             let turned = unsafe { &mut turned.slice(i, 1)[0] };
-            for unit in crate::pool::part(units, 1, i, threads) {
-                turned.take(self.isa, products.iter().map(|p| p.weight), unit);
-                let first = unit * UNIT;
-                BackTask { turned, grads, width, first, into, out: &out }.run(self.isa);
-                for added in added {
-                    added.add(self.isa, first..first + UNIT, &Out { to: &out, at: 0, step: width });
+            deal.each(i, |mine| {
+                for unit in mine {
+                    turned.take(self.isa, products.iter().map(|p| p.weight), unit);
+                    let first = unit * UNIT;
+                    BackTask { turned, grads, width, first, into, out: &out }.run(self.isa);
+                    for added in added {
+                        added.add(self.isa, first..first + UNIT, &Out { to: &out, at: 0, step: width });
+                    }
                 }
-            }
+            });
         });
     }
 }

@@ -174,10 +174,11 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
                     own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
                     learner.gradients(&batch, usize::MAX).unwrap().loss
                 };
-                // Of both sides' slopes the nearer: on one of them a token may go to another expert, where the loss has a step.
+                // The nearest of the slopes of the middle and both sides: on one side a token may go to another expert, where
+                // the loss has a step.
                 let by = 5e-4;
-                let here = loss(0.0);
-                let slopes = [(loss(by) - here) / by, (here - loss(-by)) / by];
+                let (here, above, below) = (loss(0.0), loss(by), loss(-by));
+                let slopes = [(above - below) / (2.0 * by), (above - here) / by, (here - below) / by];
                 let off = slopes.map(|slope| (slope - length).abs()).into_iter().fold(f64::INFINITY, f64::min);
                 assert!(off <= 0.02 * length + 4e-3, "{what}: slopes {slopes:?}, gradient {length}");
             }
