@@ -2,14 +2,14 @@
 
 use std::{ops::Range, sync::PoisonError};
 
-#[cfg(target_arch = "x86_64")]
-use crate::{avx512::attention_back as half, pool::Deal};
 use crate::{
     Isa,
     attention_back::{AttentionInput, AttentionShape},
     matmul::Compute,
     shared_out::SharedOut,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::{avx512::attention_back as half, pool::Deal};
 
 /// Tokens whose heads' parts are added together.
 #[cfg(target_arch = "x86_64")]
