@@ -142,6 +142,45 @@ fn a_run_that_is_killed_goes_on_with_the_same_numbers() {
     assert_eq!(losses("whole/metrics.jsonl"), losses("cut/metrics.jsonl"));
 }
 
+/// A disk that is full, as far as a limit on the size of files can play one.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_costs_no_more_than_the_steps_since_the_last_checkpoint() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let more = ["--steps", "9", "--checkpoint-every", "2", "--validate-every", "4"];
+    let full = |out: &str, more: &[&str]| {
+        let program = place.command(&[]);
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -f 100; trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program.get_program());
+        command.args(tune(&model, out, more)).current_dir(place.path("")).stdin(Stdio::null());
+        let output = command.output().expect("a shell");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("checkpoint.safetensors") && told.contains("File too large"), "{told}");
+    };
+    place.run(&tune(&model, "whole", &more)).exits(0);
+    // Before there is a checkpoint nothing is lost but the first steps.
+    full("cut", &more);
+    place.run(&tune(&model, "cut", &[&more[..], &["--resume"]].concat())).fails_with(2, &["no checkpoint", "--resume"]);
+    // With one, the run goes on from it.
+    let mut child = place.command(&tune(&model, "cut", &more));
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    while !place.path("cut/checkpoint.safetensors").exists() && child.try_wait().expect("a child").is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    if place.path("cut/checkpoint.safetensors").exists() {
+        let before = fs::read(place.path("cut/checkpoint.safetensors")).expect("a checkpoint");
+        full("cut", &[&more[..], &["--resume"]].concat());
+        assert!(fs::read(place.path("cut/checkpoint.safetensors")).expect("a checkpoint") == before);
+        place.run(&tune(&model, "cut", &[&more[..], &["--resume"]].concat())).exits(0);
+    }
+    let read = |path: &str| fs::read(place.path(path)).expect("a file");
+    assert!(read("whole/adapter_model.safetensors") == read("cut/adapter_model.safetensors"), "the adapters differ");
+}
+
 #[test]
 fn data_that_cannot_be_learnt_from_are_refused() {
     let (place, model) = (Place::new(), fixture("parity/qwen2"));

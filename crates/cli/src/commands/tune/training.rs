@@ -176,8 +176,12 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
 fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
     let has = |name: &str| out.join(name).exists();
     if args.resume && !has(CHECKPOINT) {
-        let what = if has(ADAPTER) { "a finished run" } else { "no checkpoint" };
-        return Err(usage(format!("`{}` holds {what}; there is nothing to go on with", out.display())));
+        let (what, hint) = match has(ADAPTER) {
+            true => ("a finished run", "--adapter-init begins a new run with its adapter"),
+            false => ("no checkpoint", "without --resume the run begins anew"),
+        };
+        let out = out.display();
+        return Err(usage(format!("`{out}` holds {what}; there is nothing to go on with\nhint: {hint}")));
     }
     if !args.resume && (has(CHECKPOINT) || has(ADAPTER)) {
         let (what, hint) = match has(CHECKPOINT) {
