@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use clap::Args;
-use qwenkit_engine::{Options, Session};
+use clap::{Args, ValueEnum};
+use qwenkit_engine::{Options, Session, Speculate};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
 use qwenkit_models::LoadEvent;
@@ -26,6 +26,15 @@ pub(crate) struct SessionArgs {
 }
 
 impl SessionArgs {
+    /// These, for many users, of whose requests at most `max_waiting` wait for their turn.
+    ///
+    /// # Errors
+    /// When `QWENKIT_ISA` names an instruction set that is not present.
+    pub(crate) fn options(&self, max_waiting: usize, speculate: SpeculateArg) -> anyhow::Result<Options> {
+        let (threads, context_tokens) = (self.threads(), self.context_tokens());
+        Ok(Options { threads, isa: isa()?, context_tokens, max_waiting, speculate: speculate.into() })
+    }
+
     /// The context that was asked for.
     pub(crate) fn context_tokens(&self) -> Option<usize> {
         self.ctx.map(|tokens| tokens as usize)
@@ -37,38 +46,51 @@ impl SessionArgs {
     }
 }
 
-/// Loads the model.
+/// Where guesses of the next tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpeculateArg {
+    /// Wherever they can be had, as many as make answers faster
+    Auto,
+    /// From prompt and answer, where they went before as they go now
+    Ngram,
+    /// Nowhere: one token at a time
+    Off,
+}
+
+impl From<SpeculateArg> for Speculate {
+    fn from(arg: SpeculateArg) -> Speculate {
+        match arg {
+            SpeculateArg::Auto => Speculate::Auto,
+            SpeculateArg::Ngram => Speculate::Ngram,
+            SpeculateArg::Off => Speculate::Off,
+        }
+    }
+}
+
+/// Loads the model to read prompts only.
 ///
 /// # Errors
 /// When the files are no whole model, an argument does not fit it, or memory is short.
-pub(crate) fn open(files: &ModelFiles, threads: usize, context_tokens: Option<usize>) -> anyhow::Result<Session> {
-    open_for_many(files, &Sight::Text, threads, context_tokens, usize::MAX)
+pub(crate) fn open(files: &ModelFiles, args: &SessionArgs) -> anyhow::Result<Session> {
+    open_with(files, &Sight::Text, &args.options(usize::MAX, SpeculateArg::Off)?)
 }
 
-/// Loads the model, with its vision tower if `sight` says so, for many users, of whose requests at most `max_waiting` wait for
-/// their turn.
+/// Loads the model, with its vision tower if `sight` says so.
 ///
 /// # Errors
 /// As `open`, and when the tower is missing or another model's.
-pub(crate) fn open_for_many(
-    files: &ModelFiles,
-    sight: &Sight,
-    threads: usize,
-    context_tokens: Option<usize>,
-    max_waiting: usize,
-) -> anyhow::Result<Session> {
+pub(crate) fn open_with(files: &ModelFiles, sight: &Sight, options: &Options) -> anyhow::Result<Session> {
     let mut bar = loading_bar();
-    let options = Options { threads, isa: isa()?, context_tokens, max_waiting };
     let progress = &mut |event: LoadEvent| bar.update(event.done_bytes, event.total_bytes);
     let session = match sight {
-        Sight::Text => Session::open(files, &options, progress)?,
-        Sight::Images(mmproj) => Session::open_seeing(files, mmproj.as_deref(), &options, progress)?,
+        Sight::Text => Session::open(files, options, progress)?,
+        Sight::Images(mmproj) => Session::open_seeing(files, mmproj.as_deref(), options, progress)?,
     };
     bar.clear();
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
     if in_force > made_for {
         note(&format!("note: the context is {in_force} tokens; beyond the {made_for} it was made for, the model errs"));
-    } else if in_force < made_for && context_tokens.is_none() {
+    } else if in_force < made_for && options.context_tokens.is_none() {
         note(&format!("note: memory holds {in_force} tokens of the model's {made_for} tokens of context"));
     }
     Ok(session)

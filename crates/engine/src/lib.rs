@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod drafter;
 mod embedding;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod eyes;
 mod guide;
 mod held;
 mod load;
+mod lookup;
 mod memory;
 mod model_text;
 mod pace;
@@ -28,8 +30,10 @@ mod scheduler;
 pub mod score;
 mod sequence;
 mod session;
+mod speculate;
 mod stop_text;
 mod vision;
+mod worth;
 
 pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
 pub use embedding::{Input, Reading, query_text, unit_vector};
@@ -46,4 +50,5 @@ pub use request::{Event, Finish, Goal, Priority, Request, TokenLogprobs};
 pub use sampler::Sampling;
 pub use sequence::Listener;
 pub use session::{Ask, Info, Options, Prompt, Session};
+pub use speculate::Speculate;
 pub use vision::{Placed, View, VisionInfo, Visual, VisualKind};

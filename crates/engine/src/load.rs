@@ -19,6 +19,10 @@ pub struct Load {
     pub cached_tokens: u64,
     /// Tokens generated since the start.
     pub generated_tokens: u64,
+    /// Tokens guessed and computed since the start.
+    pub drafted_tokens: u64,
+    /// Of these, tokens that were what the answer said.
+    pub accepted_tokens: u64,
     /// Requests that ended since the start.
     pub finished: u64,
     /// Times that a running request gave its pages to another since the start.

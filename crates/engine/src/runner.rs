@@ -16,8 +16,11 @@ use crate::{
 pub(crate) trait Runner {
     /// V
     fn vocab(&self) -> usize;
-    /// Slots for a state that cannot be taken back to an earlier position; `None` where layers have no such state.
+    /// Slots for a state that cannot be taken back to any earlier position; `None` where layers have no such state.
     fn slots(&self) -> Option<Slots>;
+    /// How many tokens behind the one at `position` can be taken back after they were computed with it: the sequence's next
+    /// part then begins before the end of the last one.
+    fn can_take_back(&self, position: usize) -> usize;
     /// Computes `batch`; `logits` becomes (rows that want them, V).
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
     /// The last batch's hidden states, (parts that want one, D).
@@ -67,6 +70,10 @@ impl Runner for ModelRunner {
 
     fn slots(&self) -> Option<Slots> {
         self.slots
+    }
+
+    fn can_take_back(&self, position: usize) -> usize {
+        ModelState::can_take_back(self.model.plan(), position)
     }
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {

@@ -5,8 +5,14 @@
 //! admitted when there are pages for its prompt and a little more; if they run out later, the sequence that came last gives
 //! way and starts again when there is room, from what the tree still holds. The first in rank never gives way, so all come
 //! to their end.
+//!
+//! Where it pays, a step also computes tokens that a sequence is guessed to say next. Each token is chosen from the model's own
+//! logits as if there were no guesses; a guess only saves the step that its row would have been.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_models::{Batch, BatchSeq, Outputs, Seen};
@@ -19,10 +25,13 @@ use crate::{
     request::{Event, Finish, Goal, Limits, Request},
     runner::Runner,
     sequence::{Listener, Sequence},
+    speculate::Speculate,
     vision::VisionInfo,
+    worth::RowCost,
 };
 
 mod batch;
+mod guesses;
 mod prefix;
 
 /// Sequences that run at the same time; others wait.
@@ -43,13 +52,15 @@ pub(crate) struct Scheduler<R> {
     waiting: Vec<Sequence>,
     running: Vec<Sequence>,
     pace: Pace,
+    speculate: Speculate,
+    row_cost: RowCost,
     gauges: Arc<Gauges>,
     vision: Option<VisionInfo>,
     logits: Vec<f32>,
 }
 
 impl<R: Runner> Scheduler<R> {
-    pub(crate) fn new(runner: R, pages: usize, real_tokens: usize) -> Scheduler<R> {
+    pub(crate) fn new(runner: R, pages: usize, real_tokens: usize, speculate: Speculate) -> Scheduler<R> {
         let real_tokens = real_tokens.min(runner.vocab());
         let slots = runner.slots();
         let checkpoints = slots.map_or(Vec::new(), |s| (s.sequences..s.sequences + s.checkpoints).collect());
@@ -65,6 +76,8 @@ impl<R: Runner> Scheduler<R> {
             waiting: Vec::new(),
             running: Vec::new(),
             pace: Pace::default(),
+            speculate,
+            row_cost: RowCost::default(),
             gauges,
             logits: Vec::new(),
         }
@@ -116,8 +129,7 @@ impl<R: Runner> Scheduler<R> {
         if !parts.is_empty() {
             let start = Instant::now();
             self.compute(&parts);
-            let rows = parts.iter().map(|&(_, rows)| rows).sum();
-            self.pace.observe(rows, start.elapsed());
+            self.observe(&parts, start.elapsed());
             self.deliver(&parts);
             self.share_filled();
         }
@@ -125,6 +137,15 @@ impl<R: Runner> Scheduler<R> {
         let mut load = self.gauges.lock();
         load.running = self.running.len();
         load.pages_used = self.pages.total() - self.pages.available();
+    }
+
+    /// Learns from how long a step took.
+    fn observe(&mut self, parts: &[(usize, usize)], time: Duration) {
+        let rows = parts.iter().map(|&(_, rows)| rows).sum();
+        match parts.iter().all(|&(i, rows)| rows == 1 + self.running[i].draft.len()) {
+            true => self.row_cost.observe(rows, time),
+            false => self.pace.observe(rows, time),
+        }
     }
 
     /// Lets the first in rank that misses an image's vectors have a piece of them computed.
@@ -213,7 +234,7 @@ impl<R: Runner> Scheduler<R> {
         for (&(i, rows), seen) in parts.iter().zip(&seen) {
             let s = &self.running[i];
             let from = tokens.len();
-            tokens.extend_from_slice(&s.tokens[s.computed..s.computed + rows]);
+            tokens.extend(s.tokens[s.computed..].iter().chain(&s.draft).take(rows));
             let (rows, outputs) = (from..tokens.len(), s.outputs(rows));
             let seen = seen.as_ref();
             let adapter = s.adapter.as_deref();
@@ -228,11 +249,13 @@ impl<R: Runner> Scheduler<R> {
         let hidden = self.runner.hidden();
         let outputs = |&(i, rows): &(usize, usize)| self.running[i].outputs(rows);
         let hidden_parts = parts.iter().filter(|part| outputs(part) == Outputs::Hidden).count();
-        let (mut row, mut hidden_row, mut generated) = (0, 0, 0);
+        let (mut row, mut hidden_row, mut generated, mut drafted, mut accepted) = (0, 0, 0, 0, 0);
         for &(i, rows) in parts {
             let sequence = &mut self.running[i];
             let (first, outputs) = (sequence.computed, sequence.outputs(rows));
-            sequence.advance(rows);
+            // Of a draft nothing is certain.
+            let draft = sequence.draft.len();
+            sequence.advance(rows - draft);
             let logit_rows = match outputs {
                 Outputs::All => rows,
                 Outputs::Last => 1,
@@ -258,12 +281,16 @@ impl<R: Runner> Scheduler<R> {
                     sequence.deliver(values);
                 }
                 Goal::Answer => {
-                    let last = logits.len() - vocab;
-                    generated += u64::from(sequence.choose(&mut logits[last..][..self.real_tokens]));
+                    let own = logits.len() - (1 + draft) * vocab;
+                    let (new, guessed) = sequence.choose_along(&mut logits[own..], vocab, self.real_tokens);
+                    (generated, drafted, accepted) = (generated + new, drafted + draft, accepted + guessed.min(draft));
                 }
             }
         }
-        self.gauges.lock().generated_tokens += generated;
+        let mut load = self.gauges.lock();
+        load.generated_tokens += generated as u64;
+        load.drafted_tokens += drafted as u64;
+        load.accepted_tokens += accepted as u64;
     }
 
     /// Takes ended sequences out and says so.

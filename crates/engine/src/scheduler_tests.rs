@@ -19,6 +19,7 @@ use crate::{
     request::{Event, Finish, Goal, Priority, Request},
     runner::{Runner, Slots},
     sampler::Sampling,
+    speculate::Speculate,
     vision::{Digest, VisionInfo, Visual},
 };
 
@@ -28,6 +29,8 @@ const PADDING: usize = 8;
 
 /// Keeps every token it is given in its page's slot, and answers with a hash of what the sequence's pages hold.
 struct Mock {
+    /// The next token's logits, by all before it.
+    plan: Plan,
     pages: Vec<[Option<TokenId>; PAGE_TOKENS]>,
     /// What slots remember, of a mock with recurrent state.
     slots: Option<Vec<Vec<TokenId>>>,
@@ -39,10 +42,14 @@ struct Mock {
     looks: HashMap<Digest, usize>,
 }
 
+type Plan = fn(&[TokenId]) -> Vec<f32>;
+
 /// The first value of an image that cannot be looked at.
 const UNSEEABLE: f32 = 99.0;
 /// Checkpoints of a mock with recurrent state.
 const CHECKPOINTS: usize = 4;
+/// Tokens of a mock's chunks: its recurrent state can be taken back within one.
+const CHUNK: usize = 8;
 /// D of the mock; its hidden states are the first of its logits.
 const WIDTH: usize = 3;
 
@@ -53,6 +60,11 @@ impl Runner for Mock {
 
     fn slots(&self) -> Option<Slots> {
         self.slots.as_ref().map(|slots| Slots { sequences: slots.len() - CHECKPOINTS, checkpoints: CHECKPOINTS })
+    }
+
+    fn can_take_back(&self, position: usize) -> usize {
+        let in_slots = CHUNK - 1 - (position + 1) % CHUNK;
+        if self.slots.is_some() { in_slots } else { usize::MAX }
     }
 
     fn vision(&self) -> Option<VisionInfo> {
@@ -90,7 +102,14 @@ impl Runner for Mock {
                 if seq.first == 0 {
                     remembered.clear();
                 }
-                assert_eq!(remembered.len(), seq.first, "recurrent state goes on where it stopped");
+                let taken_back =
+                    remembered.len().checked_sub(seq.first).expect("recurrent state goes on without a gap");
+                assert!(
+                    seq.first >= remembered.len() / CHUNK * CHUNK,
+                    "{taken_back} tokens taken back to {}",
+                    seq.first
+                );
+                remembered.truncate(seq.first);
                 remembered.extend((0..seq.rows.len()).map(|i| fed(batch, seq, i)));
             }
             for i in 0..seq.rows.len() {
@@ -100,19 +119,15 @@ impl Runner for Mock {
             let end = seq.first + seq.rows.len();
             let held = |at: usize| self.pages[seq.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS];
             let held = |at| held(at).expect("every position was fed");
-            let last = || match &self.slots {
-                Some(slots) => planned(&slots[seq.slot]),
-                None => planned(&(0..end).map(held).collect::<Vec<_>>()),
+            let at = |end: usize| match &self.slots {
+                Some(slots) => (self.plan)(&slots[seq.slot][..end]),
+                None => (self.plan)(&(0..end).map(held).collect::<Vec<_>>()),
             };
             match seq.outputs {
                 Outputs::None => {}
-                Outputs::Hidden => self.hidden.extend(&last()[..WIDTH]),
-                Outputs::Last => logits.extend(last()),
-                Outputs::All => {
-                    for end in seq.first + 1..=end {
-                        logits.extend(planned(&(0..end).map(held).collect::<Vec<_>>()));
-                    }
-                }
+                Outputs::Hidden => self.hidden.extend(&at(end)[..WIDTH]),
+                Outputs::Last => logits.extend(at(end)),
+                Outputs::All => (seq.first + 1..=end).for_each(|end| logits.extend(at(end))),
             }
         }
     }
@@ -142,9 +157,13 @@ fn planned(tokens: &[TokenId]) -> Vec<f32> {
 
 /// What the model says after `prompt`, by itself.
 fn expected(prompt: &[TokenId], max_tokens: usize, stop: &[TokenId]) -> (Vec<TokenId>, Finish) {
+    expected_by(planned, prompt, max_tokens, stop)
+}
+
+fn expected_by(plan: Plan, prompt: &[TokenId], max_tokens: usize, stop: &[TokenId]) -> (Vec<TokenId>, Finish) {
     let mut tokens = prompt.to_vec();
     for _ in 0..max_tokens {
-        let logits = &planned(&tokens)[..VOCAB];
+        let logits = &plan(&tokens)[..VOCAB];
         let best = (0..VOCAB).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
         tokens.push(TokenId(best as u32));
         if stop.contains(&TokenId(best as u32)) {
@@ -174,6 +193,7 @@ impl Bench {
     /// A model that takes such visuals.
     fn with_mock(pages: usize, slots: Option<Vec<Vec<TokenId>>>, vision: Option<VisionInfo>) -> Bench {
         let mock = Mock {
+            plan: planned,
             pages: vec![[None; PAGE_TOKENS]; pages],
             slots,
             batches: Vec::new(),
@@ -181,7 +201,7 @@ impl Bench {
             vision,
             looks: HashMap::new(),
         };
-        Bench { scheduler: Scheduler::new(mock, pages, VOCAB), events: Vec::new() }
+        Bench { scheduler: Scheduler::new(mock, pages, VOCAB, Speculate::Auto), events: Vec::new() }
     }
 
     fn submit(&mut self, request: Request) -> Result<usize, Error> {
@@ -210,6 +230,7 @@ impl Bench {
         for s in &scheduler.running {
             assert!(s.computed <= s.pages.len() * PAGE_TOKENS, "what is computed has its pages");
             assert!(s.shared_pages == s.computed / PAGE_TOKENS, "what is full is shared");
+            assert!(s.draft.is_empty(), "a draft is of one step");
             let own = &s.pages[s.shared_pages..];
             assert!(own.iter().all(|p| in_use.iter().flat_map(|p| p.iter()).filter(|q| *q == p).count() == 1));
         }
@@ -728,6 +749,9 @@ fn values_need_a_known_token_and_no_room_for_an_answer() {
     assert_eq!(bench.answer(id).1, Some(Finish::Stop));
     assert!(bench.events[id].lock().unwrap().contains(&Event::Values(planned(&tokens(1, 128))[..WIDTH].to_vec())));
 }
+
+#[path = "scheduler_guess_tests.rs"]
+mod guesses;
 
 #[path = "scheduler_image_tests.rs"]
 mod images;

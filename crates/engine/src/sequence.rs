@@ -7,6 +7,7 @@ use qwenkit_models::{Adapter, Outputs};
 use qwenkit_tensor::{SeqId, TokenId};
 
 use crate::{
+    drafter::Drafter,
     guide::{Guide, Verdict},
     pages::{Key, Parent},
     request::{Event, Finish, Goal, Limits, Priority, Request, TokenLogprobs},
@@ -42,6 +43,10 @@ pub(crate) struct Sequence {
     /// The page with the latest checkpoint of the answer; the next one takes its place.
     pub(crate) answer_checkpoint: Option<u32>,
     pub(crate) prompt_logprobs: Option<usize>,
+    /// Guesses what it says next, where guesses are wanted.
+    drafter: Option<Box<Drafter>>,
+    /// Tokens guessed to follow those it has, which the step at hand computes with its last one.
+    pub(crate) draft: Vec<TokenId>,
     pub(crate) finish: Option<Finish>,
     /// Why it could not be finished, if it could not.
     pub(crate) failure: Option<String>,
@@ -102,6 +107,8 @@ impl Sequence {
             cuts: Vec::new(),
             answer_checkpoint: None,
             prompt_logprobs: request.prompt_logprobs,
+            drafter: None,
+            draft: Vec::new(),
             finish: None,
             failure: None,
             max_tokens,
@@ -170,6 +177,7 @@ impl Sequence {
     pub(crate) fn outputs(&self, rows: usize) -> Outputs {
         let last = rows == self.left();
         match self.goal {
+            _ if !self.draft.is_empty() => Outputs::All,
             _ if self.prompt_logprobs.is_some() && self.scored_tokens + 1 < self.prompt_tokens => Outputs::All,
             _ if !last => Outputs::None,
             Goal::Hidden => Outputs::Hidden,
@@ -263,6 +271,52 @@ impl Sequence {
             self.finish.get_or_insert(Finish::Length);
         }
         true
+    }
+
+    /// Guesses up to `most` tokens, none of which would be one too many. Returns the chances.
+    pub(crate) fn guess(&mut self, most: usize) -> Vec<f32> {
+        let answers = self.goal == Goal::Answer && self.is_generating() && self.outputs(1) == Outputs::Last;
+        let left = self.max_tokens.saturating_sub(self.tokens.len() - self.prompt_tokens);
+        if !answers || left < 2 {
+            return Vec::new();
+        }
+        let drafter = self.drafter.get_or_insert_default();
+        drafter.guess(&self.tokens, &self.forced, most.min(left - 1));
+        drafter.guesses().iter().map(|guess| guess.chance).collect()
+    }
+
+    /// Has the step at hand compute the first `count` guesses.
+    pub(crate) fn draft(&mut self, count: usize) {
+        let guesses = self.drafter.as_mut().map_or(&[][..], |drafter| drafter.guesses());
+        self.draft.extend(guesses.iter().take(count).map(|guess| guess.id));
+    }
+
+    /// Adds the next tokens: `logits`, (rows, V), are those of the last token and of the draft behind it, and the draft's are
+    /// counted as computed while they are what is said. Returns how many tokens there are more, and how many were guessed.
+    pub(crate) fn choose_along(&mut self, logits: &mut [f32], vocab: usize, real_tokens: usize) -> (usize, usize) {
+        self.draft.clear();
+        let mut drafter = self.drafter.take();
+        let guesses = drafter.as_ref().map_or(&[][..], |drafter| drafter.guesses());
+        let (mut generated, mut right, mut wrong) = (0, 0, false);
+        for (i, logits) in logits.chunks_exact_mut(vocab).enumerate() {
+            self.computed += usize::from(i > 0);
+            if !self.choose(&mut logits[..real_tokens]) {
+                break;
+            }
+            generated += 1;
+            if let Some(guess) = guesses.get(i) {
+                wrong = self.tokens.last() != Some(&guess.id);
+                right += usize::from(!wrong);
+            }
+            if wrong || self.finish.is_some() {
+                break;
+            }
+        }
+        if let Some(drafter) = &mut drafter {
+            drafter.judge(right, wrong);
+        }
+        self.drafter = drafter;
+        (generated, right)
     }
 
     /// Starts again from nothing; pages and slot are another's.

@@ -32,6 +32,7 @@ use crate::{
     sampler::Sampling,
     scheduler::Scheduler,
     sequence::Listener,
+    speculate::Speculate,
     vision::{Placed, VisionInfo, Visual},
 };
 
@@ -46,6 +47,8 @@ pub struct Options {
     pub context_tokens: Option<usize>,
     /// Requests that may wait for their turn.
     pub max_waiting: usize,
+    /// Whether tokens are guessed ahead.
+    pub speculate: Speculate,
 }
 
 /// A model ready to answer.
@@ -213,7 +216,8 @@ impl Session {
         let plan = plan.clone();
         let judge = model.judge().map(<[f32]>::to_vec);
         let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
-        let engine = Engine::start(Scheduler::new(runner, pages, text.tokenizer.vocab_size()), options.max_waiting)?;
+        let scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);
+        let engine = Engine::start(scheduler, options.max_waiting)?;
         let origin = files.path().display().to_string();
         Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars: OnceLock::new() })
     }

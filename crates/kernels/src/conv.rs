@@ -1,13 +1,15 @@
 //! Short causal convolution, each channel for itself, with the last columns of a sequence kept between batches.
 //!
 //! A token's result is a function of its own input and the few before it, added oldest first: any cut of the prompt
-//! gives the same bits.
+//! gives the same bits. Some more columns are kept than the next token needs, so that a sequence can go on from a little
+//! earlier than it has come.
 
 use std::ops::Range;
 
 use qwenkit_tensor::{AllocError, HugeBuf};
 
 use crate::{
+    delta::TAKEN_BACK,
     lanes::{self, for_each_isa},
     matmul::Compute,
 };
@@ -41,14 +43,19 @@ pub struct ConvShape {
 pub struct ConvState {
     shape: ConvShape,
     slots: usize,
-    /// (slots, columns kept, C), oldest first
+    /// (slots, columns held, C): that of position p is number p modulo the columns held
     data: HugeBuf,
 }
 
 impl ConvShape {
     /// Columns before a token that its result depends on.
-    fn kept(&self) -> usize {
+    fn before(&self) -> usize {
         self.width.saturating_sub(1).saturating_mul(self.step)
+    }
+
+    /// Columns held of a sequence.
+    fn held(&self) -> usize {
+        self.before().saturating_add(TAKEN_BACK)
     }
 }
 
@@ -69,7 +76,7 @@ impl ConvState {
 
     /// Bytes of one slot.
     pub fn slot_bytes(shape: ConvShape) -> usize {
-        shape.kept().saturating_mul(shape.channels).saturating_mul(4)
+        shape.held().saturating_mul(shape.channels).saturating_mul(4)
     }
 
     /// How many slots there are.
@@ -79,27 +86,30 @@ impl ConvState {
 
     /// Copies what a slot remembers over another's.
     pub fn copy_slot(&mut self, from: usize, to: usize) {
-        let len = self.shape.kept() * self.shape.channels;
+        let len = self.shape.held() * self.shape.channels;
         self.data.as_mut_slice::<f32>().copy_within(from * len..(from + 1) * len, to * len);
     }
 
     fn slot(&self, slot: usize) -> &[f32] {
-        let len = self.shape.kept() * self.shape.channels;
+        let len = self.shape.held() * self.shape.channels;
         &self.data.as_slice::<f32>()[slot * len..][..len]
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut [f32] {
-        let len = self.shape.kept() * self.shape.channels;
+        let len = self.shape.held() * self.shape.channels;
         &mut self.data.as_mut_slice::<f32>()[slot * len..][..len]
     }
 
     /// Keeps the last columns of x: (T, C) of `seq`.
     fn keep(&mut self, seq: &RecurrentSeq, x: &[f32]) {
-        let (kept, channels) = (self.shape.kept(), self.shape.channels);
-        let new = seq.rows.len().min(kept);
+        let (held, channels) = (self.shape.held(), self.shape.channels);
+        let new = seq.rows.len().min(held);
+        let end = seq.first + seq.rows.len();
         let slot = self.slot_mut(seq.slot);
-        slot.copy_within(new * channels.., 0);
-        slot[(kept - new) * channels..].copy_from_slice(&x[(seq.rows.end - new) * channels..seq.rows.end * channels]);
+        let columns = x[(seq.rows.end - new) * channels..seq.rows.end * channels].chunks_exact(channels);
+        for (position, column) in (end - new..end).zip(columns) {
+            slot[position % held * channels..][..channels].copy_from_slice(column);
+        }
     }
 }
 
@@ -117,7 +127,7 @@ impl Compute {
         out: &mut [f32],
     ) {
         let ConvShape { width, step, channels } = state.shape;
-        let shape_kept = state.shape.kept();
+        let (needed, held) = (state.shape.before(), state.shape.held());
         check_seqs(seqs, state.slots, x.len() / channels);
         assert!(x.len() == out.len() && weight.len() == width * channels, "convolution of {channels} channels");
         for seq in seqs.iter().filter(|seq| seq.first == 0) {
@@ -129,11 +139,12 @@ impl Compute {
             let before = kept.slot(seq.slot);
             let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
             for (j, input) in inputs[..width].iter_mut().enumerate() {
-                // Counted from the oldest kept column.
+                // Counted from the oldest column that the sequence's first row needs.
                 let column = row - seq.rows.start + j * step;
-                *input = match column.checked_sub(shape_kept) {
+                *input = match column.checked_sub(needed) {
                     Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
-                    None => &before[column * channels..][..channels],
+                    // Columns before position 0 are the last that are written, and 0 until nobody needs them.
+                    None => &before[(seq.first + column + held - needed) % held * channels..][..channels],
                 };
             }
             conv_row(isa, &inputs[..width], weight, out);
@@ -237,6 +248,31 @@ mod tests {
                 assert_eq!(fed(isa, step, &x, &[cut, 9 - cut]), whole, "step {step} cut at {cut}");
             }
             assert_eq!(fed(isa, step, &x, &[1; 9]), whole);
+        }
+    }
+
+    #[test]
+    fn a_sequence_goes_back_and_on_otherwise() {
+        let x = input(40);
+        for (isa, step) in Isa::available().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            let whole = fed(isa, step, &x, &[40]);
+            let compute = Compute::new(2, isa);
+            for (first, back) in (0..30).flat_map(|first| [(first, 0), (first, 1), (first, TAKEN_BACK)]) {
+                let mut state = ConvState::new(shape(step), 1).unwrap();
+                let mut feed = |first: usize, x: &[f32]| {
+                    let (seq, mut out) =
+                        (RecurrentSeq { rows: 0..x.len() / CHANNELS, first, slot: 0 }, vec![0.0; x.len()]);
+                    compute.causal_conv_silu(&mut state, &[seq], &weight(), x, &mut out);
+                    out
+                };
+                feed(0, &x[..first * CHANNELS]);
+                // One row that stays, and others that are taken back.
+                let mut wrong = x[first * CHANNELS..(first + 1 + back) * CHANNELS].to_vec();
+                wrong[CHANNELS..].fill(7.0);
+                feed(first, &wrong);
+                let from = (first + 1) * CHANNELS;
+                assert_eq!(feed(first + 1, &x[from..]), whole[from..], "step {step}, {back} back to {}", first + 1);
+            }
         }
     }
 

@@ -4,7 +4,8 @@
 //! are taken in chunks of eight that begin at multiples of eight. S stands still within a chunk; a token reads it as it was at
 //! the chunk's beginning and adds what the tokens of the chunk before it wrote, which the slot keeps. The chunk's last token
 //! joins the eight writes with S. So S is gone through twice for eight tokens and read once for one, and as chunks lie at fixed
-//! positions, any cut of the prompt gives the same bits. Sources: Yang et al. 2024; the sums within a chunk are the WY form of
+//! positions, any cut of the prompt gives the same bits. Until a chunk's last token has come, a sequence can go back within the
+//! chunk: what the tokens taken back have written is written over. Sources: Yang et al. 2024; the sums within a chunk are the WY form of
 //! Bischof and Van Loan 1987.
 
 mod chunk;
@@ -28,6 +29,9 @@ pub(crate) const UNIT_EPS: f32 = 1e-6;
 /// Tokens of a chunk; part of the result's bits. Eight tokens' k and q make sixteen sums, which hide the latency of the
 /// multiply-add and leave half of the 512-bit registers.
 const CHUNK: usize = 8;
+
+/// The most tokens that can be taken back at once, of any state in slots.
+pub const TAKEN_BACK: usize = CHUNK - 1;
 
 /// Values of a head of k or q that lie together in `Tile`: those of published models. A number known to the compiler, so that
 /// all sixteen rows of a tile are reached from one register.
@@ -139,6 +143,12 @@ impl DeltaState {
     pub fn slot_bytes(shape: DeltaShape) -> usize {
         let heads = shape.value_heads.saturating_mul(shape.head_lanes()).saturating_mul(size_of::<Lanes>());
         heads.saturating_add(shape.key_values().saturating_mul(size_of::<f32>()))
+    }
+
+    /// How many tokens behind the one at `position` can be taken back after they were computed with it: those of the chunk
+    /// that stands open behind it, whose last one would close it.
+    pub fn can_take_back(position: usize) -> usize {
+        CHUNK - 1 - (position + 1) % CHUNK
     }
 
     /// Copies what a slot remembers over another's.
@@ -451,6 +461,40 @@ mod tests {
                 assert_eq!(fed(isa, shape, tokens, &[cut, tokens - cut]), whole, "{isa} cut at {cut}");
             }
             assert_eq!(fed(isa, shape, tokens, &vec![1; tokens]), whole, "{isa} token by token");
+        }
+    }
+
+    #[test]
+    fn tokens_taken_back_leave_no_trace() {
+        let (tokens, isa) = (3 * CHUNK, Isa::detect().unwrap());
+        let whole = fed(isa, SHAPE, tokens, &[tokens]);
+        let compute = Compute::new(2, isa);
+        let (mut qkv, write, fade) = inputs(SHAPE, tokens, 0.2);
+        compute.unit_heads(SHAPE, &mut qkv);
+        for first in 0..2 * CHUNK {
+            let back = DeltaState::can_take_back(first);
+            assert!(first / CHUNK == (first + back) / CHUNK || first % CHUNK == CHUNK - 1, "one chunk");
+            let mut state = DeltaState::new(SHAPE, 1).unwrap();
+            let mut feed = |from: usize, to: usize, wrong: usize| {
+                let at = |width: usize| from * width..to * width;
+                let mut qkv = qkv[at(SHAPE.channels())].to_vec();
+                qkv[wrong.min(to - from) * SHAPE.channels()..].iter_mut().for_each(|x| *x = 0.5 - *x);
+                let (write, fade) = (&write[at(4)], &fade[at(4)]);
+                let input = DeltaInput { qkv: &qkv, write, fade, fade_bias: &FADE_BIAS, rate: &RATE };
+                let mut out = vec![0.0; (to - from) * SHAPE.value_width()];
+                compute.delta_rule(
+                    &mut state,
+                    &[RecurrentSeq { rows: 0..to - from, first: from, slot: 0 }],
+                    &input,
+                    &mut out,
+                );
+                out
+            };
+            feed(0, first, tokens);
+            // The first of these stays, the others are taken back.
+            feed(first, first + 1 + back, 1);
+            let after = feed(first + 1, tokens, tokens);
+            assert_eq!(after, whole[(first + 1) * SHAPE.value_width()..], "{back} taken back to {}", first + 1);
         }
     }
 

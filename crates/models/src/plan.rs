@@ -252,7 +252,7 @@ pub enum StateNeed {
     },
     /// Small keys by which positions are chosen, in the same pages.
     Index(IndexerPlan),
-    /// A summary of all positions so far, in a slot of fixed size. It cannot be taken back to an earlier position.
+    /// A summary of all positions so far, in a slot of fixed size. It can be taken back by a few positions only.
     Recurrent(DeltaNetPlan),
     /// The last tokens, and the last columns of a convolution, in the same slot.
     Ngrams {
@@ -264,7 +264,7 @@ pub enum StateNeed {
 }
 
 impl Plan {
-    /// Whether any layer keeps a state that cannot be taken back to an earlier position.
+    /// Whether any layer keeps a state that cannot be taken back to any earlier position.
     pub fn has_recurrent_state(&self) -> bool {
         let in_slot = |need| matches!(need, StateNeed::Recurrent(_) | StateNeed::Ngrams { .. });
         self.layers.iter().any(|layer| layer.state().into_iter().any(in_slot))

@@ -3,7 +3,7 @@
 //! Pages have the same number in every layer, so a sequence is one list of pages; likewise slots, of which a sequence has
 //! one. Who owns which page and slot is the engine's business.
 
-use qwenkit_kernels::{ConvState, DeltaState, IndexCache, KvCache, KvType, PAGE_TOKENS, SelectedKv};
+use qwenkit_kernels::{ConvState, DeltaState, IndexCache, KvCache, KvType, PAGE_TOKENS, SelectedKv, TAKEN_BACK};
 use qwenkit_tensor::{AllocError, TokenId};
 
 use crate::plan::{IndexerPlan, Plan, StateNeed};
@@ -31,7 +31,7 @@ pub struct RecurrentState {
 
 /// What a layer with a table of runs of tokens keeps of all sequences.
 pub struct NgramState {
-    /// (slots, tokens kept), oldest first
+    /// (slots, tokens held): that of position p is number p modulo the tokens held
     pub(crate) tokens: Vec<TokenId>,
     /// The last inputs of the convolution.
     pub(crate) conv: ConvState,
@@ -76,6 +76,12 @@ impl ModelState {
         }
     }
 
+    /// How many tokens behind the one at `position` a sequence can take back after they were computed with it: its next part
+    /// then begins before the end of the last one. Keys and values are written over; states in slots allow a few tokens.
+    pub fn can_take_back(plan: &Plan, position: usize) -> usize {
+        if plan.has_recurrent_state() { DeltaState::can_take_back(position) } else { usize::MAX }
+    }
+
     /// Bytes that one page of every layer takes together.
     pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
         let bytes = |need| match need {
@@ -91,7 +97,9 @@ impl ModelState {
         let bytes = |need| match need {
             StateNeed::Paged { .. } | StateNeed::Index(_) => 0,
             StateNeed::Recurrent(d) => ConvState::slot_bytes(d.conv()) + DeltaState::slot_bytes(d.shape),
-            StateNeed::Ngrams { tokens, conv } => ConvState::slot_bytes(conv) + tokens * size_of::<TokenId>(),
+            StateNeed::Ngrams { tokens, conv } => {
+                ConvState::slot_bytes(conv) + NgramState::held(tokens) * size_of::<TokenId>()
+            }
         };
         plan.layers.iter().flat_map(|l| l.state()).map(bytes).sum()
     }
@@ -113,7 +121,8 @@ impl LayerState {
                     state.recurrent = Some(RecurrentState { conv, delta });
                 }
                 StateNeed::Ngrams { tokens, conv } => {
-                    let (tokens, conv) = (vec![TokenId(0); tokens * slots], ConvState::new(conv, slots)?);
+                    let tokens = vec![TokenId(0); NgramState::held(tokens) * slots];
+                    let conv = ConvState::new(conv, slots)?;
                     state.ngrams = Some(NgramState { tokens, conv });
                 }
             }
@@ -123,11 +132,16 @@ impl LayerState {
 }
 
 impl NgramState {
+    /// Tokens held of a sequence where the next one needs `kept`.
+    pub(crate) fn held(kept: usize) -> usize {
+        kept + TAKEN_BACK
+    }
+
     fn copy_slot(&mut self, from: usize, to: usize) {
         self.conv.copy_slot(from, to);
         // Slots beyond these have been refused by the convolution.
-        let kept = self.tokens.len() / self.conv.slots().max(1);
-        self.tokens.copy_within(from * kept..(from + 1) * kept, to * kept);
+        let held = self.tokens.len() / self.conv.slots().max(1);
+        self.tokens.copy_within(from * held..(from + 1) * held, to * held);
     }
 }
 

@@ -6,7 +6,7 @@ mod moe_run;
 
 use moe_run::{
     Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,
-    assert_same_bits, checkpoint, compute, expected, fixture, gguf, logits, tensors, try_load,
+    assert_same_bits, assert_taken_back, checkpoint, compute, expected, fixture, gguf, logits, tensors, try_load,
 };
 use qwenkit_formats::gguf::{Metadata, Value};
 use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs, StateNeed};
@@ -56,6 +56,12 @@ fn a_sequence_in_a_batch_answers_as_alone() {
 }
 
 #[test]
+fn tokens_taken_back_leave_no_trace() {
+    assert_taken_back(&fixture("qwen3-next"), "qwen3-next");
+    assert_taken_back(&fixture("qwen3.5").join("model.gguf"), "qwen3.5");
+}
+
+#[test]
 fn quantised_matrices_stay_near_and_keep_their_bits_in_any_cut() {
     assert_quantised("qwen3.5", |name| name.contains(".attn_") && !name.contains("norm") || name.contains("ssm_out"));
     assert_quantised("qwen3-next", |name| {
@@ -77,9 +83,9 @@ fn the_plan_says_what_state_there_is() {
     let recurrent: Vec<_> = plan.layers.iter().map(|l| matches!(l.state()[..], [StateNeed::Recurrent(_)])).collect();
     assert_eq!(recurrent, [true, true, true, false]);
     // 3 layers: 4 heads of (32, 32), the writes of 8 tokens and 16 places for their decays; the keys of 8 tokens for 2 heads; 3
-    // columns of 2 (q and k) x 2 x 32 + 4 x 32 channels; f32.
+    // columns that the next token needs and 7 to go back, of 2 (q and k) x 2 x 32 + 4 x 32 channels; f32.
     let heads = 4 * (32 * 32 + 8 * 32 + 16);
-    assert_eq!(ModelState::slot_bytes(plan), 3 * 4 * (heads + 2 * 8 * 32 + 3 * 256));
+    assert_eq!(ModelState::slot_bytes(plan), 3 * 4 * (heads + 2 * 8 * 32 + 10 * 256));
     // 1 layer: 64 positions of 2 heads of 64, keys and values, f32.
     assert_eq!(ModelState::page_bytes(plan, model.kv_type()), 64 * 2 * 2 * 64 * 4);
 }

@@ -134,6 +134,8 @@ fn counters(app: &App, prefix: &str, out: &mut String) {
     counter("prefix_cache_hits", "Tokens of prompts that were found in the cache.", |load| load.cached_tokens);
     counter("num_preemptions", "Times that a request gave its pages to another.", |load| load.preempted);
     counter("generation_tokens", "Tokens generated.", |load| load.generated_tokens);
+    counter("spec_decode_num_draft_tokens", "Tokens guessed ahead of the model.", |load| load.drafted_tokens);
+    counter("spec_decode_num_accepted_tokens", "Of these, tokens that the model said.", |load| load.accepted_tokens);
 }
 
 fn times(app: &App, prefix: &str, out: &mut String) {

@@ -1,18 +1,20 @@
 //! `qwenkit bench`: how fast a model reads prompts and writes answers here, against what the memory can deliver.
 //!
 //! Contract: what is measured is what `run` does: the same session, the same loop (`measure`). The first run warms up and
-//! does not count; every run has a prompt of its own, so that no cache answers for it. Figures are medians.
+//! does not count; every run has a prompt of its own, so that no cache answers for it. Figures are medians. Tokens are not
+//! guessed ahead unless that is asked for: after prompts of random tokens, models repeat themselves.
 
 use std::time::Instant;
 
 use clap::Args;
-use qwenkit_engine::Info;
+use qwenkit_engine::{Info, Load as Work, Options};
 use qwenkit_models::arch;
 use serde_json::{Value, json};
 
 use crate::args::ModelArgs;
 use crate::measure::{self, Load};
-use crate::opening::{self, SessionArgs};
+use crate::opening::{self, SessionArgs, SpeculateArg};
+use crate::seeing::Sight;
 use crate::{interrupt, locate, machine, terminal};
 
 /// Arguments of `bench`.
@@ -44,6 +46,9 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Guesses next tokens and computes several at once; the answer is the same, sooner
+    #[arg(long, value_name = "FROM", value_enum, default_value_t = SpeculateArg::Off, help_heading = "How the model is run")]
+    speculate: SpeculateArg,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -55,6 +60,8 @@ struct Figures {
     /// All sequences of a batch together, and one alone.
     batch: Option<(f64, f64)>,
     bandwidth: Option<f64>,
+    /// Tokens guessed, and those of them that were said, where tokens are guessed.
+    guessed: Option<(u64, u64)>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -82,7 +89,8 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
     interrupt::install()?;
     let threads = args.session.threads();
     let began = Instant::now();
-    let session = opening::open(&located.files, threads, Some(wanted))?;
+    let options = Options { context_tokens: Some(wanted), ..args.session.options(usize::MAX, args.speculate)? };
+    let session = opening::open_with(&located.files, &Sight::Text, &options)?;
     let load_s = began.elapsed().as_secs_f64();
     let (mut reading, mut writing, mut together) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=usize::from(args.repeat) {
@@ -96,6 +104,7 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         }
     }
     let peak_rss_bytes = machine::peak_rss_bytes();
+    let Work { drafted_tokens, accepted_tokens, .. } = session.load();
     let info = session.info().clone();
     // The model's memory goes before the test's buffers come.
     drop(session);
@@ -106,6 +115,7 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         generate_tokens_per_s,
         batch: (load.batch > 1).then(|| (measure::median(&mut together), generate_tokens_per_s)),
         bandwidth: machine::read_bandwidth(threads),
+        guessed: (args.speculate != SpeculateArg::Off).then_some((drafted_tokens, accepted_tokens)),
         peak_rss_bytes,
     };
     if args.json {
@@ -135,6 +145,8 @@ impl Figures {
             "generate_tokens_per_s": self.generate_tokens_per_s,
             "batch_tokens_per_s": self.batch.map(|(together, _)| together),
             "batch_gain": self.batch.map(|(together, alone)| together / alone),
+            "drafted_tokens": self.guessed.map(|(drafted, _)| drafted),
+            "accepted_tokens": self.guessed.map(|(_, accepted)| accepted),
             "load_s": self.load_s,
             "weight_bytes": info.weight_bytes,
             "bytes_per_token": info.bytes_per_token,
@@ -170,6 +182,10 @@ impl Figures {
             ("bandwidth", format!("{}/s{}", gigabytes(self.bytes_per_s(info)), share.unwrap_or_default())),
             ("peak memory", self.peak_rss_bytes.map_or("unknown".to_owned(), qwenkit_hub::bytes_in_words)),
         ];
+        if let Some((drafted, accepted)) = self.guessed {
+            let share = 100.0 * accepted as f64 / drafted.max(1) as f64;
+            rows.insert(5, ("guessed", format!("{drafted} tokens, of which {accepted} ({share:.0}%) were right")));
+        }
         if let Some((together, alone)) = self.batch {
             let words = format!("{together:.1} tokens/s in all, {:.2} times one alone", together / alone);
             rows.insert(5, ("batch", format!("{} sequences: {words}", args.batch)));

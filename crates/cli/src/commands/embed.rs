@@ -46,7 +46,7 @@ pub(crate) struct EmbedArgs {
 /// When the model cannot embed, or a line could not be used.
 pub(crate) fn run(args: &EmbedArgs, offline: bool) -> anyhow::Result<()> {
     let located = locate::locate(Some(&args.model), offline)?;
-    let session = opening::open(&located.files, args.session.threads(), args.session.context_tokens())?;
+    let session = opening::open(&located.files, &args.session)?;
     // A model that cannot embed says so before the first line.
     session.embedding(&Input::Text("x".to_owned()))?;
     let (width, dimensions) = (session.info().width, args.dimensions.map(|n| n as usize));

@@ -42,7 +42,7 @@ pub(crate) struct RerankArgs {
 /// When the model cannot judge, or a line could not be used.
 pub(crate) fn run(args: &RerankArgs, offline: bool) -> anyhow::Result<()> {
     let located = locate::locate(Some(&args.model), offline)?;
-    let session = opening::open(&located.files, args.session.threads(), args.session.context_tokens())?;
+    let session = opening::open(&located.files, &args.session)?;
     // A model that cannot judge says so before the first line.
     session.relevance(None, "x", "x")?;
     let instruction = args.instruction.as_deref();

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::{self, Show};
 use crate::failure::{Interrupted, usage};
 use crate::images::{self, FRAMES_PER_SECOND, Named, Shown};
-use crate::opening::{self, SessionArgs};
+use crate::opening::{self, SessionArgs, SpeculateArg};
 use crate::prompt::{self, Words};
 use crate::sampling::SamplingArgs;
 use crate::seeing::Sight;
@@ -93,6 +93,9 @@ pub(crate) struct RunArgs {
     logprobs: Option<u8>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Guesses next tokens and computes several at once; the answer is the same, sooner
+    #[arg(long, value_name = "FROM", value_enum, default_value_t = SpeculateArg::Auto, help_heading = "How the model is run")]
+    speculate: SpeculateArg,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -110,8 +113,8 @@ pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
         (None, true, None) => Sight::where_possible(&located.files),
         (mmproj, ..) => Sight::wanted(&located.files, mmproj.as_deref())?,
     };
-    let (threads, context_tokens) = (args.session.threads(), args.session.context_tokens());
-    let session = opening::open_for_many(&located.files, &sight, threads, context_tokens, usize::MAX)?;
+    let options = args.session.options(usize::MAX, args.speculate)?;
+    let session = opening::open_with(&located.files, &sight, &options)?;
     let adapter = match adapter {
         Some(file) => Some(session.adapter(&file)?),
         None => None,

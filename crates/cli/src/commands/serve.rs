@@ -18,7 +18,7 @@ use qwenkit_server::{
     verify_audit_log,
 };
 
-use crate::opening::{self, SessionArgs};
+use crate::opening::{self, SessionArgs, SpeculateArg};
 use crate::seeing::Sight;
 use crate::terminal::note;
 use crate::{failure, locate};
@@ -121,6 +121,9 @@ pub(crate) struct ServeArgs {
     /// Check models and settings, and do not serve
     #[arg(long)]
     check: bool,
+    /// Guesses next tokens and computes several at once; the answer is the same, sooner
+    #[arg(long, value_name = "FROM", value_enum, default_value_t = SpeculateArg::Auto, help_heading = "How the model is run")]
+    speculate: SpeculateArg,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -248,8 +251,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         if names.contains(&name) {
             return Err(failure::usage(format!("two models have the name {name}\nhint: name each file once")));
         }
-        let (threads, context, waiting) =
-            (args.session.threads(), args.session.context_tokens(), args.max_waiting as usize);
+        let options = args.session.options(args.max_waiting as usize, args.speculate)?;
         let is_first = models.is_empty();
         let sight = match (&args.mmproj, args.text_only) {
             (_, true) => Sight::Text,
@@ -257,7 +259,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
             _ => Sight::where_possible(&located.files),
         };
         let images = matches!(sight, Sight::Images(_));
-        let open = move || opening::open_for_many(&located.files, &sight, threads, context, waiting);
+        let open = move || opening::open_with(&located.files, &sight, &options);
         let aliases = args.name.iter().filter(|_| is_first).cloned().collect();
         let session = if is_first || args.preload || args.check { Some(open()?) } else { None };
         let adapters = if is_first { args.adapter.clone() } else { Vec::new() };

@@ -8,11 +8,11 @@ use super::Scheduler;
 use crate::{runner::Runner, sequence::Sequence};
 
 /// Rows whose logits are all wanted, in a batch: each takes V numbers.
-const SCORED_ROWS: usize = 64;
+pub(super) const SCORED_ROWS: usize = 64;
 
 impl<R: Runner> Scheduler<R> {
-    /// The batch's parts: (running sequence, tokens). Every generating sequence has one; prompts share the rest. Their pages
-    /// are there. Empty only if nothing runs.
+    /// The batch's parts: (running sequence, tokens). Every generating sequence has one, and perhaps a draft; prompts share the
+    /// rest. Their pages are there. Empty only if nothing runs.
     pub(super) fn parts(&mut self) -> Vec<(usize, usize)> {
         self.adopt_all();
         let mut rows = vec![0; self.running.len()];
@@ -44,6 +44,9 @@ impl<R: Runner> Scheduler<R> {
             rows[i] = self.make_room(i, wanted, &mut gone);
             left -= rows[i];
             scored -= if self.running[i].prompt_logprobs.is_some() { rows[i] } else { 0 };
+        }
+        if !gone.contains(&true) {
+            self.add_guesses(&mut rows);
         }
         for i in (0..gone.len()).rev() {
             if gone[i] {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qwenkit_engine::{Answer, Ask, Options, Piece, Prompt, Sampling, Session, Summary, TextPiece};
+use qwenkit_engine::{Answer, Ask, Options, Piece, Prompt, Sampling, Session, Speculate, Summary, TextPiece};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
 use qwenkit_tensor::TokenId;
@@ -38,7 +38,7 @@ pub(crate) fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)
 }
 
 pub(crate) fn options(context_tokens: Option<usize>) -> Options {
-    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens, max_waiting: 64 }
+    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens, max_waiting: 64, speculate: Speculate::Auto }
 }
 
 pub(crate) fn open(path: &Path, context_tokens: Option<usize>) -> Session {

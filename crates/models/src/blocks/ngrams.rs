@@ -75,18 +75,20 @@ impl Ngrams {
     /// Rows of the tables, (T, tables), for the tokens and those before them, which are kept for the next batch.
     fn rows(&self, tokens: &[TokenId], seqs: &[RecurrentSeq], state: &mut NgramState) -> Vec<usize> {
         let kept = self.plan.longest - 1;
+        let held = NgramState::held(kept);
         let mut rows = Vec::with_capacity(tokens.len() * self.plan.sizes.len());
         let mut history = Vec::new();
         for seq in seqs {
-            let before = &mut state.tokens[seq.slot * kept..(seq.slot + 1) * kept];
-            if seq.first == 0 {
-                before.fill(TokenId(self.plan.end));
-            }
+            let slot = &mut state.tokens[seq.slot * held..(seq.slot + 1) * held];
+            let of = |position: usize| slot[position % held];
+            let before = (0..kept).map(|i| (seq.first + i).checked_sub(kept).map_or(TokenId(self.plan.end), of));
             history.clear();
-            history.extend_from_slice(before);
+            history.extend(before);
             history.extend_from_slice(&tokens[seq.rows.clone()]);
             (kept..history.len()).for_each(|at| self.plan.rows(&history[at - kept..=at], &mut rows));
-            before.copy_from_slice(&history[history.len() - kept..]);
+            for (token, position) in tokens[seq.rows.clone()].iter().zip(seq.first..) {
+                slot[position % held] = *token;
+            }
         }
         rows
     }

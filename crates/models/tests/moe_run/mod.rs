@@ -160,6 +160,30 @@ pub(crate) fn assert_any_cut(path: &Path, name: &str) {
     assert_same_bits(&logits(&model, &compute, &ids, &vec![1; ids.len()]), &whole, &format!("{name} token by token"));
 }
 
+/// A sequence goes on after any position as if tokens that were computed with it and taken back had never been.
+#[allow(dead_code)] // not every test binary takes back
+pub(crate) fn assert_taken_back(path: &Path, name: &str) {
+    let (compute, ids) = (compute(), expected(name).input_ids);
+    let model = try_load(path, &compute).unwrap();
+    let vocab = model.plan().vocab;
+    let pages: Vec<u32> = (0..(ids.len() + 20).div_ceil(PAGE_TOKENS) as u32).collect();
+    let whole = logits(&model, &compute, &ids, &[]);
+    for position in 0..ids.len() - 1 {
+        let mut run = Run::new(&model, &compute, pages.len(), 1);
+        if position > 0 {
+            run.feed(&[(&ids[..position], 0, &pages, 0)]);
+        }
+        let back = ModelState::can_take_back(model.plan(), position).min(20);
+        let others = (0..back as u32).map(|i| TokenId((ids[position].0 + 7 * i + 1) % vocab as u32));
+        let tried: Vec<TokenId> = [ids[position]].into_iter().chain(others).collect();
+        let first = run.feed(&[(&tried, position, &pages, 0)]);
+        assert_same_bits(&first[..vocab], &whole[position * vocab..][..vocab], &format!("{name}: token {position}"));
+        let rest = run.feed(&[(&ids[position + 1..], position + 1, &pages, 0)]);
+        let what = format!("{name}: {back} tokens behind {position} taken back");
+        assert_same_bits(&rest, &whole[(position + 1) * vocab..], &what);
+    }
+}
+
 /// Three sequences in one batch, one of them in its middle, answer as each does alone; and on one thread as on three.
 pub(crate) fn assert_batch_as_alone(path: &Path, name: &str) {
     let (two, ids) = (compute(), expected(name).input_ids);

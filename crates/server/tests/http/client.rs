@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use qwenkit_engine::{Options, Session};
+use qwenkit_engine::{Options, Session, Speculate};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
 use qwenkit_server::{Config, Keys, Limits, ModelSource, Quota, Server};
@@ -83,7 +83,13 @@ pub(crate) fn image_file(name: &str) -> Vec<u8> {
 }
 
 fn options(context_tokens: usize, max_waiting: usize) -> Options {
-    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens: Some(context_tokens), max_waiting }
+    Options {
+        threads: 1,
+        isa: Isa::detect().unwrap(),
+        context_tokens: Some(context_tokens),
+        max_waiting,
+        speculate: Speculate::Auto,
+    }
 }
 
 fn session_at(path: &Path, context_tokens: usize, max_waiting: usize) -> Session {

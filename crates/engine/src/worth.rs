@@ -1,0 +1,133 @@
+//! How many guessed tokens a step should compute: as many as make it give more tokens for its time.
+//!
+//! A step's time grows with its rows, above a part that it takes anyway, mostly for reading the weights. The cost of a row is
+//! measured while steps differ in their rows. Not here: which tokens are guessed (`drafter`).
+
+use std::time::Duration;
+
+/// The cost of a row before any is measured.
+const BELIEVED: f64 = 0.1;
+/// How much of what was seen is left after each step.
+const KEPT: f64 = 0.98;
+/// Steps that must have been seen, and how far their rows must lie apart (variance).
+const LEAST_STEPS: f64 = 8.0;
+const LEAST_SPREAD: f64 = 0.5;
+/// Costs beyond which rows count as free, or as no better than steps.
+const CHEAPEST: f64 = 0.005;
+const DEAREST: f64 = 1.0;
+/// By how much more a step may take for drafts of some where others have none.
+const OTHERS_WAIT: f64 = 0.5;
+
+/// What a row costs, as a share of the time that a step takes without any.
+#[derive(Debug)]
+pub(crate) struct RowCost {
+    share: f64,
+    /// Sums over steps, the older ones faded: of 1, rows, seconds, rows rows, rows seconds.
+    sums: [f64; 5],
+}
+
+impl Default for RowCost {
+    fn default() -> RowCost {
+        RowCost { share: BELIEVED, sums: [0.0; 5] }
+    }
+}
+
+impl RowCost {
+    /// Takes in how long a step of so many rows took, none of them a prompt's.
+    pub(crate) fn observe(&mut self, rows: usize, time: Duration) {
+        let (rows, mut seconds) = (rows as f64, time.as_secs_f64());
+        let [steps, sum_rows, sum_seconds, ..] = self.sums;
+        if steps > LEAST_STEPS {
+            // A machine busy with something else says nothing about rows.
+            let mean = sum_seconds / (steps + self.share * sum_rows) * (1.0 + self.share * rows);
+            seconds = seconds.min(2.0 * mean);
+        }
+        for (sum, x) in self.sums.iter_mut().zip([1.0, rows, seconds, rows * rows, rows * seconds]) {
+            *sum = KEPT * *sum + x;
+        }
+        let [steps, sum_rows, sum_seconds, squares, products] = self.sums;
+        let (rows, seconds) = (sum_rows / steps, sum_seconds / steps);
+        let spread = squares / steps - rows * rows;
+        if steps < LEAST_STEPS || spread < LEAST_SPREAD {
+            return;
+        }
+        let of_row = (products / steps - rows * seconds) / spread;
+        let of_step = seconds - of_row * rows;
+        let found = if of_step > 0.0 { of_row / of_step } else { DEAREST };
+        self.share += 0.1 * (found.clamp(CHEAPEST, DEAREST) - self.share);
+    }
+
+    /// A cost that nothing changes, for tests.
+    #[cfg(test)]
+    pub(crate) fn fixed(share: f64) -> RowCost {
+        RowCost { share, sums: [f64::NEG_INFINITY; 5] }
+    }
+
+    /// Of each sequence's guesses, given by their chances, how many make the step give the most tokens for its time; `most` in
+    /// all.
+    pub(crate) fn worth(&self, sequences: &[Vec<f32>], most: usize) -> Vec<usize> {
+        let mut counts = vec![0; sequences.len()];
+        // The chance that a sequence's next guess and all before it come true.
+        let mut next: Vec<f64> =
+            sequences.iter().map(|chances| chances.first().map_or(0.0, |&c| f64::from(c))).collect();
+        let (mut rows, mut tokens) = (sequences.len() as f64, sequences.len() as f64);
+        let most = match sequences.iter().any(Vec::is_empty) {
+            true => most.min((OTHERS_WAIT * (1.0 / self.share + rows)) as usize),
+            false => most,
+        };
+        for _ in 0..most {
+            let Some((i, &chance)) = next.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) else { break };
+            // Tokens for the time of a row, against those that the step gives for its time so far.
+            if chance * (1.0 / self.share + rows) <= tokens {
+                break;
+            }
+            counts[i] += 1;
+            (rows, tokens) = (rows + 1.0, tokens + chance);
+            next[i] *= sequences[i].get(counts[i]).map_or(0.0, |&c| f64::from(c));
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_a_row_is_found_among_steps() {
+        let mut cost = RowCost::default();
+        let step = |rows: usize, share: f64| Duration::from_secs_f64(0.01 * (1.0 + share * rows as f64));
+        // Steps that are all alike say nothing.
+        (0..50).for_each(|_| cost.observe(1, step(1, 0.3)));
+        assert!((cost.share - BELIEVED).abs() < 1e-9);
+        for share in [0.3, 0.03, 1.5] {
+            for i in 0..400 {
+                let rows = [1, 9, 1, 4][i % 4];
+                // Now and then the machine does something else.
+                let time = if i % 50 == 7 { 20 } else { 1 } * step(rows, share);
+                cost.observe(rows, time);
+            }
+            let expected = f64::min(share, DEAREST);
+            assert!((cost.share / expected - 1.0).abs() < 0.35, "{} for {share}", cost.share);
+        }
+    }
+
+    #[test]
+    fn as_many_guesses_as_pay() {
+        let sure = |n: usize| vec![1.0f32; n];
+        let count = |share: f64, sequences: &[Vec<f32>], most| RowCost::fixed(share).worth(sequences, most);
+        assert_eq!(count(0.1, &[sure(30)], 24), [24], "what is sure always pays");
+        assert_eq!(count(0.1, &[sure(5)], 24), [5]);
+        assert_eq!(count(1.0, &[vec![0.4; 9]], 24), [0], "a row as dear as a step");
+        // 0.5 (10 + 1) > 1 and 0.25 (10 + 2) > 1.5, but 0.125 (10 + 3) < 1.75.
+        assert_eq!(count(0.1, &[vec![0.5; 9]], 24), [2]);
+        assert_eq!(count(0.1, &[vec![0.5; 9], vec![0.9; 30]], 24), [1, 9]);
+        // Many sequences use the weights that are read already: only good guesses pay.
+        let mut many = vec![vec![0.5; 9]; 20];
+        assert_eq!(count(0.1, &many, 24), [0; 20]);
+        many[3] = sure(9);
+        assert_eq!(count(0.1, &many, 24)[3], 9);
+        // Who has no guesses does not wait for long.
+        assert_eq!(count(0.1, &[sure(30), Vec::new()], 24), [6, 0]);
+    }
+}
