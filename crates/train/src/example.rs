@@ -50,8 +50,13 @@ pub struct Packed {
 impl Packed {
     /// Packs examples, each loss counting `scale`.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>, scale: f32) -> Packed {
+        Packed::weighted(examples.into_iter().map(|example| (example, scale)))
+    }
+
+    /// Packs examples, each with what its losses count.
+    pub fn weighted<'a>(examples: impl IntoIterator<Item = (&'a Example, f32)>) -> Packed {
         let mut packed = Packed::default();
-        for example in examples {
+        for (example, scale) in examples {
             let start = packed.tokens.len();
             packed.tokens.extend_from_slice(&example.ids);
             packed.seqs.push(start..packed.tokens.len());

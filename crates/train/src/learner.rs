@@ -80,16 +80,24 @@ impl<'a> Learner<'a> {
         let scale = 1.0 / wanted.max(1) as f32;
         self.grads.fill(0.0);
         let (mut loss, mut tokens) = (0.0, 0);
-        for piece in pieces(batch, piece_tokens) {
+        for piece in pieces(batch, piece_tokens, |example| example.ids.len()) {
             let mut packed = Packed::new(piece.iter().copied(), scale);
             packed.smoothing = self.smoothing;
-            let Learner { model, compute, adapter, tape, losses, grads, .. } = self;
-            model.learn(compute, adapter, &packed.lesson(), tape, losses, Some(grads))?;
-            loss += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            self.add_gradients(&packed)?;
+            loss += self.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
             tokens += packed.tokens();
         }
-        let grad_norm = norm(&self.grads, self.compute.pool().threads());
-        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm, tokens, wanted })
+        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm: self.grad_norm(), tokens, wanted })
+    }
+
+    /// Adds a lesson's gradients to `grads`.
+    pub(crate) fn add_gradients(&mut self, packed: &Packed) -> Result<(), ModelError> {
+        let Learner { model, compute, adapter, tape, losses, grads, .. } = self;
+        model.learn(compute, adapter, &packed.lesson(), tape, losses, Some(grads))
+    }
+
+    pub(crate) fn grad_norm(&self) -> f64 {
+        norm(&self.grads, self.compute.pool().threads())
     }
 
     /// One step over a batch at this rate. A loss or gradient that is no number changes nothing and is for the caller to see.
@@ -98,6 +106,12 @@ impl<'a> Learner<'a> {
     /// As `gradients`.
     pub fn step(&mut self, batch: &[&Example], rate: f64, settings: &StepSettings) -> Result<StepReport, ModelError> {
         let report = self.gradients(batch, settings.piece_tokens)?;
+        self.take_step(&report, rate, settings);
+        Ok(report)
+    }
+
+    /// The optimiser's part of a step that showed `report`.
+    pub(crate) fn take_step(&mut self, report: &StepReport, rate: f64, settings: &StepSettings) {
         if report.loss.is_finite() && report.grad_norm.is_finite() {
             // As PyTorch's clip_grad_norm_.
             let too_long = settings.clip.filter(|most| report.grad_norm > *most);
@@ -106,7 +120,6 @@ impl<'a> Learner<'a> {
             let threads = compute.pool().threads();
             moments.step(settings.optimiser, rate as f32, adapter.values_mut(), (grads, share), threads);
         }
-        Ok(report)
     }
 
     /// Losses of a batch without learning; `sink` hears each example, in order.
@@ -114,7 +127,7 @@ impl<'a> Learner<'a> {
     /// # Errors
     /// As `gradients`.
     pub fn evaluate(&mut self, batch: &[&Example], piece_tokens: usize, sink: &mut Sink<'_>) -> Result<(), ModelError> {
-        for piece in pieces(batch, piece_tokens) {
+        for piece in pieces(batch, piece_tokens, |example| example.ids.len()) {
             let packed = Packed::new(piece.iter().copied(), 1.0);
             let Learner { model, compute, adapter, tape, losses, .. } = self;
             model.learn(compute, adapter, &packed.lesson(), tape, losses, None)?;
@@ -130,12 +143,12 @@ impl<'a> Learner<'a> {
 }
 
 /// A batch in runs of at most so many tokens, or of one example that has more.
-fn pieces<'a, 'b>(batch: &'a [&'b Example], most: usize) -> impl Iterator<Item = &'a [&'b Example]> {
+pub(crate) fn pieces<T>(batch: &[T], most: usize, len: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = batch;
     std::iter::from_fn(move || {
         let mut tokens = 0;
-        let fits = |example: &&&Example| {
-            tokens += example.ids.len();
+        let fits = |example: &&T| {
+            tokens += len(example);
             tokens <= most
         };
         let count = rest.iter().take_while(fits).count().max(1).min(rest.len());

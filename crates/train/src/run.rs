@@ -16,6 +16,7 @@ use crate::{
     example::{Example, Goal},
     learner::{Learner, StepReport, StepSettings},
     order,
+    preference::Pair,
     schedule::Schedule,
 };
 
@@ -87,7 +88,8 @@ pub enum Happening {
 pub struct Outcome {
     /// Mean loss.
     pub loss: f64,
-    /// Share of examples whose label, or of tokens that, the model gives the highest score; labels only.
+    /// Share of labels that the model gives the highest score, or of pairs whose better answer has gained on the worse; of
+    /// tokens nothing.
     pub right: Option<f64>,
 }
 
@@ -96,6 +98,71 @@ impl Outcome {
     /// the same, as a few labels that are wrong with certainty spoil a loss that temperature mends.
     fn merit(&self) -> f64 {
         self.right.map_or(self.loss, |right| 1.0 - right + 1e-4 * self.loss.min(1.0))
+    }
+}
+
+/// What a run learns from, or is validated with.
+#[derive(Clone, Copy, Debug)]
+pub enum Lessons<'a> {
+    /// Tokens or labels.
+    Examples(&'a [Example]),
+    /// Better and worse answers.
+    Pairs {
+        /// The pairs.
+        pairs: &'a [Pair],
+        /// How dear it is to go far from what was before.
+        beta: f64,
+    },
+}
+
+impl<'a> From<&'a [Example]> for Lessons<'a> {
+    fn from(examples: &'a [Example]) -> Lessons<'a> {
+        Lessons::Examples(examples)
+    }
+}
+
+impl Lessons<'_> {
+    /// Their number.
+    pub fn len(&self) -> usize {
+        match self {
+            Lessons::Examples(examples) => examples.len(),
+            Lessons::Pairs { pairs, .. } => pairs.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn step(
+        &self,
+        learner: &mut Learner<'_>,
+        numbers: &[usize],
+        rate: f64,
+        settings: &StepSettings,
+    ) -> Result<StepReport, Error> {
+        Ok(match self {
+            Lessons::Examples(examples) => {
+                let batch: Vec<&Example> = numbers.iter().map(|&i| &examples[i]).collect();
+                learner.step(&batch, rate, settings)?
+            }
+            Lessons::Pairs { pairs, beta } => {
+                let batch: Vec<&Pair> = numbers.iter().map(|&i| &pairs[i]).collect();
+                learner.preference_step(&batch, *beta, rate, settings)?
+            }
+        })
+    }
+
+    fn validate(&self, learner: &mut Learner<'_>, piece_tokens: usize) -> Result<Outcome, Error> {
+        let (pairs, beta) = match self {
+            Lessons::Examples(examples) => return validate(learner, examples, piece_tokens),
+            Lessons::Pairs { pairs, beta } => (pairs, *beta),
+        };
+        let found = learner.preferred(&pairs.iter().collect::<Vec<_>>(), beta, piece_tokens)?;
+        let count = found.len().max(1) as f64;
+        let right = found.iter().filter(|pair| pair.margin > 0.0).count() as f64 / count;
+        Ok(Outcome { loss: found.iter().map(|pair| pair.loss).sum::<f64>() / count, right: Some(right) })
     }
 }
 
@@ -111,7 +178,7 @@ const ASTRAY: (f64, f64) = (1.3, 1.0);
 /// When a step fails, a file cannot be written, the run diverges, or `tell` stops it; a checkpoint is there then.
 pub fn run(
     learner: &mut Learner<'_>,
-    (train, valid): (&[Example], &[Example]),
+    (train, valid): (Lessons<'_>, Lessons<'_>),
     settings: &RunSettings,
     place: Option<&Place>,
     resume: bool,
@@ -137,16 +204,15 @@ pub fn run(
     while done < steps && !is_over {
         let start = Instant::now();
         let numbers = order::of_step(settings.seed, done, settings.batch, train.len());
-        let batch: Vec<&Example> = numbers.iter().map(|&i| &train[i]).collect();
         let rate = settings.schedule.at(done);
-        let report = learner.step(&batch, rate, &settings.step)?;
+        let report = train.step(learner, &numbers, rate, &settings.step)?;
         state.follow(done, &report, rate)?;
         done += 1;
         let goes_on = tell(Happening::Step { step: done, report, rate, took: start.elapsed() });
         let is_last = done == steps;
         let validates = !valid.is_empty() && (done.is_multiple_of(settings.validate_every.max(1)) || is_last);
         if validates {
-            let outcome = validate(learner, valid, settings.step.piece_tokens)?;
+            let outcome = valid.validate(learner, settings.step.piece_tokens)?;
             let merit = outcome.merit();
             let is_best = state.best.as_ref().is_none_or(|best| merit < best.merit);
             if is_best {
@@ -177,7 +243,7 @@ pub fn run(
     match of_best {
         Some(outcome) => Ok(outcome),
         // Nothing to validate with, or the best is from before the run went on.
-        None => validate(learner, valid, settings.step.piece_tokens),
+        None => valid.validate(learner, settings.step.piece_tokens),
     }
 }
 

@@ -7,7 +7,7 @@ use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings, ModelFiles, Safet
 use qwenkit_kernels::{Compute, Isa};
 use qwenkit_models::{Adapter, LessonSize, LoraShape, Model, Module, Tape};
 use qwenkit_tensor::TokenId;
-use qwenkit_train::{AdamW, Example, Goal, Learner, Packed, StepSettings};
+use qwenkit_train::{AdamW, Example, Goal, Learner, Packed, Pair, StepSettings};
 
 const CASES: [&str; 5] = ["qwen2", "qwen2-tied", "qwen3", "qwen3-moe", "qwen3.5"];
 const RATE: f64 = 1e-2;
@@ -218,5 +218,61 @@ fn tapes_hold_no_more_than_was_reckoned() {
             assert!(held <= reckoned, "{name}, {lens:?}, sparing: {sparing}: {held} of {reckoned}");
             assert!(reckoned <= 6 * held, "{name}, {lens:?}, sparing: {sparing}: {held} of {reckoned}");
         }
+    }
+}
+
+/// DPO's loss along its gradient, module by module, and what a few steps do to it.
+#[test]
+fn preferences_are_learnt_along_their_gradients() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let case = Case::open("qwen2", &compute);
+    let answer = |seed: usize, len: usize| Example {
+        ids: (0..9 + len).map(|i| TokenId(if i < 9 { i * 17 } else { (i * 31 + seed * 97) % 300 } as u32)).collect(),
+        goal: Goal::Tokens((0..9 + len).map(|i| i >= 9).collect()),
+    };
+    let answers = [answer(1, 7), answer(2, 12), answer(3, 5), answer(4, 5)];
+    let beta = 0.3;
+    for sparing in [false, true] {
+        let mut learner = case.learner(&compute, sparing);
+        let start = learner.adapter.values().to_vec();
+        // Measured under an adapter beside, so that margins are not zero.
+        learner.adapter.values_mut().iter_mut().enumerate().for_each(|(i, x)| *x += 0.02 * (i as f32 * 0.7).sin());
+        let references = learner.leads(&answers.iter().collect::<Vec<_>>(), 20).unwrap();
+        learner.adapter.values_mut().copy_from_slice(&start);
+        let pairs: Vec<Pair> = answers
+            .as_chunks()
+            .0
+            .iter()
+            .zip(references)
+            .map(|([chosen, rejected], reference)| Pair {
+                chosen: chosen.clone(),
+                rejected: rejected.clone(),
+                reference,
+            })
+            .collect();
+        let batch: Vec<&Pair> = pairs.iter().collect();
+        let first = learner.preference_gradients(&batch, beta, 20).unwrap();
+        let grads = learner.grads.clone();
+        for lora in case.learner(&compute, sparing).adapter.loras() {
+            let own: Vec<usize> = lora.a().chain(lora.b()).collect();
+            let length = own.iter().map(|&i| f64::from(grads[i]).powi(2)).sum::<f64>().sqrt();
+            let mut loss = |by: f64| {
+                let values = learner.adapter.values_mut();
+                values.copy_from_slice(&start);
+                own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                learner.preference_gradients(&batch, beta, usize::MAX).unwrap().loss
+            };
+            let by = 1e-2;
+            let slope = (loss(by) - loss(-by)) / (2.0 * by);
+            let what = format!("layer {}, {:?}: slope {slope}, gradient {length}", lora.layer, lora.module);
+            assert!(length > 0.0 && (slope - length).abs() <= 0.02 * length + 1e-4, "{what}");
+        }
+        learner.adapter.values_mut().copy_from_slice(&start);
+        for _ in 0..12 {
+            learner.preference_step(&batch, beta, 1e-2, &settings(usize::MAX)).unwrap();
+        }
+        let found = learner.preferred(&batch, beta, usize::MAX).unwrap();
+        let last = found.iter().map(|pair| pair.loss).sum::<f64>() / found.len() as f64;
+        assert!(last < 0.5 * first.loss && found.iter().all(|pair| pair.margin > 0.0), "{} to {last}", first.loss);
     }
 }

@@ -66,13 +66,20 @@ fn a_run_that_was_cut_off_goes_on_with_the_same_numbers() {
     let learner = || Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
     let losses = |learner: &mut Learner<'_>, folder: &Path, resume: bool, stop: usize| {
         let mut losses = Vec::new();
-        let outcome = run(learner, examples, &settings(1e-2, 14), Some(&place(folder)), resume, &mut |happening| {
-            if let Happening::Step { step, report, .. } = happening {
-                losses.push((step, report.loss.to_bits()));
-                return step < stop;
-            }
-            true
-        });
+        let outcome = run(
+            learner,
+            (examples.0.into(), examples.1.into()),
+            &settings(1e-2, 14),
+            Some(&place(folder)),
+            resume,
+            &mut |happening| {
+                if let Happening::Step { step, report, .. } = happening {
+                    losses.push((step, report.loss.to_bits()));
+                    return step < stop;
+                }
+                true
+            },
+        );
         assert_eq!(outcome.is_err(), stop < 20, "{outcome:?}");
         losses
     };
@@ -98,7 +105,7 @@ fn the_best_by_validation_is_kept_and_a_run_without_progress_ends() {
     let mut settings = RunSettings { validate_every: 1, patience: Some(2), ..settings(0.1, 60) };
     settings.step.clip = None;
     let (mut seen, mut early) = (Vec::new(), None);
-    let outcome = run(&mut learner, all.split_at(13), &settings, None, false, &mut |happening| {
+    let outcome = run(&mut learner, (all[..13].into(), all[13..].into()), &settings, None, false, &mut |happening| {
         match happening {
             Happening::Validation { outcome, .. } => seen.push(outcome.loss),
             Happening::EarlyStop { step } => early = Some(step),
@@ -118,7 +125,8 @@ fn a_rate_that_diverges_is_said() {
     let compute = Compute::new(2, Isa::detect().unwrap());
     let (model, all) = (model(&compute), counting(12));
     let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
-    let error = run(&mut learner, (&all, &[]), &settings(1e30, 40), None, false, &mut |_| true).unwrap_err();
+    let error = run(&mut learner, (all[..].into(), [][..].into()), &settings(1e30, 40), None, false, &mut |_| true)
+        .unwrap_err();
     let message = error.to_string();
     assert!(matches!(error, Error::Diverged { .. }) && message.contains("--lr"), "{message}");
 }
@@ -130,7 +138,7 @@ fn labels_are_learnt() {
     let mut learner = Learner::new(&model, &compute, shape(Some(3)).start(model.plan(), 1).unwrap(), true);
     let before = validate(&mut learner, &all, 64).unwrap();
     assert!((before.loss - 3f64.ln()).abs() < 1e-6, "{before:?}");
-    run(&mut learner, (&all, &[]), &settings(1e-2, 120), None, false, &mut |_| true).unwrap();
+    run(&mut learner, (all[..].into(), [][..].into()), &settings(1e-2, 120), None, false, &mut |_| true).unwrap();
     let after = validate(&mut learner, &all, 64).unwrap();
     assert!(after.right.is_some_and(|right| right > 0.9) && after.loss < 0.3, "{after:?}");
 }

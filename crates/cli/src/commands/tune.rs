@@ -37,11 +37,11 @@ that are not given depend on the data and are in qwenkit.json afterwards, with t
 Data are JSON lines, or CSV with a header line. A line is one of:
   {\"messages\": [{\"role\": \"user\", \"content\": ...}, {\"role\": \"assistant\", \"content\": ...}], \"tools\": [...]}
   {\"prompt\": ..., \"completion\": ...}
-  {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}      --check reads these; training on them is not there yet
+  {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}
   {\"text\": ..., \"label\": ...}
   {\"text\": ...}
 Of a conversation the assistant's messages are learnt, each with the token that ends it; \"weight\": 0 leaves one out. Of texts with
-labels a classifier is made.
+labels a classifier is made. Of preferences (DPO) the better answer is to gain on the worse, measured against the model as it was.
 
 --ids is for holding one trainer against another: it names a file with the tensors `input_ids` and `labels`, (sequences, tokens) of
 i64, a label of -100 being left out; every step takes all of it. --dump writes `loss0`, `grad.*` of the first step, `losses` before
@@ -54,6 +54,8 @@ pub(crate) enum Task {
     Sft,
     /// To name a text's label
     Classify,
+    /// To prefer the better of two answers
+    Dpo,
 }
 
 /// Arguments of `tune`.
@@ -143,7 +145,7 @@ pub(crate) struct CourseArgs {
     /// Samples of a step [default: 8; 32 for labels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// The highest learning rate [default: 2e-4; 1e-3 for labels]
+    /// The highest learning rate [default: 2e-4; 1e-3 for labels; 5e-5 for preferences]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
     /// What a number loses at each step beside its gradient, times the rate
@@ -161,6 +163,9 @@ pub(crate) struct CourseArgs {
     /// Let gradients be of any length
     #[arg(long, conflicts_with = "clip")]
     no_clip: bool,
+    /// How dear it is to go far from what was before [default: 0.1; preferences only]
+    #[arg(long, value_name = "BETA", value_parser = positive, conflicts_with = "ids")]
+    beta: Option<f64>,
     /// What of a label's share is learnt as all labels', equally [default: 0.1; labels only]
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "ids")]
     smoothing: Option<f32>,

@@ -244,3 +244,36 @@ fn flags_that_would_change_nothing_are_refused() {
         assert_eq!(place.run(args).code, Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn preferences_are_learnt_from_a_file() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let line = |i: usize| {
+        let prompt = format!("say {}", i % 5);
+        format!("{}\n", serde_json::json!({ "prompt": prompt, "chosen": "yes, of course", "rejected": "no, never" }))
+    };
+    fs::write(place.path("pairs.jsonl"), (0..20).map(line).collect::<String>()).expect("writable");
+    let args = |more: &[&'static str]| {
+        let mut args = vec!["tune", "--model", &*model, "--data", "pairs.jsonl", "--out", "out", "--rank", "4"];
+        args.extend(["--raw", "--lr", "1e-2", "--steps", "20", "--batch", "4", "--validation", "4"]);
+        args.extend(more);
+        place.run(&args)
+    };
+    args(&["--task", "classify"]).fails_with(1, &["--task dpo"]);
+    args(&["--smoothing", "0.1"]).fails_with(2, &["--smoothing is for labels"]);
+    let told = args(&[]).exits(0);
+    for part in ["16 samples to learn from, 4 to validate with; 20 steps of 4", "100.00% right"] {
+        assert!(told.err.contains(part), "`{part}` is not in: {}", told.err);
+    }
+    let record: Value =
+        serde_json::from_slice(&fs::read(place.path("out/qwenkit.json")).expect("a record")).expect("JSON");
+    assert_eq!((&record["task"], &record["data"]["train"]), (&"dpo".into(), &16.into()));
+    let metrics = fs::read_to_string(place.path("out/metrics.jsonl")).expect("figures");
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
+    assert!((losses[0] - 2f64.ln()).abs() < 1e-6, "before the first step nothing has moved: {}", losses[0]);
+    assert!(losses[19] < 0.1, "{losses:?}");
+    fs::write(place.path("plain.jsonl"), "{\"text\": \"some words to learn\"}\n").expect("writable");
+    let plain = ["tune", "--model", &model, "--data", "plain.jsonl", "--out", "other", "--task", "dpo"];
+    place.run(&plain).fails_with(1, &["no preferences"]);
+}

@@ -2,7 +2,7 @@
 
 use anyhow::{anyhow, bail};
 use qwenkit_engine::ModelText;
-use qwenkit_train::data::{Data, Objective, Samples, divide, load};
+use qwenkit_train::data::{Data, Labelled, Objective, Sample, Samples, divide, load};
 use qwenkit_train::{ClassifierRecord, Example, Goal, Reading, check};
 
 use super::data_args::text_side;
@@ -12,6 +12,7 @@ use crate::terminal;
 /// What a run learns from.
 pub(super) struct Material {
     pub(super) task: Task,
+    /// Of preferences the better answer and the worse, one after the other.
     pub(super) train: Vec<Example>,
     pub(super) valid: Vec<Example>,
     /// How texts became tokens.
@@ -20,6 +21,13 @@ pub(super) struct Material {
     pub(super) labels: Vec<String>,
     /// Name and SHA-256 of each file.
     pub(super) files: Vec<(String, String)>,
+}
+
+impl Material {
+    /// Examples of one sample.
+    pub(super) fn each(&self) -> usize {
+        if self.task == Task::Dpo { 2 } else { 1 }
+    }
 }
 
 /// Samples kept apart of so many, unless somebody says otherwise.
@@ -41,7 +49,9 @@ pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> 
         terminal::note(&format!("note: {remark}"));
     }
     let task = match (data.samples.objective(), args.task) {
-        (Objective::Preference, _) => bail!("the data are preferences, and training on these is not there yet"),
+        (Objective::Preference, None | Some(Task::Dpo)) => Task::Dpo,
+        (Objective::Preference, Some(_)) => bail!("the data are preferences\nhint: --task dpo"),
+        (_, Some(Task::Dpo)) => bail!("--task is dpo, and the data are no preferences (`chosen`, `rejected`)"),
         (Objective::Sft, None | Some(Task::Sft)) => Task::Sft,
         (Objective::Label, None | Some(Task::Classify)) => Task::Classify,
         (Objective::Sft, Some(Task::Classify)) => bail!("--task is classify, and the data have no labels"),
@@ -50,23 +60,28 @@ pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> 
     let count = data.samples.len();
     let wanted = args.course.validation.map_or_else(|| usual_validation(count), |n| n as usize);
     let division = divide(&data.samples, wanted as f64 / count.max(1) as f64, args.course.seed);
-    let of = |places: &[usize]| places.iter().filter_map(|&at| example(&data.samples, at)).collect::<Vec<_>>();
+    let of = |places: &[usize]| places.iter().flat_map(|&at| examples(&data.samples, at)).collect::<Vec<_>>();
     let (train, valid) = (of(&division.train), of(&division.validation));
     let Data { labels, sources, .. } = data;
     let files = sources.into_iter().map(|s| (s.file, s.sha256)).collect();
     Ok(Material { task, train, valid, reading: Reading::of(&loading.encoding), labels, files })
 }
 
-fn example(samples: &Samples, at: usize) -> Option<Example> {
-    Some(match samples {
-        Samples::Sft(samples) => {
-            let sample = samples.get(at)?;
-            Example { ids: sample.tokens.clone(), goal: Goal::Tokens(sample.trained.clone()) }
-        }
+/// A sample as what is learnt from it; of a preference the better answer and the worse.
+fn examples(samples: &Samples, at: usize) -> Vec<Example> {
+    let of_tokens =
+        |sample: &Sample| Example { ids: sample.tokens.clone(), goal: Goal::Tokens(sample.trained.clone()) };
+    match samples {
+        Samples::Sft(samples) => samples.get(at).map(of_tokens).into_iter().collect(),
         Samples::Label(samples) => {
-            let sample = samples.get(at)?;
-            Example { ids: sample.tokens.clone(), goal: Goal::Label(u32::try_from(sample.label).ok()?) }
+            let of_label = |sample: &Labelled| {
+                let label = u32::try_from(sample.label).ok()?;
+                Some(Example { ids: sample.tokens.clone(), goal: Goal::Label(label) })
+            };
+            samples.get(at).and_then(of_label).into_iter().collect()
         }
-        Samples::Preference(_) => return None,
-    })
+        Samples::Preference(pairs) => {
+            pairs.get(at).map_or_else(Vec::new, |pair| vec![of_tokens(&pair.chosen), of_tokens(&pair.rejected)])
+        }
+    }
 }

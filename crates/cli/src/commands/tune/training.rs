@@ -11,8 +11,8 @@ use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings};
 use qwenkit_kernels::Compute;
 use qwenkit_models::{Adapter, LessonSize, Model, Tape, arch};
 use qwenkit_train::{
-    AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Place, RECORD, RunSettings, Schedule,
-    StepSettings, USUAL_TARGETS, calibrate, examples_hash, model_hash, report as page, values_hash,
+    AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Lessons, Pair, Place, RECORD, RunSettings,
+    Schedule, StepSettings, USUAL_TARGETS, calibrate, examples_hash, model_hash, report as page, values_hash,
 };
 use serde_json::json;
 
@@ -80,20 +80,25 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     );
     let settings = settings(args, &material);
     let smoothing = match (args.course.smoothing, material.task) {
-        (Some(_), Task::Sft) => return Err(usage("--smoothing is for labels, and the data have none")),
         (given, Task::Classify) => given.unwrap_or(USUAL_SMOOTHING),
-        (None, Task::Sft) => 0.0,
+        (None, _) => 0.0,
+        (Some(_), _) => return Err(usage("--smoothing is for labels, and the data have none")),
+    };
+    let beta = match (args.course.beta, material.task) {
+        (given, Task::Dpo) => given.unwrap_or(USUAL_BETA),
+        (None, _) => 0.0,
+        (Some(_), _) => return Err(usage("--beta is for preferences, and the data are none")),
     };
     terminal::note(&format!(
         "{} samples to learn from, {} to validate with; {} steps of {}; {} numbers to train",
-        material.train.len(),
-        material.valid.len(),
+        material.train.len() / material.each(),
+        material.valid.len() / material.each(),
         settings.schedule.steps,
         settings.batch,
         start.values().len()
     ));
     let model_hash = model_hash(&located.files)?;
-    let identity = identity((&settings, smoothing), (&shape, start.values()), &material, &model_hash);
+    let identity = identity((&settings, smoothing, beta), (&shape, start.values()), &material, &model_hash);
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let compute = Compute::new(args.compute.threads(), opening::isa()?);
     let mut bar = opening::loading_bar();
@@ -106,6 +111,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     let mut learner = Learner::new(&model, &compute, start, sparing);
     learner.remember(remembered);
     learner.smoothing = smoothing;
+    let piece = settings.step.piece_tokens;
     let place = Place { checkpoint: out.join(CHECKPOINT), identity };
     if !args.resume {
         // Figures of a run that left no checkpoint.
@@ -113,7 +119,15 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     }
     let mut report = Report::new(&out.join(page::METRICS), settings.schedule.steps);
     let mut failure = None;
-    let both = (&material.train[..], &material.valid[..]);
+    // Measured before a checkpoint is read: against the adapter that the run begins with.
+    let pairs = match material.task {
+        Task::Dpo => Some((pairs(&mut learner, &material.train, piece)?, pairs(&mut learner, &material.valid, piece)?)),
+        _ => None,
+    };
+    let both = match &pairs {
+        Some((train, valid)) => (Lessons::Pairs { pairs: train, beta }, Lessons::Pairs { pairs: valid, beta }),
+        None => (Lessons::from(&material.train[..]), Lessons::from(&material.valid[..])),
+    };
     let outcome = qwenkit_train::run(&mut learner, both, &settings, Some(&place), args.resume, &mut |happening| {
         if let Err(source) = report.hear(&happening) {
             failure.get_or_insert(Error::Write { path: out.join(page::METRICS), source });
@@ -132,11 +146,11 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     };
     let mut record = json!({
         "qwenkit": env!("CARGO_PKG_VERSION"),
-        "task": match material.task { Task::Sft => "sft", Task::Classify => "classify" },
+        "task": match material.task { Task::Sft => "sft", Task::Classify => "classify", Task::Dpo => "dpo" },
         "base": { "name": located.stored.name, "sha256_of_tensors": model_hash, "architecture": plan.architecture },
         "data": {
             "files": material.files.iter().map(|(name, sha256)| json!({ "name": name, "sha256": sha256 })).collect::<Vec<_>>(),
-            "train": material.train.len(), "validation": material.valid.len(),
+            "train": material.train.len() / material.each(), "validation": material.valid.len() / material.each(),
         },
         "settings": place.identity.lines().collect::<Vec<_>>(),
         "validation": (!material.valid.is_empty()).then(|| json!({ "loss": outcome.loss, "right": outcome.right })),
@@ -193,14 +207,17 @@ fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// DPO's beta unless somebody says otherwise.
+const USUAL_BETA: f64 = 0.1;
 /// What of a label's share is learnt as all labels', unless somebody says otherwise.
 const USUAL_SMOOTHING: f32 = 0.1;
 
 fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     let course = &args.course;
     let labels = material.task == Task::Classify;
-    let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(material.train.len().max(1));
-    let per_epoch = material.train.len().div_ceil(batch);
+    let samples = material.train.len() / material.each();
+    let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(samples.max(1));
+    let per_epoch = samples.div_ceil(batch);
     // The least and the most times that all samples are gone through, and steps that are enough between these.
     let (least, steps_enough) = if labels { (2.0, 300) } else { (3.0, 40) };
     let usual = (f64::from(steps_enough) / per_epoch as f64).clamp(least, 10.0);
@@ -209,7 +226,11 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     let warmup = course.warmup.map_or(steps / 20, |n| n as usize);
     RunSettings {
         schedule: Schedule {
-            rate: course.lr.unwrap_or(if labels { 1e-3 } else { 2e-4 }),
+            rate: course.lr.unwrap_or(match material.task {
+                Task::Sft => 2e-4,
+                Task::Classify => 1e-3,
+                Task::Dpo => 5e-5,
+            }),
             curve: course.schedule,
             warmup_steps: warmup,
             steps,
@@ -229,7 +250,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
 
 /// Everything that the numbers of a run depend on.
 fn identity(
-    (settings, smoothing): (&RunSettings, f32),
+    (settings, smoothing, beta): (&RunSettings, f32, f64),
     (shape, start): (&AdapterShape, &[f32]),
     material: &Material,
     model: &str,
@@ -238,7 +259,11 @@ fn identity(
     let lines = [
         format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
         format!("model: {model}"),
-        format!("samples: {} to learn from, {} to validate with", material.train.len(), material.valid.len()),
+        format!(
+            "samples: {} to learn from, {} to validate with",
+            material.train.len() / material.each(),
+            material.valid.len() / material.each()
+        ),
         format!("tokens and goals: {}", examples_hash(material.train.iter().chain(&material.valid))),
         format!("start: {}", values_hash(start)),
         format!("rank: {}", shape.rank),
@@ -255,6 +280,7 @@ fn identity(
         format!("weight decay: {}", step.optimiser.weight_decay),
         format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
         format!("smoothing: {smoothing}"),
+        format!("beta: {beta}"),
         format!("seed: {seed}"),
         format!("validate every: {validate_every}"),
         format!("patience: {}", patience.map_or("none".to_owned(), |n| n.to_string())),
@@ -274,7 +300,7 @@ fn memory_plan(
     let (mut of_train, of_valid) = (lens_of(&material.train), lens_of(&material.valid));
     of_train.sort_unstable_by(|a, b| b.cmp(a));
     // A step's longest samples or all that are validated with, unless they are taken in pieces.
-    let at_once = of_train.iter().take(batch).sum::<usize>().max(of_valid.iter().sum());
+    let at_once = of_train.iter().take(batch * material.each()).sum::<usize>().max(of_valid.iter().sum());
     let mut lens = [of_train, of_valid].concat();
     lens.sort_unstable();
     let longest = lens.last().copied().unwrap_or(1);
@@ -316,6 +342,17 @@ fn memory_plan(
         available.map_or("unknown".to_owned(), |bytes| mb(bytes as usize))
     );
     Ok((sparing, remembered))
+}
+
+/// Better and worse answers as pairs, with how much more probable the better one is now.
+fn pairs(learner: &mut Learner<'_>, answers: &[Example], piece_tokens: usize) -> anyhow::Result<Vec<Pair>> {
+    let leads = learner.leads(&answers.iter().collect::<Vec<_>>(), piece_tokens)?;
+    let pair = |([chosen, rejected], reference): (&[Example; 2], f64)| Pair {
+        chosen: chosen.clone(),
+        rejected: rejected.clone(),
+        reference,
+    };
+    Ok(answers.as_chunks().0.iter().zip(leads).map(pair).collect())
 }
 
 /// The temperature that the samples kept apart show, and how right the classifier is on them.
