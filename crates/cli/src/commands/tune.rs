@@ -145,7 +145,7 @@ pub(crate) struct CourseArgs {
     /// Samples of a step [default: 8; 32 for labels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// The highest learning rate [default: 2e-4; 1e-3 for labels; 5e-5 for preferences]
+    /// The highest learning rate [default: 2e-4; 4e-4 for labels; 5e-5 for preferences]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
     /// What a number loses at each step beside its gradient, times the rate

@@ -228,7 +228,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
         schedule: Schedule {
             rate: course.lr.unwrap_or(match material.task {
                 Task::Sft => 2e-4,
-                Task::Classify => 1e-3,
+                Task::Classify => 4e-4,
                 Task::Dpo => 5e-5,
             }),
             curve: course.schedule,
