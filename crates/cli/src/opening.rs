@@ -53,6 +53,8 @@ pub(crate) enum SpeculateArg {
     Auto,
     /// From prompt and answer, where they went before as they go now
     Ngram,
+    /// From the block that some models have for it (multi-token prediction)
+    Mtp,
     /// Nowhere: one token at a time
     Off,
 }
@@ -62,6 +64,7 @@ impl From<SpeculateArg> for Speculate {
         match arg {
             SpeculateArg::Auto => Speculate::Auto,
             SpeculateArg::Ngram => Speculate::Ngram,
+            SpeculateArg::Mtp => Speculate::Mtp,
             SpeculateArg::Off => Speculate::Off,
         }
     }

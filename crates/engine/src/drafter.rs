@@ -1,8 +1,9 @@
 //! Guesses of what one answer says next, each with its chance, and what came of earlier guesses.
 //!
-//! Guesses come from an earlier place of the same text and from what a guide forces. How far a guess is trusted is learnt from
-//! the answer itself: by how many tokens the text went as at that place, how often the next one was the same. Contract: a
-//! guess never changes an answer. Not here: how many guesses are worth their rows (`worth`).
+//! Guesses come from an earlier place of the same text, from what a guide forces, and from a block of the model that guesses. How
+//! far a guess is trusted is learnt from the answer itself: by how many tokens the text went as at that place, or by how many
+//! guesses of the block it lies behind, how often it was right. Contract: a guess never changes an answer. Not here: how
+//! many guesses are worth their time (`worth`), and the block's part (`trail`).
 
 use std::collections::VecDeque;
 
@@ -16,6 +17,8 @@ pub(crate) const GUESSES_MAX: usize = 24;
 /// known. Those below `lookup::RUN` are of texts that went as at a place for long, said something else, and may go on as there.
 const CLASSES: [(usize, f32); 8] =
     [(0, 0.4), (1, 0.5), (2, 0.6), (3, 0.35), (4, 0.5), (6, 0.65), (9, 0.85), (17, 0.95)];
+/// Guesses that a model's block makes one behind the other, with the chances that are believed of them.
+const BLOCK: [f32; 4] = [0.7, 0.6, 0.5, 0.4];
 /// Guesses that a belief weighs as much as.
 const BELIEF: f32 = 4.0;
 /// Outcomes after which older ones count half.
@@ -31,8 +34,16 @@ pub(crate) struct Drafter {
     place: Option<Place>,
     heard: usize,
     /// Of each class, guesses that were right and all.
-    outcomes: [(f32, f32); CLASSES.len()],
+    outcomes: [(f32, f32); CLASSES.len() + BLOCK.len()],
     guesses: Vec<Guess>,
+}
+
+/// The chances of guesses, each if all before it come true.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Chances {
+    pub(crate) of_guesses: Vec<f32>,
+    /// Whether the model's block has to make them.
+    pub(crate) by_block: bool,
 }
 
 /// One token that may come.
@@ -72,6 +83,27 @@ impl Drafter {
         }
     }
 
+    /// The chances of the guesses at hand, or of those that the model's block would make where these are better for their cost,
+    /// which is so many times that of the others.
+    pub(crate) fn chances(&mut self, block_cost: Option<f64>, most: usize) -> Chances {
+        let first = self.guesses.first().map_or(0.0, |guess| f64::from(guess.chance));
+        let of_block = || (0..BLOCK.len().min(most)).map(|i| self.chance(CLASSES.len() + i)).collect::<Vec<_>>();
+        match block_cost {
+            Some(cost) if first < 1.0 && f64::from(self.chance(CLASSES.len())) > first * cost => {
+                let of_guesses = of_block();
+                self.guesses.clear();
+                Chances { of_guesses, by_block: true }
+            }
+            _ => Chances { of_guesses: self.guesses.iter().map(|guess| guess.chance).collect(), by_block: false },
+        }
+    }
+
+    /// Takes in the block's next guess.
+    pub(crate) fn add(&mut self, id: TokenId) {
+        let class = CLASSES.len() + self.guesses.len().min(BLOCK.len() - 1);
+        self.guesses.push(Guess { id, chance: self.chance(class), class: Some(class) });
+    }
+
     /// Learns what came of the guesses at hand: the first `right` of them were said, and if `wrong`, another token than the
     /// next. None are at hand afterwards.
     pub(crate) fn judge(&mut self, right: usize, wrong: bool) {
@@ -88,7 +120,8 @@ impl Drafter {
     }
 
     fn chance(&self, class: usize) -> f32 {
-        let ((hits, all), (_, belief)) = (self.outcomes[class], CLASSES[class]);
+        let (hits, all) = self.outcomes[class];
+        let belief = CLASSES.get(class).map_or_else(|| BLOCK[class - CLASSES.len()], |(_, belief)| *belief);
         (hits + BELIEF * belief) / (all + BELIEF)
     }
 

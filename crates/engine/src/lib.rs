@@ -32,6 +32,7 @@ mod sequence;
 mod session;
 mod speculate;
 mod stop_text;
+mod trail;
 mod vision;
 mod worth;
 

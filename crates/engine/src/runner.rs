@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Batch, Buffers, Model, ModelState};
+use qwenkit_models::{Batch, Buffers, Guesses, Model, ModelState};
+use qwenkit_tensor::TokenId;
 
 use crate::{
     error::Error,
     eyes::Eyes,
+    sampler::argmax,
     vision::{VisionInfo, Visual},
 };
 
@@ -25,6 +27,11 @@ pub(crate) trait Runner {
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
     /// The last batch's hidden states, (parts that want one, D).
     fn hidden(&self) -> &[f32];
+    /// The last batch's states, (T, D), of a runner with a block that guesses; empty where it has none.
+    fn states(&self) -> &[f32];
+    /// Leads positions through the block. Returns the best of the first `real_tokens` for each guess that is wanted, and
+    /// the states that the block has made for these: (guesses, D).
+    fn guess(&mut self, guesses: &Guesses<'_>, real_tokens: usize) -> (Vec<TokenId>, Vec<f32>);
     /// What visuals it takes; none where absent.
     fn vision(&self) -> Option<VisionInfo>;
     /// The vectors of a visual, (tokens, 1 + S, D); `None` as long as they are not computed. Each call computes a piece, so
@@ -60,6 +67,8 @@ pub(crate) struct ModelRunner {
     /// Slots that the state was made with.
     pub(crate) slots: Option<Slots>,
     pub(crate) buffers: Buffers,
+    /// Of the block that guesses: (guesses, V)
+    pub(crate) guess_logits: Vec<f32>,
     pub(crate) eyes: Option<Eyes>,
 }
 
@@ -82,6 +91,17 @@ impl Runner for ModelRunner {
 
     fn hidden(&self) -> &[f32] {
         self.buffers.hidden()
+    }
+
+    fn states(&self) -> &[f32] {
+        self.buffers.states()
+    }
+
+    fn guess(&mut self, guesses: &Guesses<'_>, real_tokens: usize) -> (Vec<TokenId>, Vec<f32>) {
+        let ModelRunner { model, compute, state, buffers, guess_logits, .. } = self;
+        model.guess(compute, state, guesses, buffers, guess_logits);
+        let rows = guess_logits.chunks_exact(model.plan().vocab);
+        (rows.map(|row| argmax(&row[..real_tokens])).collect(), buffers.hidden().to_vec())
     }
 
     fn vision(&self) -> Option<VisionInfo> {

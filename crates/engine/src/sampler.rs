@@ -163,7 +163,7 @@ impl Sampler {
 }
 
 /// The index of the largest logit, of equals the first; NaN counts as the smallest.
-fn argmax(logits: &[f32]) -> TokenId {
+pub(crate) fn argmax(logits: &[f32]) -> TokenId {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &logit) in logits.iter().enumerate() {
         if logit > best.1 {

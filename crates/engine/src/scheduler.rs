@@ -130,7 +130,9 @@ impl<R: Runner> Scheduler<R> {
             let start = Instant::now();
             self.compute(&parts);
             self.observe(&parts, start.elapsed());
+            let firsts: Vec<usize> = parts.iter().map(|&(i, _)| self.running[i].computed).collect();
             self.deliver(&parts);
+            self.keep_states(&parts, &firsts);
             self.share_filled();
         }
         self.retire();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use qwenkit_kernels::PAGE_TOKENS;
-use qwenkit_models::{Batch, BatchSeq, Outputs};
+use qwenkit_models::{Batch, BatchSeq, Guesses, Outputs};
 use qwenkit_tensor::{SeqId, TokenId};
 
 use super::Scheduler;
@@ -39,6 +39,8 @@ struct Mock {
     hidden: Vec<f32>,
     /// What visuals it takes, and how often it was asked for each.
     vision: Option<VisionInfo>,
+    /// What guesses, of a mock that has such a block.
+    block: Option<block::Block>,
     looks: HashMap<Digest, usize>,
 }
 
@@ -65,6 +67,15 @@ impl Runner for Mock {
     fn can_take_back(&self, position: usize) -> usize {
         let in_slots = CHUNK - 1 - (position + 1) % CHUNK;
         if self.slots.is_some() { in_slots } else { usize::MAX }
+    }
+
+    fn states(&self) -> &[f32] {
+        self.block.as_ref().map_or(&[][..], |block| block.states())
+    }
+
+    fn guess(&mut self, guesses: &Guesses<'_>, real_tokens: usize) -> (Vec<TokenId>, Vec<f32>) {
+        assert_eq!(real_tokens, VOCAB);
+        self.block.as_mut().expect("nobody asks a block that is not there").guess(guesses, &self.pages, self.plan)
     }
 
     fn vision(&self) -> Option<VisionInfo> {
@@ -94,6 +105,7 @@ impl Runner for Mock {
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.batches.push(batch.tokens.len());
+        self.block.iter_mut().for_each(|block| block.hear(batch));
         logits.clear();
         self.hidden.clear();
         for seq in batch.seqs {
@@ -199,6 +211,7 @@ impl Bench {
             batches: Vec::new(),
             hidden: Vec::new(),
             vision,
+            block: None,
             looks: HashMap::new(),
         };
         Bench { scheduler: Scheduler::new(mock, pages, VOCAB, Speculate::Auto), events: Vec::new() }
@@ -749,6 +762,9 @@ fn values_need_a_known_token_and_no_room_for_an_answer() {
     assert_eq!(bench.answer(id).1, Some(Finish::Stop));
     assert!(bench.events[id].lock().unwrap().contains(&Event::Values(planned(&tokens(1, 128))[..WIDTH].to_vec())));
 }
+
+#[path = "scheduler_block_tests.rs"]
+mod block;
 
 #[path = "scheduler_guess_tests.rs"]
 mod guesses;

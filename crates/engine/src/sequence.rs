@@ -7,11 +7,12 @@ use qwenkit_models::{Adapter, Outputs};
 use qwenkit_tensor::{SeqId, TokenId};
 
 use crate::{
-    drafter::Drafter,
+    drafter::{Chances, Drafter},
     guide::{Guide, Verdict},
     pages::{Key, Parent},
     request::{Event, Finish, Goal, Limits, Priority, Request, TokenLogprobs},
     sampler::{self, Sampler},
+    trail::Trail,
     vision::{View, VisionInfo},
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct Sequence {
     drafter: Option<Box<Drafter>>,
     /// Tokens guessed to follow those it has, which the step at hand computes with its last one.
     pub(crate) draft: Vec<TokenId>,
+    /// What the model's block that guesses has not seen yet.
+    pub(crate) trail: Trail,
     pub(crate) finish: Option<Finish>,
     /// Why it could not be finished, if it could not.
     pub(crate) failure: Option<String>,
@@ -109,6 +112,7 @@ impl Sequence {
             prompt_logprobs: request.prompt_logprobs,
             drafter: None,
             draft: Vec::new(),
+            trail: Trail::default(),
             finish: None,
             failure: None,
             max_tokens,
@@ -273,16 +277,31 @@ impl Sequence {
         true
     }
 
-    /// Guesses up to `most` tokens, none of which would be one too many. Returns the chances.
-    pub(crate) fn guess(&mut self, most: usize) -> Vec<f32> {
+    /// Guesses up to `most` tokens, none of which would be one too many. Returns the chances of these, or of what the model's
+    /// block would guess where it can be asked, at so many times the cost, and that is better.
+    pub(crate) fn guess(&mut self, most: usize, looks_up: bool, block_cost: Option<f64>) -> Chances {
         let answers = self.goal == Goal::Answer && self.is_generating() && self.outputs(1) == Outputs::Last;
         let left = self.max_tokens.saturating_sub(self.tokens.len() - self.prompt_tokens);
         if !answers || left < 2 {
-            return Vec::new();
+            return Chances::default();
         }
-        let drafter = self.drafter.get_or_insert_default();
-        drafter.guess(&self.tokens, &self.forced, most.min(left - 1));
-        drafter.guesses().iter().map(|guess| guess.chance).collect()
+        let (drafter, most) = (self.drafter.get_or_insert_default(), most.min(left - 1));
+        drafter.guess(if looks_up { &self.tokens[..] } else { &[] }, &self.forced, most);
+        // The block has seen all that is computed, and the token that is not.
+        let is_seen = self.trail.positions().end == self.tokens.len();
+        drafter.chances(block_cost.filter(|_| is_seen), most)
+    }
+
+    /// Takes in the next guess of the model's block.
+    pub(crate) fn add_guess(&mut self, id: TokenId) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.add(id);
+        }
+    }
+
+    /// Whether the model's block may guess for it: an answer to text.
+    pub(crate) fn has_trail(&self) -> bool {
+        self.goal == Goal::Answer && self.view.is_none() && self.finish.is_none()
     }
 
     /// Has the step at hand compute the first `count` guesses.

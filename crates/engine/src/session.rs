@@ -182,7 +182,14 @@ impl Session {
         let text = text_of(files)?;
         let processor = tower.map(|mmproj| image_processor(files, mmproj)).transpose()?;
         let compute = Compute::new(options.threads, options.isa);
-        let model = Model::load(files, &compute, progress)?;
+        let model = match options.speculate.asks_block() {
+            true => Model::load_guessing(files, &compute, progress)?,
+            false => Model::load(files, &compute, progress)?,
+        };
+        if options.speculate == Speculate::Mtp && model.plan().mtp.is_none() {
+            let (path, architecture) = (files.path().to_owned(), model.plan().architecture);
+            return Err(ModelError::NoMtp { path, architecture }.into());
+        }
         let eyes = match tower {
             None => None,
             Some(mmproj) => Some(eyes(&model, files, mmproj, &compute, progress)?),
@@ -215,7 +222,8 @@ impl Session {
         };
         let plan = plan.clone();
         let judge = model.judge().map(<[f32]>::to_vec);
-        let runner = ModelRunner { model, compute, state, slots, buffers: Buffers::default(), eyes };
+        let buffers = if plan.mtp.is_some() { Buffers::keeping_states() } else { Buffers::default() };
+        let runner = ModelRunner { model, compute, state, slots, buffers, guess_logits: Vec::new(), eyes };
         let scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);
         let engine = Engine::start(scheduler, options.max_waiting)?;
         let origin = files.path().display().to_string();

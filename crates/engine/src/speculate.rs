@@ -9,6 +9,20 @@ pub enum Speculate {
     Auto,
     /// From earlier places of prompt and answer that went as the text does now.
     Ngram,
+    /// From the model's own block for it (multi-token prediction).
+    Mtp,
     /// No guesses.
     Off,
+}
+
+impl Speculate {
+    /// Whether earlier places are looked at.
+    pub(crate) fn looks_up(self) -> bool {
+        matches!(self, Speculate::Auto | Speculate::Ngram)
+    }
+
+    /// Whether the model's block is asked, where it has one.
+    pub(crate) fn asks_block(self) -> bool {
+        matches!(self, Speculate::Auto | Speculate::Mtp)
+    }
 }

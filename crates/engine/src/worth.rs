@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::drafter::Chances;
+
 /// The cost of a row before any is measured.
 const BELIEVED: f64 = 0.1;
 /// How much of what was seen is left after each step.
@@ -18,17 +20,21 @@ const DEAREST: f64 = 1.0;
 /// By how much more a step may take for drafts of some where others have none.
 const OTHERS_WAIT: f64 = 0.5;
 
-/// What a row costs, as a share of the time that a step takes without any.
+/// The cost of a guess of the model's block before any is measured.
+const BELIEVED_OF_BLOCK: f64 = 0.25;
+
+/// What a row costs, and a guess of the model's block, as shares of the time that a step takes without any.
 #[derive(Debug)]
 pub(crate) struct RowCost {
     share: f64,
+    block: f64,
     /// Sums over steps, the older ones faded: of 1, rows, seconds, rows rows, rows seconds.
     sums: [f64; 5],
 }
 
 impl Default for RowCost {
     fn default() -> RowCost {
-        RowCost { share: BELIEVED, sums: [0.0; 5] }
+        RowCost { share: BELIEVED, block: BELIEVED_OF_BLOCK, sums: [0.0; 5] }
     }
 }
 
@@ -60,30 +66,47 @@ impl RowCost {
     /// A cost that nothing changes, for tests.
     #[cfg(test)]
     pub(crate) fn fixed(share: f64) -> RowCost {
-        RowCost { share, sums: [f64::NEG_INFINITY; 5] }
+        RowCost { share, block: share, sums: [f64::NEG_INFINITY; 5] }
     }
 
-    /// Of each sequence's guesses, given by their chances, how many make the step give the most tokens for its time; `most` in
-    /// all.
-    pub(crate) fn worth(&self, sequences: &[Vec<f32>], most: usize) -> Vec<usize> {
+    /// Takes in how long the block took for a guess of each of some sequences.
+    pub(crate) fn observe_block(&mut self, time: Duration) {
+        let [steps, rows, seconds, ..] = self.sums;
+        if steps > LEAST_STEPS && seconds > 0.0 {
+            let found = time.as_secs_f64() / (seconds / (steps + self.share * rows));
+            self.block += 0.1 * (found.clamp(CHEAPEST, DEAREST) - self.block);
+        }
+    }
+
+    /// What a guess of the block costs with its row, in times of a row.
+    pub(crate) fn of_block(&self) -> f64 {
+        (self.share + self.block) / self.share
+    }
+
+    /// Of each sequence's guesses how many make the step give the most tokens for its time; `most` in all.
+    pub(crate) fn worth(&self, sequences: &[Chances], most: usize) -> Vec<usize> {
         let mut counts = vec![0; sequences.len()];
         // The chance that a sequence's next guess and all before it come true.
-        let mut next: Vec<f64> =
-            sequences.iter().map(|chances| chances.first().map_or(0.0, |&c| f64::from(c))).collect();
-        let (mut rows, mut tokens) = (sequences.len() as f64, sequences.len() as f64);
-        let most = match sequences.iter().any(Vec::is_empty) {
-            true => most.min((OTHERS_WAIT * (1.0 / self.share + rows)) as usize),
-            false => most,
+        let chance = |i: usize, count: usize| sequences[i].of_guesses.get(count).map_or(0.0, |&c| f64::from(c));
+        let mut next: Vec<f64> = (0..sequences.len()).map(|i| chance(i, 0)).collect();
+        let cost = |i: usize| self.share + if sequences[i].by_block { self.block } else { 0.0 };
+        let mut tokens = sequences.len() as f64;
+        let mut time = 1.0 + self.share * tokens;
+        let latest = match sequences.iter().any(|chances| chances.of_guesses.is_empty()) {
+            // A crumb more, so that rounding decides nothing.
+            true => time * (1.0 + OTHERS_WAIT) + 1e-9,
+            false => f64::INFINITY,
         };
         for _ in 0..most {
-            let Some((i, &chance)) = next.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) else { break };
-            // Tokens for the time of a row, against those that the step gives for its time so far.
-            if chance * (1.0 / self.share + rows) <= tokens {
+            let gain = |i: usize| next[i] / cost(i);
+            let Some(i) = (0..next.len()).max_by(|&a, &b| gain(a).total_cmp(&gain(b))) else { break };
+            // Tokens for the time that the guess takes, against those that the step gives for its time so far.
+            if gain(i) <= tokens / time || time + cost(i) > latest {
                 break;
             }
             counts[i] += 1;
-            (rows, tokens) = (rows + 1.0, tokens + chance);
-            next[i] *= sequences[i].get(counts[i]).map_or(0.0, |&c| f64::from(c));
+            (time, tokens) = (time + cost(i), tokens + next[i]);
+            next[i] *= chance(i, counts[i]);
         }
         counts
     }
@@ -115,7 +138,10 @@ mod tests {
     #[test]
     fn as_many_guesses_as_pay() {
         let sure = |n: usize| vec![1.0f32; n];
-        let count = |share: f64, sequences: &[Vec<f32>], most| RowCost::fixed(share).worth(sequences, most);
+        let chances = |of: &Vec<f32>| Chances { of_guesses: of.clone(), by_block: false };
+        let count = |share: f64, sequences: &[Vec<f32>], most| {
+            RowCost::fixed(share).worth(&sequences.iter().map(chances).collect::<Vec<_>>(), most)
+        };
         assert_eq!(count(0.1, &[sure(30)], 24), [24], "what is sure always pays");
         assert_eq!(count(0.1, &[sure(5)], 24), [5]);
         assert_eq!(count(1.0, &[vec![0.4; 9]], 24), [0], "a row as dear as a step");
@@ -129,5 +155,8 @@ mod tests {
         assert_eq!(count(0.1, &many, 24)[3], 9);
         // Who has no guesses does not wait for long.
         assert_eq!(count(0.1, &[sure(30), Vec::new()], 24), [6, 0]);
+        // Guesses of the block cost twice as much here: 0.5 / 0.2 > 1 / 1.1, 0.25 / 0.2 > 1.5 / 1.3, 0.125 / 0.2 < 1.75 / 1.5.
+        let by_block = Chances { of_guesses: vec![0.5; 4], by_block: true };
+        assert_eq!(RowCost::fixed(0.1).worth(std::slice::from_ref(&by_block), 24), [2]);
     }
 }

@@ -132,6 +132,19 @@ pub enum Error {
         architecture: &'static str,
     },
 
+    /// Guesses by a block that the model does not have.
+    #[error(
+        "{path}: expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found none in this \
+         {architecture} model; leave --speculate to its default, or take a file that was made with the block",
+        path = path.display()
+    )]
+    NoMtp {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the file says it is.
+        architecture: &'static str,
+    },
+
     /// A tower that belongs to another model.
     #[error(
         "{path} is the tower of another model: its {what} is {found}, expected {expected}; \

@@ -9,9 +9,9 @@ use qwenkit_tensor::TokenId;
 
 use crate::{
     adapter::{Adapted, Adapter, Module},
-    blocks::{BlockBuffers, Context, FfnBlock, Layer, MixerBlock},
+    blocks::{BlockBuffers, Context, FfnBlock, Layer, MixerBlock, Room},
     load::Model,
-    state::ModelState,
+    state::{LayerState, ModelState},
     tap::{Site, Tap, visit},
     wanted::Wanted,
 };
@@ -81,19 +81,32 @@ pub enum Outputs {
 #[derive(Default)]
 pub struct Buffers {
     /// (T, S D)
-    x: Vec<f32>,
+    pub(crate) x: Vec<f32>,
     /// (T, D) each
-    normed: Vec<f32>,
-    out: Vec<f32>,
+    pub(crate) normed: Vec<f32>,
+    pub(crate) out: Vec<f32>,
     /// (T, R) each
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    block: BlockBuffers,
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+    pub(crate) block: BlockBuffers,
     /// (rows that want it, D)
-    hidden: Vec<f32>,
+    pub(crate) hidden: Vec<f32>,
+    /// (T, D), or empty where they are not kept
+    states: Vec<f32>,
+    keeps_states: bool,
 }
 
 impl Buffers {
+    /// Buffers that keep the states of all rows behind the final norm, from which the next tokens' guesses are made.
+    pub fn keeping_states() -> Buffers {
+        Buffers { keeps_states: true, ..Buffers::default() }
+    }
+
+    /// Of the last batch, all rows' states, where they are kept: (T, D).
+    pub fn states(&self) -> &[f32] {
+        &self.states
+    }
+
     /// Of the last batch, the hidden states that were wanted: (parts with `Outputs::Hidden`, D), in the order of the batch.
     pub fn hidden(&self) -> &[f32] {
         &self.hidden
@@ -117,7 +130,7 @@ impl Model {
     ) {
         let (plan, tokens) = (self.plan(), batch.tokens.len());
         let (width, residual) = (plan.width, plan.stream_count() * plan.width);
-        let Buffers { x, normed, out, cos, sin, block, hidden } = buffers;
+        let Buffers { x, normed, out, cos, sin, block, hidden, states, keeps_states } = buffers;
         x.resize(tokens * residual, 0.0);
         for buffer in [&mut *normed, &mut *out] {
             buffer.resize(tokens * width, 0.0);
@@ -148,10 +161,11 @@ impl Model {
         let wanted = Wanted::new(batch.seqs, (&*cos, &*sin), self.rope.pairs());
         // A tap sees every row of every layer; images may reach into the last layer.
         let text_alone = batch.seqs.iter().all(|seq| seq.seen.is_none_or(|seen| seen.rows.is_empty()));
-        let skips = wanted.rows.len() < tokens && tap.is_none() && text_alone && self.last_layer_answers_few();
+        let few = wanted.rows.len() < tokens && !*keeps_states;
+        let skips = few && tap.is_none() && text_alone && self.last_layer_answers_few();
         let adapters: Vec<_> = batch.seqs.iter().map(|seq| seq.adapter).collect();
         let of_seqs = if adapters.iter().any(Option::is_some) { &adapters[..] } else { &[] };
-        let ModelState { layers: states, selected } = state;
+        let ModelState { layers: of_layers, selected, .. } = state;
         let cx = &mut Context {
             compute,
             layer: 0,
@@ -167,45 +181,20 @@ impl Model {
             adapted: Adapted { of_seqs },
             tap: &mut tap,
         };
-        for (i, (layer, state)) in self.layers.iter().zip(states).enumerate() {
+        for (i, (layer, state)) in self.layers.iter().zip(of_layers).enumerate() {
             cx.layer = i;
-            if let Some(ngrams) = &layer.ngrams {
-                let state = state.ngrams.as_mut().expect("the layer's state has its last tokens");
-                ngrams.forward(cx, state, block, x);
-            }
-            layer.before_mixer.read(cx, block, x, normed);
-            visit(cx.tap, Site::MixerInput, i, normed);
             cx.wanted = Some(&wanted).filter(|_| skips && i + 1 == self.layers.len());
-            out.truncate(cx.wanted.map_or(tokens, |wanted| wanted.rows.len()) * width);
-            match &layer.mixer {
-                MixerBlock::Attention(attention) => {
-                    attention.forward(cx, (state, selected.as_mut()), block, normed, out);
-                }
-                MixerBlock::DeltaNet(delta) => {
-                    let state = state.recurrent.as_mut().expect("a recurrent layer's state has a summary");
-                    delta.forward(cx, state, block, normed, out);
-                }
-            }
-            if let Some(wanted) = cx.wanted {
-                // From here on there are only the rows that somebody wants.
-                wanted.keep(x, width);
-                normed.truncate(x.len());
-            }
-            layer.before_mixer.write(cx, block, x, out);
-            visit(cx.tap, Site::ResidualMiddle, i, x);
-            layer.before_ffn.read(cx, block, x, normed);
-            visit(cx.tap, Site::FfnInput, i, normed);
-            match &layer.ffn {
-                FfnBlock::Dense(ffn) => ffn.forward(cx, DENSE, block, normed, out),
-                FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
-            }
-            layer.before_ffn.write(cx, block, x, out);
+            layer.forward(cx, (state, selected.as_mut()), block, (&mut *x, &mut *normed, &mut *out));
             for_each_seen(batch, width, |row, values| {
                 if let Some(values) = values.chunks_exact(width).nth(1 + i) {
                     x[row * residual..][..width].iter_mut().zip(values).for_each(|(x, value)| *x += value);
                 }
             });
             visit(cx.tap, Site::Residual, i, x);
+        }
+        if *keeps_states {
+            states.resize(tokens * width, 0.0);
+            self.norm.read(cx, block, x, states);
         }
         // Only rows that want logits go through the output head, the largest matrix of a small model.
         if !skips {
@@ -226,6 +215,51 @@ impl Model {
         logits.resize(normed.len() / width * plan.vocab, 0.0);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+    }
+}
+
+impl Layer {
+    /// x: (T, S D) is led through the layer; `normed` and `out` are buffers. Where only some rows are wanted, x holds these
+    /// afterwards.
+    pub(crate) fn forward(
+        &self,
+        cx: &mut Context<'_, '_, '_>,
+        (state, room): (&mut LayerState, Room<'_>),
+        block: &mut BlockBuffers,
+        (x, normed, out): (&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>),
+    ) {
+        let i = cx.layer;
+        let width = normed.len() / cx.tokens.len().max(1);
+        if let Some(ngrams) = &self.ngrams {
+            let state = state.ngrams.as_mut().expect("the layer's state has its last tokens");
+            ngrams.forward(cx, state, block, x);
+        }
+        self.before_mixer.read(cx, block, x, normed);
+        visit(cx.tap, Site::MixerInput, i, normed);
+        out.resize(cx.wanted.map_or(normed.len(), |wanted| wanted.rows.len() * width), 0.0);
+        match &self.mixer {
+            MixerBlock::Attention(attention) => {
+                attention.forward(cx, (state, room), block, normed, out);
+            }
+            MixerBlock::DeltaNet(delta) => {
+                let state = state.recurrent.as_mut().expect("a recurrent layer's state has a summary");
+                delta.forward(cx, state, block, normed, out);
+            }
+        }
+        if let Some(wanted) = cx.wanted {
+            // From here on there are only the rows that somebody wants.
+            wanted.keep(x, width);
+            normed.truncate(x.len());
+        }
+        self.before_mixer.write(cx, block, x, out);
+        visit(cx.tap, Site::ResidualMiddle, i, x);
+        self.before_ffn.read(cx, block, x, normed);
+        visit(cx.tap, Site::FfnInput, i, normed);
+        match &self.ffn {
+            FfnBlock::Dense(ffn) => ffn.forward(cx, DENSE, block, normed, out),
+            FfnBlock::Moe(moe) => moe.forward(cx, block, normed, out),
+        }
+        self.before_ffn.write(cx, block, x, out);
     }
 }
 

@@ -11,6 +11,7 @@ mod blocks;
 mod error;
 mod forward;
 mod grad;
+mod guess;
 mod load;
 mod names;
 mod plan;
@@ -25,6 +26,7 @@ pub use adapter::{Adapter, Lora, LoraShape, Module, Score};
 pub use error::Error;
 pub use forward::{Batch, BatchSeq, Buffers, Outputs, Seen, SeenRows};
 pub use grad::{Aim, Lesson, LessonSize, Tape};
+pub use guess::{GuessSeq, Guesses};
 pub use load::{LoadEvent, Model};
 pub use plan::{
     AttentionPlan, DeltaNetPlan, Ffn, GateKind, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan,

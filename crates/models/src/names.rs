@@ -1,6 +1,8 @@
 //! The two names of every tensor: Hugging Face's and GGUF's. Checkpoints differ in nothing else that the blocks could
 //! see.
 
+use qwenkit_formats::ModelFiles;
+
 /// Whose names a file uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -24,8 +26,8 @@ pub(crate) type Pair = (&'static str, &'static str);
 pub(crate) const BODIES: [(&str, &str); 4] =
     [("model.", ""), ("model.language_model.", ""), ("language_model.model.", "language_model."), ("", "")];
 
-/// What multimodal and self-speculating checkpoints hold beside the text model. QwenKit runs their text model by itself;
-/// these parts are left on disk deliberately, here and nowhere else.
+/// What multimodal and self-speculating checkpoints hold beside the text model, which runs by itself. Where these parts are
+/// not wanted, they are left on disk deliberately, here and nowhere else.
 const BESIDE_TEXT: [&str; 5] = ["model.visual.", "visual.", "vision_tower.", "mtp.", "language_model.mtp."];
 
 pub(crate) const EMBEDDING: Pair = ("embed_tokens.weight", "token_embd.weight");
@@ -121,7 +123,39 @@ pub(crate) const NGRAM_NORM_QUERY: Pair = ("ple.norm_query.weight", "ple_norm_qu
 pub(crate) const NGRAM_NORM_CONV: Pair = ("ple.norm_conv.weight", "ple_norm_conv.weight");
 pub(crate) const NGRAM_CONV: Pair = ("ple.conv1d.weight", "ple_conv1d.weight");
 
+/// Of the block that guesses the token after the next, what other blocks do not have: after `mtp.` and `blk.N.nextn.`.
+pub(crate) const MTP_FC: Pair = ("fc.weight", "eh_proj.weight");
+pub(crate) const MTP_EMBEDDING_NORM: Pair = ("pre_fc_norm_embedding.weight", "enorm.weight");
+pub(crate) const MTP_HIDDEN_NORM: Pair = ("pre_fc_norm_hidden.weight", "hnorm.weight");
+pub(crate) const MTP_NORM: Pair = ("norm.weight", "shared_head_norm.weight");
+pub(crate) const MTP_OUTER: [Pair; 4] = [MTP_FC, MTP_EMBEDDING_NORM, MTP_HIDDEN_NORM, MTP_NORM];
+
 impl Naming {
+    /// Of the tensors in these files.
+    pub(crate) fn of_files(files: &ModelFiles) -> Naming {
+        match files {
+            ModelFiles::Gguf(_) => Naming::Gguf,
+            ModelFiles::Checkpoint(_) => Naming::of_checkpoint(|name| files.tensor(name).is_some()),
+        }
+    }
+
+    /// The name of a tensor of the block that guesses, behind `layers` others.
+    pub(crate) fn mtp(self, layers: usize, pair: Pair) -> String {
+        match self {
+            Naming::HuggingFace { head, .. } => format!("{head}mtp.{}", pair.0),
+            Naming::Gguf => format!("blk.{layers}.nextn.{}", pair.1),
+        }
+    }
+
+    /// How that block's tensors are named that other blocks have too, and its number.
+    pub(crate) fn of_mtp(self, layers: usize) -> (Naming, usize) {
+        match self {
+            Naming::HuggingFace { head: "", .. } => (Naming::HuggingFace { body: "mtp.", head: "" }, 0),
+            Naming::HuggingFace { head, .. } => (Naming::HuggingFace { body: "language_model.mtp.", head }, 0),
+            Naming::Gguf => (Naming::Gguf, layers),
+        }
+    }
+
     /// The way to the text model in a checkpoint that has the tensors `has` says.
     pub(crate) fn of_checkpoint(has: impl Fn(&str) -> bool) -> Naming {
         let found = BODIES.into_iter().find(|(body, _)| has(&format!("{body}{}", EMBEDDING.0)));

@@ -32,9 +32,11 @@ pub struct Plan {
     pub rope: RopePlan,
     /// The residual streams, where there are several; one, with a norm in front of each block, where absent.
     pub streams: Option<StreamsPlan>,
-    /// Blocks behind the last layer that guess the token after the next (MTP). A file may hold them; they are not part
-    /// of the model's own answer and not loaded.
+    /// Blocks behind the last layer that guess the token after the next (MTP), as the file counts them. They are not part of
+    /// the model's own answer.
     pub mtp_layers: usize,
+    /// The first of these blocks, where the file holds it whole; of a loaded model, where it was loaded too.
+    pub mtp: Option<LayerPlan>,
     /// The layers in order.
     pub layers: Vec<LayerPlan>,
     /// How images reach the model; absent where it reads text only.
@@ -268,6 +270,11 @@ impl Plan {
     pub fn has_recurrent_state(&self) -> bool {
         let in_slot = |need| matches!(need, StateNeed::Recurrent(_) | StateNeed::Ngrams { .. });
         self.layers.iter().any(|layer| layer.state().into_iter().any(in_slot))
+    }
+
+    /// The block that guesses, where other programs find it in GGUF files: of Qwen3-Next they take every block for a layer.
+    pub fn mtp_in_gguf(&self) -> Option<&LayerPlan> {
+        self.mtp.as_ref().filter(|_| self.architecture != "qwen3_next")
     }
 
     /// How many residual streams there are.

@@ -42,6 +42,9 @@ pub struct ModelState {
     pub(crate) layers: Vec<LayerState>,
     /// Where the keys and values that queries choose are laid side by side; only for the time of one layer's attention.
     pub(crate) selected: Option<SelectedKv>,
+    /// Of the block that guesses, in the same pages. A position's keys and values are made of its token and of the state of
+    /// the position before.
+    pub(crate) mtp: Option<LayerState>,
 }
 
 impl ModelState {
@@ -53,13 +56,14 @@ impl ModelState {
     pub fn new(plan: &Plan, kv_type: KvType, pages: usize, slots: usize) -> Result<ModelState, AllocError> {
         let layers = plan.layers.iter().map(|l| LayerState::new(&l.state(), kv_type, pages, slots));
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(ModelState { layers, selected: selected(plan, kv_type, pages)? })
+        let mtp = plan.mtp.as_ref().map(|layer| LayerState::new(&layer.state(), kv_type, pages, slots)).transpose()?;
+        Ok(ModelState { layers, selected: selected(plan, kv_type, pages)?, mtp })
     }
 
     /// Copies a page of every layer over another: a sequence that begins like an earlier one and goes on otherwise within
     /// a page needs its own.
     pub fn copy_page(&mut self, from: u32, to: u32) {
-        for layer in &mut self.layers {
+        for layer in self.layers.iter_mut().chain(&mut self.mtp) {
             layer.kv.iter_mut().for_each(|cache| cache.copy_page(from, to));
             layer.index.iter_mut().for_each(|cache| cache.copy_page(from, to));
         }
@@ -89,7 +93,7 @@ impl ModelState {
             StateNeed::Index(indexer) => IndexCache::page_bytes(indexer.head_dim),
             StateNeed::Recurrent(_) | StateNeed::Ngrams { .. } => 0,
         };
-        plan.layers.iter().flat_map(|l| l.state()).map(bytes).sum()
+        plan.layers.iter().chain(&plan.mtp).flat_map(|l| l.state()).map(bytes).sum()
     }
 
     /// Bytes that one slot of every layer takes together; 0 for models without recurrent layers.

@@ -3,6 +3,8 @@
 
 #[path = "moe_run/mod.rs"]
 mod moe_run;
+#[path = "hybrid_mtp/mod.rs"]
+mod mtp;
 
 use moe_run::{
     Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,

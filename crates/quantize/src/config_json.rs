@@ -46,6 +46,9 @@ pub(crate) fn of_plan(plan: &Plan, gguf: &Gguf, texts: &Texts, dtype: DType) -> 
     set("hidden_size", json!(plan.width));
     set("vocab_size", json!(plan.vocab));
     set("num_hidden_layers", json!(plan.layers.len()));
+    if plan.mtp_in_gguf().is_some() {
+        set("mtp_num_hidden_layers", json!(1));
+    }
     set("max_position_embeddings", json!(plan.context_tokens));
     set("rms_norm_eps", number(plan.rms_norm_eps));
     set("tie_word_embeddings", json!(plan.tied));

@@ -157,7 +157,11 @@ impl Keys<'_> {
 
     fn sizes(&mut self, config: &Config) -> Result<(), Error> {
         let plan = self.plan;
-        self.number("block_count", plan.layers.len());
+        let guessing = usize::from(plan.mtp_in_gguf().is_some());
+        self.number("block_count", plan.layers.len() + guessing);
+        if guessing > 0 {
+            self.number("nextn_predict_layers", guessing);
+        }
         self.number("context_length", plan.context_tokens);
         self.number("embedding_length", plan.width);
         let dense = plan.layers.iter().find_map(|l| if let Ffn::Dense { width } = l.ffn { Some(width) } else { None });

@@ -166,6 +166,28 @@ fn logits_that_cannot_be_written_are_an_error_with_the_files_name() {
 }
 
 #[test]
+fn guesses_change_no_token() {
+    let place = Place::new();
+    let ids: Vec<String> = (0..90).map(|i| (3 + i % 30 * 7).to_string()).collect();
+    for model in [fixture("parity/qwen2"), fixture("parity/qwen3.5/model.gguf")] {
+        let answer = |from: &str| {
+            let args = ["run", "--model", &model, "--prompt-ids", &ids.join(","), "--max-tokens", "80", "--seed", "5"];
+            let answer = place.run(&[&args[..], &["--json", "--speculate", from]].concat()).exits(0).json();
+            answer["ids"].clone()
+        };
+        let plain = answer("off");
+        assert_eq!([answer("auto"), answer("ngram")], [plain.clone(), plain], "{model}");
+    }
+    let args =
+        ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "48", "--generate", "64", "--speculate", "auto"];
+    let figures = place.run(&[&args[..], &["--json"]].concat()).exits(0).json();
+    let [drafted, accepted] = ["drafted_tokens", "accepted_tokens"].map(|key| figures[key].as_u64().expect("a number"));
+    assert!(accepted <= drafted, "{figures}");
+    let refusal = "expected a block that guesses tokens";
+    place.run(&["run", "--model", &fixture("parity/qwen3.5"), "--speculate", "mtp", "hello"]).fails_with(1, &[refusal]);
+}
+
+#[test]
 fn bench_reports_what_it_measured() {
     let place = Place::new();
     let args = ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "48", "--generate", "8", "--threads", "2"];

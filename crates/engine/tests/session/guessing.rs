@@ -1,14 +1,14 @@
 //! Sessions that guess ahead answer as those that do not, to the last log-probability.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use qwenkit_engine::{Ask, Hold, Options, Prompt, Sampling, Session, Speculate, TokenLogprobs};
-use qwenkit_formats::{Adapter, ModelFiles};
-use qwenkit_tensor::TokenId;
+use qwenkit_formats::{Adapter, ModelFiles, read_safetensors_file, write_safetensors};
+use qwenkit_tensor::{DType, TokenId};
 use qwenkit_text::Form;
 use serde_json::json;
 
-use crate::fixture::{checkpoint, greedy, options, read};
+use crate::fixture::{checkpoint, copy, greedy, options, read};
 
 fn open(path: &Path, speculate: Speculate) -> Session {
     let files = ModelFiles::open(path).unwrap();
@@ -81,4 +81,57 @@ fn guesses_under_an_adapter_are_checked_under_it() {
         said(&session, asks(&session).into_iter().enumerate().map(under).collect())
     });
     assert_eq!(found, expected);
+}
+
+/// The checkpoint `name` with a block that guesses: the last layer's weights once more, and some of its own.
+fn with_block(name: &str) -> tempfile::TempDir {
+    let folder = copy(name);
+    let path = folder.path().join("model.safetensors");
+    let file = read_safetensors_file(&path).unwrap();
+    let mut tensors: Vec<(String, DType, Vec<usize>, Vec<u8>)> = Vec::new();
+    for info in file.tensors() {
+        let mut bytes = vec![0; info.len_bytes];
+        file.read(info, 0, &mut bytes).unwrap();
+        if let Some(rest) = info.name.strip_prefix("model.layers.3.") {
+            tensors.push((format!("mtp.layers.0.{rest}"), info.dtype, info.shape.clone(), bytes.clone()));
+        }
+        tensors.push((info.name.clone(), info.dtype, info.shape.clone(), bytes));
+    }
+    let mut add = |name: &str, shape: &[usize]| {
+        let values = (0..shape.iter().product::<usize>()).map(|i| (i as f32 * 0.37).sin() * 0.1);
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
+        tensors.push((format!("mtp.{name}.weight"), DType::F32, shape.to_vec(), bytes));
+    };
+    add("fc", &[64, 128]);
+    ["norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"].into_iter().for_each(|name| add(name, &[64]));
+    drop(file);
+    let views: Vec<_> =
+        tensors.iter().map(|(name, dtype, shape, bytes)| (&**name, *dtype, &**shape, &**bytes)).collect();
+    write_safetensors(&path, &views, &BTreeMap::new()).unwrap();
+    folder
+}
+
+#[test]
+fn guesses_of_the_models_own_block_change_nothing() {
+    for name in ["qwen3.5", "qwen3.5-moe", "qwen3-next"] {
+        let folder = with_block(name);
+        let plain = open(folder.path(), Speculate::Off);
+        let expected: Vec<Said> = asks(&plain).into_iter().flat_map(|ask| said(&plain, vec![ask])).collect();
+        for speculate in [Speculate::Mtp, Speculate::Auto] {
+            let session = open(folder.path(), speculate);
+            assert!(session.info().weight_bytes > plain.info().weight_bytes, "{name}: the block is there");
+            assert_eq!(session.info().kv_bytes_per_token, 2 * plain.info().kv_bytes_per_token, "{name}");
+            for (ask, expected) in asks(&session).into_iter().zip(&expected) {
+                assert_eq!(said(&session, vec![ask]), std::slice::from_ref(expected), "{name}, {speculate:?}");
+            }
+            assert_eq!(said(&session, asks(&session)), expected, "{name}, {speculate:?}, all together");
+            assert!(session.load().drafted_tokens > 0, "{name}, {speculate:?}: {:?}", session.load());
+        }
+        let without = open(folder.path(), Speculate::Ngram);
+        assert_eq!(without.info().weight_bytes, plain.info().weight_bytes, "{name}: nobody asks the block");
+    }
+    let files = ModelFiles::open(&checkpoint("qwen3.5")).unwrap();
+    let refused = Session::open(&files, &Options { speculate: Speculate::Mtp, ..options(None) }, &mut |_| {});
+    let message = refused.map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("expected a block that guesses tokens"), "{message}");
 }

@@ -256,6 +256,7 @@ impl Hyper {
             rope: self.rope.clone(),
             streams: None,
             mtp_layers: self.mtp_layers,
+            mtp: None,
             layers: layers.map(|(mixer, ffn)| LayerPlan { ngrams: None, mixer, ffn }).collect(),
             sight: None,
         }

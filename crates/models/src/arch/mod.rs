@@ -23,7 +23,11 @@ use std::path::Path;
 
 use qwenkit_formats::{Gguf, ModelFiles};
 
-use crate::{error::Error, names::JUDGE, plan::Plan};
+use crate::{
+    error::Error,
+    names::{JUDGE, MTP_OUTER, Naming},
+    plan::{LayerPlan, Mixer, Plan},
+};
 use hyper::Hyper;
 pub(crate) use hyper::wrong;
 
@@ -141,7 +145,21 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     let mut plan = (architecture.plan)(&hyper)?;
     plan.sight = sight::read(architecture, files, &plan)?;
     (plan.headless, plan.judges) = missing_head(architecture, files)?;
+    plan.mtp = mtp_layer(architecture, files, &plan);
     Ok(plan)
+}
+
+/// The block that guesses the token after the next: attention as in the other layers that have it, and the last layer's
+/// feed-forward block. Configs of some generations do not speak of it, so its tensors tell.
+fn mtp_layer(architecture: &Architecture, files: &ModelFiles, plan: &Plan) -> Option<LayerPlan> {
+    let naming = Naming::of_files(files);
+    let whole = MTP_OUTER.iter().all(|pair| files.tensor(&naming.mtp(plan.layers.len(), *pair)).is_some());
+    if !architecture.is_hybrid || architecture.is_indexed || plan.headless || !whole {
+        return None;
+    }
+    let attention = plan.layers.iter().find(|layer| matches!(layer.mixer, Mixer::Attention(_)))?;
+    let ffn = plan.layers.last()?.ffn.clone();
+    Some(LayerPlan { ngrams: None, mixer: attention.mixer.clone(), ffn })
 }
 
 /// Whether the files hold everything but an output head, and whether they have its rows of yes and no instead.

@@ -7,6 +7,7 @@ mod delta_net;
 mod dense;
 mod join;
 mod moe;
+mod mtp;
 mod ngrams;
 
 use qwenkit_kernels::{AttentionSeq, Compute, MatmulScratch, RecurrentSeq, Routing, SelectedKv, Selection};
@@ -17,6 +18,7 @@ pub(crate) use delta_net::DeltaNet;
 pub(crate) use dense::DenseFfn;
 pub(crate) use join::{Join, Streams};
 pub(crate) use moe::{Moe, SHARED, SharedExpert};
+pub(crate) use mtp::Mtp;
 pub(crate) use ngrams::Ngrams;
 
 use crate::{

@@ -12,7 +12,7 @@ use qwenkit_tensor::DType;
 
 use crate::{
     arch,
-    blocks::{DenseFfn, FfnBlock, Join, Layer, MixerBlock, Streams},
+    blocks::{DenseFfn, FfnBlock, Join, Layer, MixerBlock, Mtp, Streams},
     error::Error,
     names::{self, Naming, Pair},
     plan::{Ffn, LayerPlan, Mixer, Plan, StreamsPlan},
@@ -34,6 +34,7 @@ pub struct Model {
     pub(crate) head: Option<Weight>,
     /// (2, D)
     judge: Option<Vec<f32>>,
+    pub(crate) mtp: Option<Mtp>,
 }
 
 /// Progress of a load.
@@ -46,12 +47,34 @@ pub struct LoadEvent {
 }
 
 impl Model {
-    /// Loads the model in `files`, packing its weights for `compute`'s kernels.
+    /// Loads the model in `files`, packing its weights for `compute`'s kernels; not the block that guesses the token after the
+    /// next.
     ///
     /// # Errors
     /// When the file is not a whole model of a known architecture, cannot be read, or does not fit in memory.
     pub fn load(files: &ModelFiles, compute: &Compute, progress: &mut dyn FnMut(LoadEvent)) -> Result<Model, Error> {
-        let plan = arch::plan(files)?;
+        let plan = Plan { mtp: None, ..arch::plan(files)? };
+        Model::load_as(plan, files, compute, progress)
+    }
+
+    /// As `load`, with the block that guesses the token after the next where the file holds it.
+    ///
+    /// # Errors
+    /// As `load`, and when that block is not whole.
+    pub fn load_guessing(
+        files: &ModelFiles,
+        compute: &Compute,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Model, Error> {
+        Model::load_as(arch::plan(files)?, files, compute, progress)
+    }
+
+    fn load_as(
+        plan: Plan,
+        files: &ModelFiles,
+        compute: &Compute,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Model, Error> {
         let mut loader = Loader::new(files, compute, &plan, progress)?;
         let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
         let is_hybrid = plan.has_recurrent_state();
@@ -77,9 +100,10 @@ impl Model {
             }
             false => None,
         };
+        let mtp = plan.mtp.as_ref().map(|layer| loader.mtp(plan.layers.len(), layer)).transpose()?;
         loader.finish(&plan)?;
         let rope = Rope::new(&plan.rope);
-        Ok(Model { plan, rope, embedding, layers, norm, head, judge })
+        Ok(Model { plan, rope, embedding, layers, norm, head, judge, mtp })
     }
 
     /// The model's shape.
@@ -95,6 +119,7 @@ impl Model {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::weight_bytes).sum();
+        let layers = layers + self.mtp.as_ref().map_or(0, Mtp::weight_bytes);
         let outer = self.embedding.size_bytes() + self.head.as_ref().map_or(0, Weight::size_bytes);
         layers + self.norm.weight_bytes() + outer
     }
@@ -102,6 +127,7 @@ impl Model {
     /// Bytes of weights that one generated token reads: the layers, of experts those it visits, and the output head.
     pub fn bytes_per_token(&self) -> usize {
         let idle: usize = self.layers.iter().map(Layer::idle_bytes).sum();
+        let idle = idle + self.mtp.as_ref().map_or(0, Mtp::weight_bytes);
         self.weight_bytes() - idle - if self.head.is_some() { self.embedding.size_bytes() } else { 0 }
     }
 
@@ -116,6 +142,20 @@ impl Model {
 }
 
 impl Loader<'_> {
+    /// The block that guesses the token after the next, behind `layers` others.
+    fn mtp(&mut self, layers: usize, plan: &LayerPlan) -> Result<Mtp, Error> {
+        let (naming, width) = (self.naming, self.width);
+        let name = |pair| naming.mtp(layers, pair);
+        let fc = self.matrix(name(names::MTP_FC), width, 2 * width)?;
+        let [embedding_norm, hidden_norm, norm] = [names::MTP_EMBEDDING_NORM, names::MTP_HIDDEN_NORM, names::MTP_NORM]
+            .map(|pair| self.norm(name(pair), width));
+        let (own, number) = naming.of_mtp(layers);
+        self.naming = own;
+        let layer = self.layer(number, plan, None, true);
+        self.naming = naming;
+        Ok(Mtp { embedding_norm: embedding_norm?, hidden_norm: hidden_norm?, fc, layer: layer?, norm: norm? })
+    }
+
     fn layer(
         &mut self,
         i: usize,

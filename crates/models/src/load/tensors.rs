@@ -50,10 +50,7 @@ impl<'a> Loader<'a> {
         plan: &Plan,
         progress: &'a mut dyn FnMut(LoadEvent),
     ) -> Result<Loader<'a>, Error> {
-        let naming = match files {
-            ModelFiles::Gguf(_) => Naming::Gguf,
-            ModelFiles::Checkpoint(_) => Naming::of_checkpoint(|name| files.tensor(name).is_some()),
-        };
+        let naming = Naming::of_files(files);
         let facts = Facts { naming, architecture: plan.architecture, width: plan.width, norms: plan.norms, scope: "" };
         Loader::over(files, compute, facts, progress)
     }

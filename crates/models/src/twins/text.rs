@@ -5,7 +5,7 @@ use crate::{
     arch,
     error::Error,
     names::{self, Naming, Pair},
-    plan::{AttentionPlan, DeltaNetPlan, Ffn, IndexerPlan, Mixer, MoePlan, NgramPlan, Plan, StreamsPlan},
+    plan::{AttentionPlan, DeltaNetPlan, Ffn, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, Plan, StreamsPlan},
 };
 
 /// The shape of a checkpoint's tensor; `None` where it has none of this name, or there is no checkpoint.
@@ -14,7 +14,7 @@ type Found<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
 pub(super) fn twins(plan: &Plan, naming: Naming, found: Found<'_>) -> Result<Twins, Error> {
     let is_hybrid = arch::is_hybrid(plan.architecture);
     let norm = if is_hybrid { Change::AddOne } else { Change::Keep };
-    let mut b = Text { b: Builder::default(), naming, found, plan, is_hybrid, norm };
+    let mut b = Text { b: Builder::default(), naming, found, plan, is_hybrid, norm, behind: 0 };
     let matrix = [plan.vocab, plan.width];
     b.outer(names::EMBEDDING, &matrix, Change::Keep);
     let tables = plan.layers.iter().filter(|layer| layer.ngrams.is_some()).count();
@@ -27,25 +27,11 @@ pub(super) fn twins(plan: &Plan, naming: Naming, found: Found<'_>) -> Result<Twi
         });
     }
     for (i, layer) in plan.layers.iter().enumerate() {
-        match plan.streams {
-            Some(streams) => {
-                b.streams(streams, names::STREAMS_MIXER, &|naming, pair| naming.inner(i, pair));
-                b.streams(streams, names::STREAMS_FFN, &|naming, pair| naming.inner(i, pair));
-            }
-            None => {
-                b.inner(i, names::INPUT_NORM, &[plan.width], norm);
-                let post = if is_hybrid { names::POST_NORM_HYBRID } else { names::POST_NORM };
-                b.inner(i, post, &[plan.width], norm);
-            }
+        if let Some(streams) = plan.streams {
+            b.streams(streams, names::STREAMS_MIXER, &|naming, pair| naming.inner(i, pair));
+            b.streams(streams, names::STREAMS_FFN, &|naming, pair| naming.inner(i, pair));
         }
-        match &layer.mixer {
-            Mixer::Attention(attention) => b.attention(i, attention),
-            Mixer::DeltaNet(delta) => b.delta_net(i, delta),
-        }
-        match &layer.ffn {
-            Ffn::Dense { width } => b.dense(i, [names::GATE_PROJ, names::UP_PROJ, names::DOWN_PROJ], *width),
-            Ffn::Moe(moe) => b.moe(i, moe),
-        }
+        b.layer(i, layer);
         if let Some(ngrams) = &layer.ngrams {
             b.ngrams(i, ngrams);
         }
@@ -53,6 +39,9 @@ pub(super) fn twins(plan: &Plan, naming: Naming, found: Found<'_>) -> Result<Twi
     match plan.streams {
         Some(streams) => b.streams(streams, names::STREAMS_OUT, &|naming, pair| naming.outer(pair)),
         None => b.outer(names::NORM, &[plan.width], norm),
+    }
+    if let Some(layer) = plan.mtp_in_gguf() {
+        b.mtp(layer);
     }
     match plan.tied {
         false => b.outer(names::HEAD, &matrix, Change::Keep),
@@ -70,9 +59,50 @@ struct Text<'a> {
     is_hybrid: bool,
     /// What happens to the weights of norms.
     norm: Change,
+    /// Blocks of the GGUF file before the first that the checkpoint counts.
+    behind: usize,
 }
 
 impl Text<'_> {
+    /// The name in the GGUF file of a tensor of layer `i`.
+    fn made(&self, i: usize, pair: Pair) -> String {
+        Naming::Gguf.inner(self.behind + i, pair)
+    }
+
+    /// The block that guesses, behind all others.
+    fn mtp(&mut self, layer: &LayerPlan) {
+        let (plan, naming) = (self.plan, self.naming);
+        let (layers, width) = (plan.layers.len(), plan.width);
+        for pair in names::MTP_OUTER {
+            let is_fc = pair == names::MTP_FC;
+            let shape = [width, 2 * width];
+            let (shape, change) = if is_fc { (&shape[..], Change::Keep) } else { (&shape[..1], self.norm) };
+            self.b.same((naming.mtp(layers, pair), shape), (Naming::Gguf.mtp(layers, pair), shape), change);
+        }
+        let number;
+        (self.naming, number) = naming.of_mtp(layers);
+        self.behind = layers - number;
+        self.layer(number, layer);
+        (self.naming, self.behind) = (naming, 0);
+    }
+
+    /// The norms of a layer with one residual stream, its mixer and its feed-forward block.
+    fn layer(&mut self, i: usize, layer: &LayerPlan) {
+        if self.plan.streams.is_none() {
+            self.inner(i, names::INPUT_NORM, &[self.plan.width], self.norm);
+            let post = if self.is_hybrid { names::POST_NORM_HYBRID } else { names::POST_NORM };
+            self.inner(i, post, &[self.plan.width], self.norm);
+        }
+        match &layer.mixer {
+            Mixer::Attention(attention) => self.attention(i, attention),
+            Mixer::DeltaNet(delta) => self.delta_net(i, delta),
+        }
+        match &layer.ffn {
+            Ffn::Dense { width } => self.dense(i, [names::GATE_PROJ, names::UP_PROJ, names::DOWN_PROJ], *width),
+            Ffn::Moe(moe) => self.moe(i, moe),
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         (self.found)(name).is_some()
     }
@@ -82,7 +112,7 @@ impl Text<'_> {
     }
 
     fn inner(&mut self, i: usize, pair: Pair, shape: &[usize], change: Change) {
-        self.b.same((self.naming.inner(i, pair), shape), (Naming::Gguf.inner(i, pair), shape), change);
+        self.b.same((self.naming.inner(i, pair), shape), (self.made(i, pair), shape), change);
     }
 
     fn keep(&mut self, i: usize, pair: Pair, shape: &[usize]) {
@@ -101,7 +131,7 @@ impl Text<'_> {
     ) {
         let source = self.b.source(self.naming.inner(i, pair), from);
         let runs = runs.iter().map(|&(first, count, step)| Run { source, first, count, step }).collect();
-        self.b.make(Naming::Gguf.inner(i, pair), to, unit, runs, change);
+        self.b.make(self.made(i, pair), to, unit, runs, change);
     }
 
     fn dense(&mut self, i: usize, [gate, up, down]: [Pair; 3], f: usize) {
@@ -167,8 +197,8 @@ impl Text<'_> {
             };
             let qkv = of(0, k).chain(of(k, k)).chain(of(2 * k, v)).collect();
             let z = of(2 * k + v, v).collect();
-            self.b.make(Naming::Gguf.inner(i, names::IN_QKV), &[channels, width], width, qkv, keep);
-            self.b.make(Naming::Gguf.inner(i, names::IN_Z), &[values, width], width, z, keep);
+            self.b.make(self.made(i, names::IN_QKV), &[channels, width], width, qkv, keep);
+            self.b.make(self.made(i, names::IN_Z), &[values, width], width, z, keep);
         } else {
             let (qkv, z) = ([channels, width], [values, width]);
             self.runs(i, names::IN_QKV, (&qkv, &qkv), width, &in_turns(keys, dim), keep);
@@ -223,7 +253,7 @@ impl Text<'_> {
                 Run { source: self.b.source(name, &[rows, cols]), first: 0, count: rows, step: 1 }
             };
             let runs = (0..experts).map(run).collect();
-            self.b.make(Naming::Gguf.inner(i, pair), &[experts, rows, cols], cols, runs, Change::Keep);
+            self.b.make(self.made(i, pair), &[experts, rows, cols], cols, runs, Change::Keep);
         }
     }
 
@@ -241,7 +271,7 @@ impl Text<'_> {
         };
         let keep = Change::Keep;
         let [to_gate, to_up, to_down] =
-            [names::EXPERTS_GATE, names::EXPERTS_UP, names::EXPERTS_DOWN].map(|pair| Naming::Gguf.inner(i, pair));
+            [names::EXPERTS_GATE, names::EXPERTS_UP, names::EXPERTS_DOWN].map(|pair| self.made(i, pair));
         if plain {
             let source = self.b.source(gate_up.to_owned(), &packed);
             let half = |start| {
