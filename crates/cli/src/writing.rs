@@ -38,7 +38,7 @@ struct ProofArgs {
     /// Compare answers on the beginning of this text (480 tokens) instead of the built-in ones
     #[arg(long, value_name = "FILE", conflicts_with = "no_proof")]
     proof_text: Option<PathBuf>,
-    /// The largest mean divergence (KL, in nats) of the answers [default: what the type may cost; of a merge none]
+    /// The largest mean divergence (KL, in nats) of the answers [default: what the type may cost; of a blend none]
     #[arg(long, value_name = "X", conflicts_with = "no_proof")]
     max_kl: Option<f64>,
     /// Write the file without comparing anything
@@ -95,7 +95,7 @@ impl WritingArgs {
             return terminal::print_json(&json!({
                 "model": written.model, "tower": written.tower, "type": kind.name(), "read_bytes": written.bytes.0,
                 "written_bytes": written.bytes.1, "tensors": types, "seconds": seconds,
-                "proof": written.proof.as_ref().map(Proof::to_json),
+                "proof": written.proof.as_ref().map(Proof::to_json), "without_block": written.without_block,
             }));
         }
         let types: Vec<String> = written.types.iter().map(|(dtype, tensors, _)| format!("{tensors} {dtype}")).collect();
@@ -106,6 +106,11 @@ impl WritingArgs {
             bytes_in_words(written.bytes.1),
             types.join(", "),
         ));
+        if written.without_block {
+            terminal::note(
+                "note: the model's block that guesses tokens (MTP) is left out: other programs would take it for a layer",
+            );
+        }
         if let Some(proof) = &written.proof {
             terminal::note(&format!("proof {}", proof.in_words()));
         }

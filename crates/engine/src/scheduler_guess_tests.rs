@@ -184,8 +184,8 @@ fn wrong_guesses_never_reach_the_tree() {
 #[test]
 fn guesses_take_no_page_from_others() {
     // Four answers that fill all pages between them: they give way as they would without guesses, and come to their end.
-    for slots in [None, Some(4)] {
-        let mut bench = bench(9, slots, Speculate::Auto);
+    let gave_way = |slots, speculate| {
+        let mut bench = bench(9, slots, speculate);
         let asked: Vec<_> = (0..4)
             .map(|i| {
                 let prompt = tokens(i, 70 + i as usize);
@@ -196,6 +196,12 @@ fn guesses_take_no_page_from_others() {
         for (id, prompt) in asked {
             assert_eq!(bench.answer(id), (expected_by(circling, &prompt, 300, &[]).0, Some(Finish::Length)));
         }
+        bench.scheduler.gauges.lock().preempted
+    };
+    for slots in [None, Some(4)] {
+        let without = gave_way(slots, Speculate::Off);
+        assert!(without > 0, "the pages are too many");
+        assert!(gave_way(slots, Speculate::Auto) <= without);
     }
 }
 

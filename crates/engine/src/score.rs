@@ -3,7 +3,7 @@
 //! Perplexity, KL divergence, conformance and equivalence proofs are all made of these.
 
 use qwenkit_kernels::{Compute, PAGE_TOKENS};
-use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs, Seen};
+use qwenkit_models::{Adapter, Batch, BatchSeq, Buffers, Model, ModelState, Outputs, Seen};
 use qwenkit_tensor::TokenId;
 
 use crate::{error::Error, vision::View};
@@ -21,6 +21,7 @@ pub struct Scorer<'a> {
     logits: Vec<f32>,
     position: usize,
     view: Option<&'a View>,
+    adapter: Option<&'a Adapter>,
 }
 
 impl<'a> Scorer<'a> {
@@ -42,12 +43,18 @@ impl<'a> Scorer<'a> {
             logits: Vec::new(),
             position: 0,
             view: None,
+            adapter: None,
         })
     }
 
     /// The same with images in it.
     pub fn seeing(self, view: Option<&'a View>) -> Scorer<'a> {
         Scorer { view, ..self }
+    }
+
+    /// The sequence is computed under this adapter of the model.
+    pub fn under(self, adapter: Option<&'a Adapter>) -> Scorer<'a> {
+        Scorer { adapter, ..self }
     }
 
     /// Computes `ids` after what was fed before, and returns the logits of those rows that `outputs` wants: (rows, V).
@@ -63,7 +70,8 @@ impl<'a> Scorer<'a> {
         let range = first..first + ids.len();
         let seen = self.view.map(|view| (view.positions(range.clone()), view.rows(range)));
         let seen = seen.as_ref().map(|(positions, rows)| Seen { positions, rows });
-        let seq = BatchSeq { rows, first, pages: &self.pages, slot: 0, outputs, seen: seen.as_ref(), adapter: None };
+        let (pages, adapter) = (&self.pages, self.adapter);
+        let seq = BatchSeq { rows, first, pages, slot: 0, outputs, seen: seen.as_ref(), adapter };
         let batch = Batch { tokens: ids, seqs: &[seq] };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
         self.position += ids.len();
@@ -84,6 +92,20 @@ pub fn logits(
     logits_seeing(model, compute, ids, None, sink)
 }
 
+/// As `logits`, under an adapter of the model.
+///
+/// # Errors
+/// As `logits`.
+pub fn logits_under(
+    model: &Model,
+    compute: &Compute,
+    ids: &[TokenId],
+    adapter: &Adapter,
+    sink: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), Error> {
+    feed_all(&|| Ok(Scorer::new(model, compute, ids.len())?.under(Some(adapter))), ids, sink)
+}
+
 /// As `logits`, with images in the text.
 ///
 /// # Errors
@@ -95,13 +117,22 @@ pub fn logits_seeing(
     view: Option<&View>,
     sink: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<(), Error> {
+    feed_all(&|| Ok(Scorer::new(model, compute, ids.len())?.seeing(view)), ids, sink)
+}
+
+fn feed_all<'a>(
+    scorer: &dyn Fn() -> Result<Scorer<'a>, Error>,
+    ids: &[TokenId],
+    sink: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), Error> {
     if ids.is_empty() {
         return Err(Error::PromptEmpty);
     }
-    let mut scorer = Scorer::new(model, compute, ids.len())?.seeing(view);
+    let mut scorer = scorer()?;
+    let vocab = scorer.model.plan().vocab;
     let mut row = 0;
     for chunk in ids.chunks(CHUNK_TOKENS) {
-        for logits in scorer.feed(chunk, Outputs::All)?.chunks_exact(model.plan().vocab) {
+        for logits in scorer.feed(chunk, Outputs::All)?.chunks_exact(vocab) {
             sink(row, logits);
             row += 1;
         }

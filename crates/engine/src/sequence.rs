@@ -299,9 +299,9 @@ impl Sequence {
         }
     }
 
-    /// Whether the model's block may guess for it: an answer to text.
+    /// Whether the model's block may guess for it: an answer to text, of more than a token.
     pub(crate) fn has_trail(&self) -> bool {
-        self.goal == Goal::Answer && self.view.is_none() && self.finish.is_none()
+        self.goal == Goal::Answer && self.max_tokens > 1 && self.view.is_none() && self.finish.is_none()
     }
 
     /// Has the step at hand compute the first `count` guesses.

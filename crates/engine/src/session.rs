@@ -8,7 +8,7 @@ use std::{
 use qwenkit_formats::{Adapter as AdapterFile, ModelFiles};
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
 use qwenkit_media::Processor;
-use qwenkit_models::{Adapter, Buffers, Error as ModelError, LoadEvent, Model, ModelState, Plan, Tower};
+use qwenkit_models::{Adapter, Buffers, Error as ModelError, LoadEvent, Model, ModelState, Plan, Tower, arch};
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{
     ChatInput, ChatPrompt, ChatTemplate, Form, Grammar, GrammarFactory, Opening, SpecialTokens, StreamDecoder,
@@ -181,15 +181,17 @@ impl Session {
         memory::check_weights(files.size_bytes() + tower_bytes, memory::available_memory_bytes())?;
         let text = text_of(files)?;
         let processor = tower.map(|mmproj| image_processor(files, mmproj)).transpose()?;
+        if options.speculate == Speculate::Mtp {
+            let Plan { mtp, architecture, .. } = arch::plan(files)?;
+            if mtp.is_none() {
+                return Err(ModelError::NoMtp { path: files.path().to_owned(), architecture }.into());
+            }
+        }
         let compute = Compute::new(options.threads, options.isa);
         let model = match options.speculate.asks_block() {
             true => Model::load_guessing(files, &compute, progress)?,
             false => Model::load(files, &compute, progress)?,
         };
-        if options.speculate == Speculate::Mtp && model.plan().mtp.is_none() {
-            let (path, architecture) = (files.path().to_owned(), model.plan().architecture);
-            return Err(ModelError::NoMtp { path, architecture }.into());
-        }
         let eyes = match tower {
             None => None,
             Some(mmproj) => Some(eyes(&model, files, mmproj, &compute, progress)?),

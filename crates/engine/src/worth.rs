@@ -9,8 +9,9 @@ use crate::drafter::Chances;
 
 /// The cost of a row before any is measured.
 const BELIEVED: f64 = 0.1;
-/// How much of what was seen is left after each step.
+/// How much of what was seen is left after each step; and of what was seen of the block, which is asked seldom while it counts as dear.
 const KEPT: f64 = 0.98;
+const KEPT_OF_BLOCK: f64 = 0.998;
 /// Steps that must have been seen, and how far their rows must lie apart (variance).
 const LEAST_STEPS: f64 = 8.0;
 const LEAST_SPREAD: f64 = 0.5;
@@ -48,6 +49,7 @@ impl RowCost {
             let mean = sum_seconds / (steps + self.share * sum_rows) * (1.0 + self.share * rows);
             seconds = seconds.min(2.0 * mean);
         }
+        self.block = BELIEVED_OF_BLOCK + KEPT_OF_BLOCK * (self.block - BELIEVED_OF_BLOCK);
         for (sum, x) in self.sums.iter_mut().zip([1.0, rows, seconds, rows * rows, rows * seconds]) {
             *sum = KEPT * *sum + x;
         }
@@ -69,11 +71,12 @@ impl RowCost {
         RowCost { share, block: share, sums: [f64::NEG_INFINITY; 5] }
     }
 
-    /// Takes in how long the block took for a guess of each of some sequences.
-    pub(crate) fn observe_block(&mut self, time: Duration) {
+    /// Takes in how long the block took for a guess of each of so many sequences, in one pass.
+    pub(crate) fn observe_block(&mut self, sequences: usize, time: Duration) {
         let [steps, rows, seconds, ..] = self.sums;
         if steps > LEAST_STEPS && seconds > 0.0 {
-            let found = time.as_secs_f64() / (seconds / (steps + self.share * rows));
+            let of_each = time.as_secs_f64() / sequences.max(1) as f64;
+            let found = of_each / (seconds / (steps + self.share * rows));
             self.block += 0.1 * (found.clamp(CHEAPEST, DEAREST) - self.block);
         }
     }
@@ -92,7 +95,9 @@ impl RowCost {
         let cost = |i: usize| self.share + if sequences[i].by_block { self.block } else { 0.0 };
         let mut tokens = sequences.len() as f64;
         let mut time = 1.0 + self.share * tokens;
-        let latest = match sequences.iter().any(|chances| chances.of_guesses.is_empty()) {
+        // Who has no guess that pays by itself.
+        let waits = |i: usize| next[i] / cost(i) <= tokens / time;
+        let latest = match (0..next.len()).any(waits) {
             // A crumb more, so that rounding decides nothing.
             true => time * (1.0 + OTHERS_WAIT) + 1e-9,
             false => f64::INFINITY,
@@ -155,8 +160,24 @@ mod tests {
         assert_eq!(count(0.1, &many, 24)[3], 9);
         // Who has no guesses does not wait for long.
         assert_eq!(count(0.1, &[sure(30), Vec::new()], 24), [6, 0]);
+        assert_eq!(count(0.1, &[sure(30), vec![0.02]], 24), [6, 0]);
         // Guesses of the block cost twice as much here: 0.5 / 0.2 > 1 / 1.1, 0.25 / 0.2 > 1.5 / 1.3, 0.125 / 0.2 < 1.75 / 1.5.
         let by_block = Chances { of_guesses: vec![0.5; 4], by_block: true };
         assert_eq!(RowCost::fixed(0.1).worth(std::slice::from_ref(&by_block), 24), [2]);
+    }
+
+    #[test]
+    fn the_cost_of_the_block_is_each_sequences_share_and_is_believed_again() {
+        let mut cost = RowCost::default();
+        let step = Duration::from_millis(11);
+        (0..20).for_each(|_| cost.observe(1, step));
+        // As long as a step's own part, for four at once.
+        (0..100).for_each(|_| cost.observe_block(4, Duration::from_millis(10)));
+        assert!((cost.block - 0.25).abs() < 0.01, "{}", cost.block);
+        (0..100).for_each(|_| cost.observe_block(1, Duration::from_millis(40)));
+        assert!(cost.block > 0.9, "{}", cost.block);
+        // Nobody asks it any more.
+        (0..3000).for_each(|_| cost.observe(1, step));
+        assert!((cost.block - BELIEVED_OF_BLOCK).abs() < 0.01, "{}", cost.block);
     }
 }

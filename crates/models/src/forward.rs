@@ -36,8 +36,9 @@ pub struct BatchSeq<'a> {
     /// The sequence's pages, enough for every position up to the last row's.
     pub pages: &'a [u32],
     /// Where recurrent layers keep their summary of the sequence; a model without such layers does not look at it. A
-    /// sequence keeps its slot from its first token to its last, its parts are computed in order and without gaps, and
-    /// its part at position 0 clears the slot. No two sequences of a batch have the same.
+    /// sequence keeps its slot from its first token to its last, its parts are computed in order and without gaps - one may
+    /// begin before the end of the last, by what `ModelState::can_take_back` allows - and its part at position 0 clears the
+    /// slot. No two sequences of a batch have the same.
     pub slot: usize,
     /// What is wanted of which rows.
     pub outputs: Outputs,

@@ -129,6 +129,9 @@ pub(crate) const MTP_EMBEDDING_NORM: Pair = ("pre_fc_norm_embedding.weight", "en
 pub(crate) const MTP_HIDDEN_NORM: Pair = ("pre_fc_norm_hidden.weight", "hnorm.weight");
 pub(crate) const MTP_NORM: Pair = ("norm.weight", "shared_head_norm.weight");
 pub(crate) const MTP_OUTER: [Pair; 4] = [MTP_FC, MTP_EMBEDDING_NORM, MTP_HIDDEN_NORM, MTP_NORM];
+/// What a block has that does not share the model's embedding and head. No Qwen is known to.
+pub(crate) const MTP_OWN: [Pair; 2] =
+    [("embed_tokens.weight", "embed_tokens.weight"), ("lm_head.weight", "shared_head_head.weight")];
 
 impl Naming {
     /// Of the tensors in these files.

@@ -69,7 +69,8 @@ impl ModelState {
         }
     }
 
-    /// Copies a slot of every layer over another: a recurrent state cannot be taken back, so an earlier one is kept.
+    /// Copies a slot of every layer over another: a recurrent state cannot be taken back by more than a few tokens, so an
+    /// earlier one is kept.
     pub fn copy_slot(&mut self, from: usize, to: usize) {
         for layer in &mut self.layers {
             if let Some(state) = &mut layer.recurrent {

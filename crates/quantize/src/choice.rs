@@ -118,9 +118,14 @@ impl Kind {
     /// is three to thirty times what the 0.5B model's files differ (docs/LOG.md). In a narrow model each rounded weight is a larger
     /// share of every sum, and an expert more easily another one: there the limit grows towards what random models of a width of
     /// 64 differ at most, and a quarter more.
-    pub(crate) fn limit(self, width: usize) -> f64 {
+    /// A model whose activations are `rounded` answers a little otherwise in any type, by as much as one of BF16.
+    pub(crate) fn limit(self, width: usize, rounded: bool) -> f64 {
         use DType::*;
-        let (trained, narrow) = match self.base {
+        let base = match self.base {
+            F32 | F16 if rounded => BF16,
+            base => base,
+        };
+        let (trained, narrow) = match base {
             F32 => (1e-4, 1e-4),
             F16 => (1e-3, 4e-3),
             BF16 => (4e-3, 0.04),

@@ -258,7 +258,7 @@ impl Keys<'_> {
         self.number("ssm.group_count", delta.shape.key_heads);
         self.number("ssm.time_step_rank", delta.shape.value_heads);
         self.number("ssm.inner_size", delta.shape.value_width());
-        let is_linear: Vec<bool> =
+        let mut is_linear: Vec<bool> =
             self.plan.layers.iter().map(|layer| matches!(layer.mixer, Mixer::DeltaNet(_))).collect();
         // Where every so many layers one is not, the interval says the same.
         if let Some(first) = is_linear.iter().position(|linear| !linear)
@@ -266,6 +266,8 @@ impl Keys<'_> {
         {
             self.number("full_attention_interval", first + 1);
         }
+        // An entry for each of `block_count`: the block that guesses is none of them.
+        is_linear.extend(self.plan.mtp_in_gguf().map(|_| false));
         self.set("attention.recurrent_layers", Array::Bool(is_linear));
         if self.plan.architecture == "qwen4_exp" {
             self.set("ssm.output_gate", if delta.gate == GateKind::Silu { "silu" } else { "sigmoid" });

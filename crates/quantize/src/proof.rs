@@ -5,9 +5,9 @@
 //! What a step may cost is a number for each type; beyond it the step has failed and leaves no file.
 
 use qwenkit_engine::{score, text_of};
-use qwenkit_formats::{ModelFiles, gguf::Metadata};
+use qwenkit_formats::{Adapter as AdapterFile, ModelFiles, gguf::Metadata};
 use qwenkit_kernels::Compute;
-use qwenkit_models::Model;
+use qwenkit_models::{Adapter, Model};
 use qwenkit_tensor::{DType, TokenId};
 use serde_json::{Value, json};
 
@@ -44,6 +44,10 @@ pub struct Before {
     vocab: usize,
     /// D
     pub(crate) width: usize,
+    /// Whether it was computed with rounded activations, as weights of fewer bits than F16 are.
+    pub(crate) rounded: bool,
+    /// How far an adapter moves the model's answers: the mean divergence. `logits` are then those under it.
+    adapter_kl: Option<f64>,
 }
 
 /// How far the answers have moved.
@@ -61,6 +65,9 @@ pub struct Proof {
     pub top1: f64,
     /// What the mean may be; infinite of a step that is meant to change answers.
     pub limit: f64,
+    /// Of a merged adapter how far it moves the answers of the model without it, as `kl_mean`: that is what it is for. All other
+    /// figures are then against the model under it.
+    pub adapter_kl: Option<f64>,
     /// The tensors that moved most, in the order of how far they are beyond what their type explains.
     pub moved: Vec<Moved>,
 }
@@ -89,6 +96,18 @@ pub struct Moved {
     pub expected: f64,
 }
 
+impl Before {
+    /// Whether the answers are those under an adapter.
+    pub(crate) fn is_under_adapter(&self) -> bool {
+        self.adapter_kl.is_some()
+    }
+
+    /// A proof that says as many things as the one to come.
+    pub(crate) fn place(&self) -> Proof {
+        Proof { adapter_kl: self.adapter_kl, ..Proof::default() }
+    }
+}
+
 impl Prover<'_> {
     /// Positions that tell a broken file from a sound one.
     pub const POSITIONS: usize = 480;
@@ -98,7 +117,16 @@ impl Prover<'_> {
     /// # Errors
     /// When the model or its tokenizer is not whole.
     pub fn before(&self, files: &ModelFiles) -> Result<Before, Error> {
+        self.before_under(files, None)
+    }
+
+    /// As `before`, with the model under this adapter, unless that is of a kind that only a merge can compute.
+    ///
+    /// # Errors
+    /// As `before`.
+    pub fn before_under(&self, files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<Before, Error> {
         let model = Model::load(files, self.compute, &mut |_| {})?;
+        let adapter = adapter.and_then(|adapter| Adapter::of_file(model.plan(), adapter).ok());
         let text = text_of(files)?;
         let plan = model.plan();
         let encode = |passage: &str| -> Result<Vec<TokenId>, Error> {
@@ -132,13 +160,22 @@ impl Prover<'_> {
             String::from_utf8_lossy(bytes).into_owned()
         };
         let words = passages.iter().map(|ids| ids.iter().map(word).collect()).collect();
-        let mut before = Before { passages, words, logits: Vec::new(), vocab: plan.vocab, width: plan.width };
-        let mut logits = Vec::new();
-        for ids in &before.passages {
+        let (mut logits, vocab) = (Vec::new(), plan.vocab);
+        let mut adapter_kl = adapter.is_some().then_some(0.0);
+        for ids in &passages {
+            let first = logits.len();
             score::logits(&model, self.compute, ids, &mut |_, row| logits.extend_from_slice(row))?;
+            if let (Some(adapter), Some(sum)) = (&adapter, &mut adapter_kl) {
+                score::logits_under(&model, self.compute, ids, adapter, &mut |row, under| {
+                    let plain = &mut logits[first + row * vocab..][..vocab];
+                    *sum += divergence(plain, under);
+                    plain.copy_from_slice(under);
+                })?;
+            }
         }
-        before.logits = logits;
-        Ok(before)
+        let adapter_kl = adapter_kl.map(|sum| sum * vocab as f64 / logits.len() as f64);
+        let rounded = files.tensors().iter().any(|tensor| tensor.dtype.is_quantized() || tensor.dtype == DType::BF16);
+        Ok(Before { passages, words, logits, vocab, width: plan.width, rounded, adapter_kl })
     }
 
     /// Compares the file behind the step with the model before it. `usual_limit` counts where the user names none.
@@ -162,6 +199,7 @@ impl Prover<'_> {
             worst: Place::default(),
             top1: 0.0,
             limit: self.limit.unwrap_or(usual_limit),
+            adapter_kl: before.adapter_kl,
             moved: Vec::new(),
         };
         let (mut kl_sum, mut same) = (0.0, 0);
@@ -203,6 +241,7 @@ impl Proof {
             "worst_token": {"text": self.worst.text, "passage": self.worst.passage, "position": self.worst.position},
             "top1_agreement": self.top1,
             "limit": self.limit,
+            "adapter_kl_mean": self.adapter_kl,
             "holds": self.holds(),
             "moved_most": self.moved.iter().take(5).map(moved).collect::<Vec<_>>(),
         })
@@ -217,6 +256,9 @@ impl Proof {
         meta.set("qwenkit.proof.worst_position", self.worst.position as u32);
         meta.set("qwenkit.proof.top1_agreement", self.top1 as f32);
         meta.set("qwenkit.proof.limit", self.limit as f32);
+        if let Some(kl) = self.adapter_kl {
+            meta.set("qwenkit.proof.adapter_kl_mean", kl as f32);
+        }
     }
 
     /// The same in a line for people.
@@ -225,8 +267,12 @@ impl Proof {
             true => format!("limit {:.2e}", self.limit),
             false => "meant to change".to_owned(),
         };
+        let against = match self.adapter_kl {
+            Some(kl) => format!(" against the model under its adapter, which moves it by {kl:.2e}"),
+            None => String::new(),
+        };
         format!(
-            "over {} tokens: mean KL {:.2e} ({limit}), same best token {:.1}%, worst {:.2e} at {:?}; every tensor read back",
+            "over {} tokens{against}: mean KL {:.2e} ({limit}), same best token {:.1}%, worst {:.2e} at {:?}; every tensor read back",
             self.tokens,
             self.kl_mean,
             100.0 * self.top1,
@@ -374,6 +420,7 @@ mod tests {
             worst: Place::default(),
             top1: 1.0,
             limit: 1.0,
+            adapter_kl: None,
             moved: Vec::new(),
         };
         assert!(!proof.holds());

@@ -48,6 +48,9 @@ pub struct Converted {
     pub types: Vec<(DType, usize, u64)>,
     /// What the proof found.
     pub proof: Option<Proof>,
+    /// Whether the model has a block that guesses tokens (MTP) which other programs would take for a layer there, so that it was
+    /// left out.
+    pub without_block: bool,
 }
 
 /// A step's beginning: what it is called, and what the model answered before it.
@@ -98,9 +101,9 @@ impl Step<'_> {
         };
         let from_gguf = matches!(files, ModelFiles::Gguf(_));
         let types = self.kind.choose(specs, from_gguf, facts(&plan, !self.importance.is_empty()));
-        if start.before.is_some() {
+        if let Some(before) = &start.before {
             // The place of what is found when the file is there.
-            Proof::default().set(&mut meta);
+            before.place().set(&mut meta);
         }
         let unproved = Unproved::new(self.out);
         write_gguf(tensors, &types, self.importance, self.threads, (unproved.path(), &meta), progress)?;
@@ -109,7 +112,7 @@ impl Step<'_> {
             proof.set(&mut meta);
             replace_metadata(unproved.path(), &meta)?;
         }
-        let mut converted = self.converted(specs, &types, proof);
+        let mut converted = self.converted(&plan, specs, &types, proof);
         let mut written = vec![unproved];
         if let (ModelFiles::Checkpoint(checkpoint), Some(tower)) = (files, tower_plan(files, &plan)?) {
             let twins = Twins::of_tower(checkpoint, &tower)?;
@@ -150,7 +153,7 @@ impl Step<'_> {
         folder::companions(start.files, dtype, unproved.path())?;
         folder::weights(tensors, &types, self.threads, unproved.path(), progress)?;
         let proof = self.prove(&start, tensors, unproved.path())?;
-        let converted = self.converted(tensors.specs(), &types, proof);
+        let converted = self.converted(&arch::plan(start.files)?, tensors.specs(), &types, proof);
         let record = unproved.path().join(record::IN_FOLDER);
         let files = record::files_of(unproved.path())?;
         let record = self.record(&start, converted.proof.as_ref(), &record, &files)?;
@@ -160,7 +163,7 @@ impl Step<'_> {
 
     /// What answers may differ in this step; a step without a proof has no use for it.
     pub(crate) fn limit(&self, before: Option<&Before>) -> f64 {
-        before.map_or(f64::INFINITY, |before| self.kind.limit(before.width))
+        before.map_or(f64::INFINITY, |before| self.kind.limit(before.width, before.rounded))
     }
 
     /// Compares what lies at `path` with the model before.
@@ -223,7 +226,7 @@ impl Step<'_> {
         meta
     }
 
-    fn converted(&self, specs: &[Spec], types: &[DType], proof: Option<Proof>) -> Converted {
+    fn converted(&self, plan: &Plan, specs: &[Spec], types: &[DType], proof: Option<Proof>) -> Converted {
         let size = |spec: &Spec, dtype: DType| dtype.tensor_bytes(&spec.shape).unwrap_or(0) as u64;
         let mut counts: Vec<(DType, usize, u64)> = Vec::new();
         for (spec, &dtype) in specs.iter().zip(types) {
@@ -235,7 +238,10 @@ impl Step<'_> {
         counts.sort_by_key(|(_, _, bytes)| std::cmp::Reverse(*bytes));
         let read = specs.iter().map(|spec| size(spec, spec.dtype)).sum();
         let written = counts.iter().map(|(_, _, bytes)| bytes).sum();
-        Converted { model: self.out.to_path_buf(), tower: None, bytes: (read, written), types: counts, proof }
+        let of_block = |spec: &Spec| spec.name.starts_with("mtp.") || spec.name.contains(".nextn.");
+        let without_block = plan.mtp.is_some() && !specs.iter().any(of_block);
+        let (model, bytes) = (self.out.to_path_buf(), (read, written));
+        Converted { model, tower: None, bytes, types: counts, proof, without_block }
     }
 
     /// Importance of another model would be left out, or weigh the wrong columns.

@@ -96,9 +96,18 @@ impl Step<'_> {
                 }
             }
         }
-        // A merge is there to change answers: how far they moved is told, and that every tensor is the one meant is the proof.
-        let before = self.prover.map(|prover| prover.before(base)).transpose()?;
-        self.finish(Start { name: "merge", files: base, before, limit: f64::INFINITY }, tensors, world, progress)
+        // A merged adapter answers as the model under it did. Other merges are there to change answers: how far they moved is told,
+        // and that every tensor is the one meant is the proof.
+        let alone = match changes {
+            [Change::Adapter(adapter, _)] => Some(*adapter),
+            _ => None,
+        };
+        let before = self.prover.map(|prover| prover.before_under(base, alone)).transpose()?;
+        let limit = match &before {
+            Some(before) if before.is_under_adapter() => self.limit(Some(before)),
+            _ => f64::INFINITY,
+        };
+        self.finish(Start { name: "merge", files: base, before, limit }, tensors, world, progress)
     }
 
     /// A tower has other names in another file than the text: a merge under names that know only the text would leave it as it

@@ -31,6 +31,13 @@ impl Unproved {
 
     /// Gives it its name.
     pub(crate) fn finish(mut self) -> Result<(), Error> {
+        if self.path.is_dir() {
+            // A power cut must not leave empty files under a finished name.
+            for file in std::fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
+                let path = file.map_err(Error::io("read", &self.path))?.path();
+                std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("write", &path))?;
+            }
+        }
         std::fs::rename(&self.path, &self.out).map_err(Error::io("rename the finished file to", &self.out))?;
         sync_folder(&self.out);
         self.finished = true;

@@ -182,7 +182,7 @@ fn guesses_change_no_token() {
         ["bench", "--model", &fixture("parity/qwen2"), "--prompt", "48", "--generate", "64", "--speculate", "auto"];
     let figures = place.run(&[&args[..], &["--json"]].concat()).exits(0).json();
     let [drafted, accepted] = ["drafted_tokens", "accepted_tokens"].map(|key| figures[key].as_u64().expect("a number"));
-    assert!(accepted <= drafted, "{figures}");
+    assert!(drafted > 0 && accepted <= drafted, "{figures}");
     let refusal = "expected a block that guesses tokens";
     place.run(&["run", "--model", &fixture("parity/qwen3.5"), "--speculate", "mtp", "hello"]).fails_with(1, &[refusal]);
 }

@@ -17,6 +17,9 @@ impl<R: Runner> Scheduler<R> {
             return;
         }
         let parts: Vec<usize> = (0..rows.len()).filter(|&i| rows[i] > 0).collect();
+        if parts.len() >= SCORED_ROWS {
+            return;
+        }
         let looks_up = self.speculate.looks_up();
         let block_cost = self.speculate.asks_block().then(|| self.row_cost.of_block());
         let mut guesses = Vec::with_capacity(parts.len());
@@ -24,7 +27,7 @@ impl<R: Runner> Scheduler<R> {
             let most = self.can_guess(i);
             guesses.push(self.running[i].guess(most, looks_up, block_cost));
         }
-        let counts = self.row_cost.worth(&guesses, SCORED_ROWS.saturating_sub(parts.len()));
+        let counts = self.row_cost.worth(&guesses, SCORED_ROWS - parts.len());
         let counts: Vec<_> = parts.into_iter().zip(counts).map(|(i, n)| (i, self.room_for_guesses(i, n))).collect();
         let by_block = counts.iter().zip(&guesses).filter(|((_, count), guesses)| guesses.by_block && *count > 0);
         self.guess_by_block(&by_block.map(|(part, _)| *part).collect::<Vec<_>>());
@@ -78,7 +81,10 @@ impl<R: Runner> Scheduler<R> {
             }
             let guesses = Guesses { tokens: &tokens, states: &states, seqs: &seqs };
             let (ids, made) = self.runner.guess(&guesses, self.real_tokens);
-            self.row_cost.observe_block(start.elapsed());
+            // What it had to catch up on is no part of a guess.
+            if tokens.len() <= 2 * next.len() {
+                self.row_cost.observe_block(next.len(), start.elapsed());
+            }
             let width = made.len() / ids.len().max(1);
             for (((i, count, first, own, of_own), id), made) in next.iter_mut().zip(ids).zip(made.chunks_exact(width)) {
                 self.running[*i].add_guess(id);

@@ -25,7 +25,7 @@ use qwenkit_formats::{Gguf, ModelFiles};
 
 use crate::{
     error::Error,
-    names::{JUDGE, MTP_OUTER, Naming},
+    names::{JUDGE, MTP_OUTER, MTP_OWN, Naming, Pair},
     plan::{LayerPlan, Mixer, Plan},
 };
 use hyper::Hyper;
@@ -153,8 +153,10 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
 /// feed-forward block. Configs of some generations do not speak of it, so its tensors tell.
 fn mtp_layer(architecture: &Architecture, files: &ModelFiles, plan: &Plan) -> Option<LayerPlan> {
     let naming = Naming::of_files(files);
-    let whole = MTP_OUTER.iter().all(|pair| files.tensor(&naming.mtp(plan.layers.len(), *pair)).is_some());
-    if !architecture.is_hybrid || architecture.is_indexed || plan.headless || !whole {
+    let has = |pair: &Pair| files.tensor(&naming.mtp(plan.layers.len(), *pair)).is_some();
+    // One with an embedding or a head of its own would guess from the wrong ones.
+    let known = MTP_OUTER.iter().all(has) && !MTP_OWN.iter().any(has);
+    if !architecture.is_hybrid || architecture.is_indexed || plan.headless || !known {
         return None;
     }
     let attention = plan.layers.iter().find(|layer| matches!(layer.mixer, Mixer::Attention(_)))?;
@@ -186,11 +188,6 @@ fn missing_head(architecture: &Architecture, files: &ModelFiles) -> Result<(bool
     // How states become one vector: their mean, the first or the last.
     let pooling = gguf.metadata().usize(&key("pooling_type"))?;
     Ok((matches!(pooling, Some(1..=3)), false))
-}
-
-/// The names of all architectures that this build computes, as `model_type` spells them.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    ARCHITECTURES.iter().map(|a| a.model_type)
 }
 
 /// Whether the architecture of this `model_type` has linear attention in some layers; its checkpoints' norms are zero-centred.

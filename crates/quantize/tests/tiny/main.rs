@@ -1,5 +1,6 @@
 //! The tiny models of all architectures: converted, quantised, loaded again.
 
+mod guessing;
 mod kinds;
 mod models;
 mod steps;
