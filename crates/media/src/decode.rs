@@ -1,8 +1,7 @@
 //! Image files -> pixels of three colours, upright.
 //!
-//! Colours come as Pillow's `convert("RGB")` gives them to Hugging Face's processors: alpha is dropped and not blended with
-//! anything, grey is repeated, colours of 16 bits lose the lower 8. (Pillow whitens 16-bit grey instead of scaling it; that is
-//! not followed.) The orientation that a camera wrote down is carried out. Of an animation the first frame is taken.
+//! Colours come as Hugging Face's processors have them of Pillow's images: what shows through lies on white, grey is repeated,
+//! colours of 16 bits lose the lower 8. (Pillow whitens 16-bit grey instead of scaling it; that is not followed.) The orientation that a camera wrote down is carried out. Of an animation the first frame is taken.
 
 use std::fs::File;
 use std::io::Read;
@@ -94,6 +93,15 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Error> {
     Ok(exif::upright(rgb, orientation))
 }
 
+/// A colour of this alpha on white, in the integers of Pillow's `alpha_composite`.
+pub(crate) fn over_white(colour: [u8; 3], alpha: u8) -> [u8; 3] {
+    let (own, white) = (u32::from(alpha) * 128, (255 - u32::from(alpha)) * 128);
+    colour.map(|value| {
+        let sum = u32::from(value) * own + 255 * white + 0x4000;
+        ((((sum >> 8) + sum) >> 8) >> 7) as u8
+    })
+}
+
 enum Kind {
     Png,
     Jpeg,
@@ -142,6 +150,19 @@ mod tests {
         for (bytes, named) in cases {
             let error = decode(bytes, &Limits::default()).expect_err(named).to_string();
             assert!(error.contains(named) && error.contains("expected PNG, JPEG, WebP or GIF"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_shows_through_lies_on_white() {
+        assert_eq!(over_white([10, 200, 255], 255), [10, 200, 255]);
+        assert_eq!(over_white([10, 200, 255], 0), [255; 3]);
+        // 0.5 * 10 + 0.5 * 255 and so on, rounded.
+        assert_eq!(over_white([10, 200, 255], 128), [132, 227, 255]);
+        for (value, alpha) in (0..=255).flat_map(|value| [1, 77, 254].map(|alpha| (value, alpha))) {
+            let share = f64::from(alpha) / 255.0;
+            let exact = f64::from(value) * share + 255.0 * (1.0 - share);
+            assert!((f64::from(over_white([value; 3], alpha)[0]) - exact).abs() < 0.51, "{value} {alpha}");
         }
     }
 

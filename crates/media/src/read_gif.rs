@@ -1,6 +1,7 @@
 //! GIF: the first frame on its screen. Decompressing is the `gif` crate's.
 //!
-//! What the frame leaves free has the colour that its transparent pixels have, else the first of the palette, as in Pillow.
+//! What the frame leaves free is transparent, which lies on white, where the frame knows transparency; else it has the first colour
+//! of the palette, as in Pillow.
 
 use std::io::Cursor;
 
@@ -31,6 +32,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Error> {
     decoder.read_into_buffer(&mut indices).map_err(failed)?;
     let palette = own_palette.or_else(|| decoder.global_palette().map(<[u8]>::to_vec));
     let colour = |index: u8| match &palette {
+        _ if Some(index) == transparent => [255; 3],
         Some(palette) => palette.as_chunks::<3>().0.get(usize::from(index)).copied().unwrap_or_default(),
         None => [index; 3],
     };

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits as PngLimits};
 
-use crate::decode::{Limits, Rgb};
+use crate::decode::{Limits, Rgb, over_white};
 use crate::error::Error;
 use crate::exif;
 
@@ -38,8 +38,9 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Rgb, u8), Error> 
     if info.color_type == ColorType::Indexed && palette.is_empty() {
         return Err(Error::damaged("its colours are numbers of a palette, and it has none"));
     }
+    let form = Form { color: info.color_type, depth: info.bit_depth, palette, clear: info.trns.as_deref() };
     for row in rows {
-        push_row(&mut values, row, width as usize, (info.color_type, info.bit_depth), palette);
+        form.push_row(&mut values, row, width as usize);
     }
     // The data may stand behind the pixels; what cannot be read there is not missed.
     let _ = reader.finish();
@@ -47,33 +48,65 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Rgb, u8), Error> 
     Ok((Rgb { width: width as usize, height: height as usize, values }, orientation))
 }
 
-/// Appends the colours of a row.
-fn push_row(values: &mut Vec<u8>, row: &[u8], width: usize, kind: (ColorType, BitDepth), palette: &[u8]) {
-    let (color, depth) = kind;
-    if depth == BitDepth::Sixteen {
-        // The upper byte of each sample.
-        let upper = |pixel: &[u8]| match color {
-            ColorType::Rgb | ColorType::Rgba => [pixel[0], pixel[2], pixel[4]],
-            _ => [pixel[0]; 3],
-        };
-        values.extend(row.chunks_exact(2 * color.samples()).flat_map(upper));
-        return;
-    }
-    match color {
-        ColorType::Rgb => values.extend_from_slice(row),
-        ColorType::Rgba => values.extend(row.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b])),
-        ColorType::GrayscaleAlpha => values.extend(row.as_chunks::<2>().0.iter().flat_map(|&[grey, _]| [grey; 3])),
-        ColorType::Grayscale => {
-            let bits = depth as usize;
-            // Grey of 1, 2 or 4 bits is stretched to 255.
-            let unit = (255 / ((1_usize << bits) - 1)) as u8;
-            values.extend(samples(row, bits).take(width).flat_map(|sample| [sample * unit; 3]));
+/// What samples mean.
+struct Form<'a> {
+    color: ColorType,
+    depth: BitDepth,
+    palette: &'a [u8],
+    /// Alpha of the palette's colours, or the one colour that is clear: two bytes a sample.
+    clear: Option<&'a [u8]>,
+}
+
+impl Form<'_> {
+    /// Appends the colours of a row.
+    fn push_row(&self, values: &mut Vec<u8>, row: &[u8], width: usize) {
+        if self.depth == BitDepth::Sixteen {
+            let pixels = row.chunks_exact(2 * self.color.samples());
+            // The upper byte of each sample.
+            values.extend(pixels.flat_map(|pixel| match (self.color, pixel) {
+                (ColorType::Rgb, _) if Some(pixel) == self.clear => [255; 3],
+                (ColorType::Rgb, _) => [pixel[0], pixel[2], pixel[4]],
+                (ColorType::Rgba, _) => over_white([pixel[0], pixel[2], pixel[4]], pixel[6]),
+                (ColorType::GrayscaleAlpha, _) => over_white([pixel[0]; 3], pixel[2]),
+                _ if Some(pixel) == self.clear => [255; 3],
+                _ => [pixel[0]; 3],
+            }));
+            return;
         }
-        ColorType::Indexed => {
-            let colours = palette.as_chunks::<3>().0;
-            // Numbers beyond the palette are black.
-            let colour = |sample: u8| colours.get(usize::from(sample)).copied().unwrap_or_default();
-            values.extend(samples(row, depth as usize).take(width).flat_map(colour));
+        // The lower bytes of the clear colour's samples.
+        let clear = |i: usize| self.clear.and_then(|clear| clear.get(2 * i + 1)).copied();
+        match self.color {
+            ColorType::Rgb => match [clear(0), clear(1), clear(2)] {
+                [Some(r), Some(g), Some(b)] => {
+                    let on_white = |&pixel: &[u8; 3]| if pixel == [r, g, b] { [255; 3] } else { pixel };
+                    values.extend(row.as_chunks().0.iter().flat_map(on_white));
+                }
+                _ => values.extend_from_slice(row),
+            },
+            ColorType::Rgba => {
+                values.extend(row.as_chunks().0.iter().flat_map(|&[r, g, b, alpha]| over_white([r, g, b], alpha)));
+            }
+            ColorType::GrayscaleAlpha => {
+                values.extend(row.as_chunks().0.iter().flat_map(|&[grey, alpha]| over_white([grey; 3], alpha)));
+            }
+            ColorType::Grayscale => {
+                let bits = self.depth as usize;
+                // Grey of 1, 2 or 4 bits is stretched to 255.
+                let unit = (255 / ((1_usize << bits) - 1)) as u8;
+                let clear = clear(0);
+                let colour = |sample: u8| if Some(sample) == clear { [255; 3] } else { [sample * unit; 3] };
+                values.extend(samples(row, bits).take(width).flat_map(colour));
+            }
+            ColorType::Indexed => {
+                let colours = self.palette.as_chunks::<3>().0;
+                let alpha = |sample: u8| self.clear.and_then(|clear| clear.get(usize::from(sample)).copied());
+                // Numbers beyond the palette are black.
+                let colour = |sample: u8| {
+                    let colour = colours.get(usize::from(sample)).copied().unwrap_or_default();
+                    over_white(colour, alpha(sample).unwrap_or(255))
+                };
+                values.extend(samples(row, self.depth as usize).take(width).flat_map(colour));
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image_webp::{DecodingError, WebPDecoder};
 
-use crate::decode::{Limits, Rgb};
+use crate::decode::{Limits, Rgb, over_white};
 use crate::error::Error;
 use crate::exif;
 
@@ -25,7 +25,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Rgb, u8), Error> 
     let mut values = vec![0; size];
     decoder.read_image(&mut values).map_err(failed)?;
     if decoder.has_alpha() {
-        values = values.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        values = values.as_chunks().0.iter().flat_map(|&[r, g, b, alpha]| over_white([r, g, b], alpha)).collect();
     }
     let orientation = decoder.exif_metadata().ok().flatten().map_or(1, |data| exif::orientation(&data));
     Ok((Rgb { width: width as usize, height: height as usize, values }, orientation))

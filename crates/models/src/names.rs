@@ -1,6 +1,8 @@
 //! The two names of every tensor: Hugging Face's and GGUF's. Checkpoints differ in nothing else that the blocks could
 //! see.
 
+use std::ops::Range;
+
 use qwenkit_formats::ModelFiles;
 
 /// Whose names a file uses.
@@ -204,15 +206,16 @@ impl Naming {
     }
 
     /// Whether a file may hold this tensor without the text model needing it: tables that are computed anew, towers of
-    /// other senses, and the `mtp_layers` blocks that stand behind `layers`.
-    pub(crate) fn is_spare(self, name: &str, layers: usize, mtp_layers: usize) -> bool {
+    /// other senses, and `blocks` that guess behind the layers; `beside` says whether checkpoints of its kind have such parts.
+    pub(crate) fn is_spare(self, name: &str, blocks: Range<usize>, beside: bool) -> bool {
         match self {
             Naming::HuggingFace { .. } => {
-                name.ends_with("rotary_emb.inv_freq") || BESIDE_TEXT.iter().any(|part| name.starts_with(part))
+                let is_beside = || BESIDE_TEXT.iter().any(|part| name.starts_with(part));
+                name.ends_with("rotary_emb.inv_freq") || beside && is_beside()
             }
             Naming::Gguf => {
                 let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-                name == "rope_freqs.weight" || block.is_some_and(|i| (layers..layers + mtp_layers).contains(&i))
+                name == "rope_freqs.weight" || block.is_some_and(|i| blocks.contains(&i))
             }
         }
     }
@@ -248,14 +251,16 @@ mod tests {
     #[test]
     fn only_blocks_behind_the_layers_are_spare() {
         for (name, spare) in [("blk.4.attn_q.weight", true), ("blk.3.attn_q.weight", false), ("blk.5.x", false)] {
-            assert_eq!(Naming::Gguf.is_spare(name, 4, 1), spare, "{name}");
-            assert!(!Naming::Gguf.is_spare(name, 4, 0), "{name}");
+            assert_eq!(Naming::Gguf.is_spare(name, 4..5, true), spare, "{name}");
+            assert!(!Naming::Gguf.is_spare(name, 4..4, true), "{name}");
         }
         let naming = Naming::of_checkpoint(|_| false);
         for (name, spare) in
             [("model.visual.x", true), ("mtp.fc.weight", true), ("model.layers.9.mtp.x", false), ("model.x", false)]
         {
-            assert_eq!(naming.is_spare(name, 4, 0), spare, "{name}");
+            assert_eq!(naming.is_spare(name, 4..4, true), spare, "{name}");
+            let is_table = name.ends_with("inv_freq");
+            assert_eq!(naming.is_spare(name, 4..4, false), is_table, "{name}: a model that has no such parts");
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Plan {
     pub layers: Vec<LayerPlan>,
     /// How images reach the model; absent where it reads text only.
     pub sight: Option<Sight>,
+    /// Whether checkpoints of its kind may hold towers and blocks that guess beside the text model.
+    pub has_parts_beside: bool,
 }
 
 /// What a text model's file says of images. The tower that turns them into vectors is another plan, `VisionPlan`.
@@ -270,6 +272,11 @@ impl Plan {
     pub fn has_recurrent_state(&self) -> bool {
         let in_slot = |need| matches!(need, StateNeed::Recurrent(_) | StateNeed::Ngrams { .. });
         self.layers.iter().any(|layer| layer.state().into_iter().any(in_slot))
+    }
+
+    /// The places of blocks that guess in GGUF files, behind the layers.
+    pub fn spare_blocks(&self) -> std::ops::Range<usize> {
+        self.layers.len()..self.layers.len() + self.mtp_layers
     }
 
     /// The block that guesses, where other programs find it in GGUF files: of Qwen3-Next they take every block for a layer.

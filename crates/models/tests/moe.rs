@@ -7,7 +7,8 @@ use moe_run::{
     Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,
     assert_same_bits, checkpoint, compute, expected, fixture, logits, tensors, try_load,
 };
-use qwenkit_models::{Ffn, Model};
+use qwenkit_formats::ModelFiles;
+use qwenkit_models::{Ffn, LayerPlan, Mixer, Model, arch};
 use qwenkit_tensor::DType;
 use serde_json::json;
 
@@ -46,6 +47,26 @@ fn dense_layers_among_mixtures_are_planned_as_such() {
     let dense: Vec<_> = model.plan().layers.iter().map(|l| matches!(l.ffn, Ffn::Dense { .. })).collect();
     assert_eq!(dense, [false, true, false, false]);
     assert!(!model.plan().has_recurrent_state());
+}
+
+#[test]
+fn a_config_is_read_as_transformers_reads_it() {
+    let plan = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let folder = checkpoint(name, change, &tensors(&fixture(name)));
+        arch::plan(&ModelFiles::open(folder.path()).unwrap()).unwrap()
+    };
+    // With images the weights of the chosen are divided by their sum whatever the file says.
+    let vl = plan("qwen3-vl-moe", &|config| config["text_config"]["norm_topk_prob"] = false.into());
+    let is_normed = |layer: &LayerPlan| matches!(layer.ffn, Ffn::Moe(moe) if moe.router.norm_topk);
+    assert!(vl.layers.iter().all(is_normed));
+    // Its window is in all layers.
+    let windowed = plan("qwen3-moe", &|config| {
+        config["use_sliding_window"] = true.into();
+        config["sliding_window"] = 8.into();
+        config["max_window_layers"] = 3.into();
+    });
+    let has_window = |layer: &LayerPlan| matches!(&layer.mixer, Mixer::Attention(a) if a.window == Some(8));
+    assert!(windowed.layers.iter().all(has_window));
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod vision_run;
 use moe_run::{Tensor, assert_same_bits, checkpoint, compute, fixture, gguf, tensors, try_load};
 use qwenkit_formats::{
     ModelFiles,
-    gguf::{Array, Value},
+    gguf::{Array, Metadata, Value},
 };
 use qwenkit_kernels::Compute;
 use qwenkit_models::{Grid, Model, Pixels, Tower, TowerBuffers};
@@ -237,6 +237,19 @@ fn a_model_without_its_tower_or_with_anothers_is_refused() {
     assert_says(&other, &["model.gguf holds a qwen2 model, expected the vision tower of a model (mmproj)"]);
     let other = refusal(&gguf_of("qwen3-vl"), Some(&fixture("qwen3-vl")));
     assert_says(&other, &["a checkpoint folder"]);
+    // One of the same shape and another generation.
+    let other = refusal(&gguf_of("qwen2-vl"), Some(&mmproj_of("qwen2.5-vl")));
+    assert_says(&other, &["tower of another model", "`Qwen2.5 Vl`", "that of `Qwen2 Vl`"]);
+    // A text model that does not speak of the tower's inner layers has no use for them.
+    let silent = |meta: &mut Metadata| {
+        let mut without = Metadata::new(std::path::Path::new("model.gguf"));
+        let others = meta.iter().filter(|(key, _)| !key.ends_with("n_deepstack_layers"));
+        others.for_each(|(key, value)| without.set(key, value.clone()));
+        *meta = without;
+    };
+    let (_folder, path) = gguf("qwen3-vl", silent, &tensors(&gguf_of("qwen3-vl")));
+    let other = refusal(&path, Some(&mmproj_of("qwen3-vl")));
+    assert_says(&other, &["number of DeepStack layers is 2, expected 0"]);
     // One of the same kind and another size.
     let widen = |tensor: &mut Tensor| {
         if tensor.name.starts_with("mm.2.") || tensor.name.contains(".fc2.") {

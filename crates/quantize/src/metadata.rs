@@ -202,7 +202,7 @@ impl Keys<'_> {
         if let Some(found) = yarn.attention_factor {
             let usual = 0.1 * yarn.factor.ln() + 1.0;
             if (found - usual).abs() > 1e-6 {
-                let expected = format!("{usual}, as GGUF files have no place for another");
+                let expected = format!("{usual}, as programs differ in what another in a GGUF file means");
                 return Err(unsayable(self.path, "the attention_factor of YaRN", found, &expected));
             }
         }

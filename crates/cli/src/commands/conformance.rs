@@ -96,7 +96,8 @@ fn conclude(findings: &[Finding], as_json: bool) -> anyhow::Result<()> {
     } else {
         terminal::print_line(&format!("{passed} passed, {failed} failed, {skipped} skipped"))?;
     }
-    if failed > 0 { Err(Told.into()) } else { Ok(()) }
+    // Where nothing was compared, nothing has passed.
+    if failed > 0 || passed == 0 { Err(Told.into()) } else { Ok(()) }
 }
 
 /// Collects the folders that hold a record. Links to folders are not followed, so there are no circles.

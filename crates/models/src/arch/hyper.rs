@@ -259,6 +259,7 @@ impl Hyper {
             mtp: None,
             layers: layers.map(|(mixer, ffn)| LayerPlan { ngrams: None, mixer, ffn }).collect(),
             sight: None,
+            has_parts_beside: false,
         }
     }
 

@@ -64,7 +64,7 @@ fn windows_of_gguf(gguf: &Gguf, key: &impl Fn(&str) -> String, layers: usize) ->
 }
 
 /// `layer_types` where the file has it. Else, of hybrid models, every `full_attention_interval`-th layer has full
-/// attention; of others, layers from `max_window_layers` on have a window, if `use_sliding_window`.
+/// attention; of others, layers from `max_window_layers` on have a window, if `use_sliding_window`, as transformers has it.
 pub(super) fn of_config(config: &Config, layers: usize, hybrid: bool, indexed: bool) -> Result<Vec<LayerKind>, Error> {
     let used = config.bool("use_sliding_window")?.unwrap_or(false);
     let window = config.usize("sliding_window")?.filter(|_| used);
@@ -77,7 +77,11 @@ pub(super) fn of_config(config: &Config, layers: usize, hybrid: bool, indexed: b
             let none = || wrong(config.path(), "full_attention_interval", 0, "1 or more layers");
             return every(interval, layers).ok_or_else(none);
         }
-        let first = config.usize("max_window_layers")?.unwrap_or(MAX_WINDOW_LAYERS);
+        // Qwen3's mixtures have it in all layers there.
+        let first = match config.string("model_type")? {
+            Some("qwen3_moe") => 0,
+            _ => config.usize("max_window_layers")?.unwrap_or(MAX_WINDOW_LAYERS),
+        };
         return Ok((0..layers).map(|i| LayerKind::Attention(window.filter(|_| i >= first))).collect());
     };
     if types.len() != layers {

@@ -107,7 +107,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         aliases: &["qwen3_vl_moe_text"],
         towers: QWEN3_TOWERS,
-        ..of("qwen3_vl_moe", "qwen3vlmoe", qwen3_moe::plan)
+        ..of("qwen3_vl_moe", "qwen3vlmoe", qwen3_moe::plan_vl)
     },
     Architecture {
         aliases: &["qwen4_exp_text"],
@@ -146,7 +146,34 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     plan.sight = sight::read(architecture, files, &plan)?;
     (plan.headless, plan.judges) = missing_head(architecture, files)?;
     plan.mtp = mtp_layer(architecture, files, &plan);
+    plan.has_parts_beside = architecture.is_hybrid || !architecture.towers.is_empty();
+    check_blocks(files, &plan)?;
     Ok(plan)
+}
+
+/// Refuses a GGUF file that counts its last layers among the blocks that guess, and a checkpoint that was saved as another family's.
+fn check_blocks(files: &ModelFiles, plan: &Plan) -> Result<(), Error> {
+    match files {
+        ModelFiles::Gguf(gguf) => {
+            let behind: Vec<String> = plan.spare_blocks().map(|i| format!("blk.{i}.")).collect();
+            let is_behind = |name: &str| behind.iter().any(|block| name.starts_with(block.as_str()));
+            let mut of_blocks =
+                gguf.tensors().iter().map(|t| t.name.as_str()).filter(|name| is_behind(name)).peekable();
+            if of_blocks.peek().is_some() && !of_blocks.any(|name| name.contains(".nextn.")) {
+                let expected = "0, as no block of the file has `nextn` tensors: all are layers";
+                return Err(wrong(gguf.path(), "nextn_predict_layers", plan.mtp_layers, expected));
+            }
+        }
+        ModelFiles::Checkpoint(checkpoint) => {
+            let config = checkpoint.config();
+            let saved_as = config.strings("architectures")?.unwrap_or_default();
+            if let Some(found) = saved_as.iter().find(|name| !name.to_ascii_lowercase().contains("qwen")) {
+                let expected = format!("a class of Qwen, as `model_type` is {}", plan.architecture);
+                return Err(wrong(config.path(), "architectures", format!("`{found}`"), &expected));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The block that guesses the token after the next: attention as in the other layers that have it, and the last layer's
@@ -228,6 +255,7 @@ fn unknown(path: &Path, found: &str, names: &[&str]) -> Error {
         nearest: match nearest {
             _ if as_gguf => format!("; {found} is read from GGUF files only, take one of those"),
             Some(name) => format!("; the nearest is {name}"),
+            None if names.contains(&"qwen2") => "; the nearest is qwen2, for models of Qwen2 and Qwen2.5".to_owned(),
             None => String::new(),
         },
     }

@@ -53,7 +53,7 @@ fn gguf_yarn(gguf: &Gguf, key: &impl Fn(&str) -> String, context: usize) -> Resu
         original_tokens: meta.usize(&key("rope.scaling.original_context_length"))?.unwrap_or(context),
         beta_fast: number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         beta_slow: number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-        attention_factor: None,
+        attention_factor: number("rope.scaling.yarn_attn_factor")?,
     }))
 }
 
@@ -83,12 +83,15 @@ pub(super) fn of_config(
         };
         yarn = match kind {
             None | Some("default" | "mrope") => None,
+            Some("yarn") if p.bool("truncate")? == Some(false) => {
+                return Err(wrong(config.path(), "truncate", false, "true: pairs of YaRN's ramp are whole here"));
+            }
             Some("yarn") => Some(Yarn {
                 factor: p.require_f64("factor")?,
                 original_tokens: p.usize("original_max_position_embeddings")?.unwrap_or(context),
                 beta_fast: p.f64("beta_fast")?.unwrap_or(32.0),
                 beta_slow: p.f64("beta_slow")?.unwrap_or(1.0),
-                attention_factor: p.f64("attention_factor")?,
+                attention_factor: yarn_attention(&p)?,
             }),
             Some(other) => {
                 return Err(wrong(config.path(), "rope_type", format!("`{other}`"), "`default` or `yarn`"));
@@ -97,6 +100,18 @@ pub(super) fn of_config(
     }
     let dims = (head_dim as f64 * partial.unwrap_or(rotated_share)) as usize;
     Ok(RopePlan { dims, theta: theta.unwrap_or(10_000.0), yarn, sections })
+}
+
+/// What YaRN multiplies queries' and keys' rotations with, where the file says it: by itself, or as the quotient of two scales.
+fn yarn_attention(p: &Config) -> Result<Option<f64>, Error> {
+    let (stated, factor) = (p.f64("attention_factor")?, p.require_f64("factor")?);
+    let scale = |m: f64| if factor > 1.0 { 0.1 * m * factor.ln() + 1.0 } else { 1.0 };
+    Ok(match (stated, p.f64("mscale")?, p.f64("mscale_all_dim")?) {
+        (Some(stated), ..) => Some(stated),
+        // transformers takes 0 for absent.
+        (None, Some(own), Some(all)) if own != 0.0 && all != 0.0 => Some(scale(own) / scale(all)),
+        _ => None,
+    })
 }
 
 /// `mrope_section` with `mrope_interleaved`.

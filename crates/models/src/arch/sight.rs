@@ -25,7 +25,10 @@ pub(super) fn read(architecture: &Architecture, files: &ModelFiles, plan: &Plan)
     };
     let Some([image_token, video_token]) = tokens else { return Ok(None) };
     let deepstack = match files {
-        ModelFiles::Gguf(gguf) => gguf.metadata().usize(&format!("{}.n_deepstack_layers", architecture.gguf))?,
+        // A file that does not speak of them has none, as llama.cpp reads it.
+        ModelFiles::Gguf(gguf) => {
+            Some(gguf.metadata().usize(&format!("{}.n_deepstack_layers", architecture.gguf))?.unwrap_or(0))
+        }
         ModelFiles::Checkpoint(_) => None,
     };
     Ok(Some(Sight { towers: architecture.towers, deepstack, image_token, video_token }))

@@ -88,8 +88,8 @@ impl Model {
             _ if plan.headless => None,
             false => Some(loader.outer(names::HEAD, plan.vocab, plan.width)?),
             true => {
-                // Some exports of tied models hold a copy of the embedding as head; `tie_word_embeddings` decides.
-                loader.skip(loader.naming.outer(names::HEAD));
+                // Some exports of tied models hold a copy of the embedding as head.
+                loader.copy_of(names::HEAD, names::EMBEDDING)?;
                 None
             }
         };

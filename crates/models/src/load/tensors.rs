@@ -13,6 +13,10 @@ use crate::{
     plan::{NormWeights, Plan},
 };
 
+/// Where a copy is held against its original: so many places of so many bytes.
+const COPY_PLACES: usize = 64;
+const COPY_BYTES: usize = 4096;
+
 /// What weights may be stored as.
 const WEIGHT_TYPES: &str = "F32, F16, BF16 or a quantised type whose blocks fill its rows";
 
@@ -75,9 +79,32 @@ impl<'a> Loader<'a> {
         self.files.tensor(name).is_some()
     }
 
-    /// Counts a tensor as used that need not be there.
-    pub(super) fn skip(&mut self, name: String) {
-        self.used.insert(name);
+    /// Counts a tensor as used that need not be there, and has to say the same as another.
+    ///
+    /// # Errors
+    /// When it says something else.
+    pub(super) fn copy_of(&mut self, copy: Pair, original: Pair) -> Result<(), Error> {
+        let [copy, original] = [copy, original].map(|pair| self.naming.outer(pair));
+        let (Some(found), Some(own)) = (self.files.tensor(&copy), self.files.tensor(&original)) else { return Ok(()) };
+        let mut differs = found.shape != own.shape;
+        if !differs && found.dtype == own.dtype {
+            // What was trained apart differs everywhere, so some places tell.
+            let step = (own.len_bytes / COPY_PLACES).max(COPY_BYTES);
+            for start in (0..own.len_bytes).step_by(step) {
+                let len = COPY_BYTES.min(own.len_bytes - start);
+                differs |= self.bytes(found, start, len)? != self.bytes(own, start, len)?;
+            }
+        }
+        if differs {
+            return Err(Error::Value {
+                path: self.files.path().to_owned(),
+                key: "tie_word_embeddings".to_owned(),
+                found: "true".to_owned(),
+                expected: format!("false, as `{copy}` is another matrix than `{original}`; or a file without it"),
+            });
+        }
+        self.used.insert(copy);
+        Ok(())
     }
 
     pub(super) fn outer(&mut self, pair: Pair, rows: usize, cols: usize) -> Result<Weight, Error> {
@@ -251,7 +278,7 @@ impl<'a> Loader<'a> {
     /// Refuses a file with tensors that nothing has used.
     pub(super) fn finish(self, plan: &Plan) -> Result<(), Error> {
         let naming = self.naming;
-        self.finish_but(|name| naming.is_spare(name, plan.layers.len(), plan.mtp_layers))
+        self.finish_but(|name| naming.is_spare(name, plan.spare_blocks(), plan.has_parts_beside))
     }
 
     /// Refuses a file with tensors of the loader's that nothing has used, unless they are spare.

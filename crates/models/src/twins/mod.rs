@@ -109,7 +109,8 @@ impl Twins {
         let naming = Naming::of_checkpoint(|name| checkpoint.tensor(name).is_some());
         let shape = |name: &str| checkpoint.tensor(name).map(|t| t.shape.clone());
         let twins = text::twins(plan, naming, &shape)?;
-        twins.check(checkpoint, plan.architecture, |name| naming.is_spare(name, plan.layers.len(), plan.mtp_layers))?;
+        let is_spare = |name: &str| naming.is_spare(name, plan.spare_blocks(), plan.has_parts_beside);
+        twins.check(checkpoint, plan.architecture, is_spare)?;
         Ok(twins)
     }
 

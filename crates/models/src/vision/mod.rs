@@ -40,6 +40,15 @@ pub fn vision_plan(files: &ModelFiles, mmproj: Option<&ModelFiles>, text: &Plan)
     if !sight.towers.contains(&plan.architecture) {
         return Err(other("architecture", plan.architecture.to_owned(), sight.towers.join(" or ")));
     }
+    if let (Some(ModelFiles::Gguf(tower)), ModelFiles::Gguf(model)) = (mmproj, files) {
+        let [found, own] = [tower, model].map(|gguf| gguf.metadata().string("general.name"));
+        if let (Some(found), Some(own)) = (found?, own?)
+            && let (Some(a), Some(b)) = (generation(found), generation(own))
+            && a != b
+        {
+            return Err(other("model", format!("`{found}`"), format!("that of `{own}`")));
+        }
+    }
     if plan.out_width != text.width {
         let expected = format!("{} as in {}", text.width, files.path().display());
         return Err(other("output width", plan.out_width.to_string(), expected));
@@ -53,6 +62,16 @@ pub fn vision_plan(files: &ModelFiles, mmproj: Option<&ModelFiles>, text: &Plan)
         return Err(other("number of DeepStack layers", stacked.to_string(), expected));
     }
     Ok(plan)
+}
+
+/// Which Qwen a name means: its number, and whether it says that it is a mixture. `None` of a name without a number.
+fn generation(name: &str) -> Option<(String, bool)> {
+    let lower = name.to_ascii_lowercase();
+    let (_, rest) = lower.split_once("qwen")?;
+    let rest = rest.trim_start_matches(['-', '_', ' ']);
+    let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    let number = number.trim_end_matches('.').to_owned();
+    (!number.is_empty()).then(|| (number, lower.contains("moe")))
 }
 
 /// The file as a mmproj.

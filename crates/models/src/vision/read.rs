@@ -206,10 +206,11 @@ pub(super) fn of_mmproj(gguf: &Gguf) -> Result<VisionPlan, Error> {
             Some((pixels.unwrap_or(WINDOW_PIXELS), (0..layers.min(LAYERS_MAX)).map(whole).collect()))
         }
     };
-    let per_second = match (&beside, generation.has_windows) {
-        (_, false) => None,
-        (Some(config), true) => Some(config.f32("tokens_per_second")?.unwrap_or(POSITIONS_PER_SECOND)),
-        (None, true) => Some(POSITIONS_PER_SECOND),
+    let per_second = match (meta.f32("clip.vision.tokens_per_second")?, &beside, generation.has_windows) {
+        (_, _, false) => None,
+        (Some(stated), _, true) => Some(stated),
+        (None, Some(config), true) => Some(config.f32("tokens_per_second")?.unwrap_or(POSITIONS_PER_SECOND)),
+        (None, None, true) => Some(POSITIONS_PER_SECOND),
     };
     let is_stacked = meta.bools("clip.vision.is_deepstack_layers")?.unwrap_or_default();
     let numbers = Numbers {
