@@ -45,7 +45,7 @@ pub struct AttentionInput<'a> {
 }
 
 impl Compute {
-    /// Gradients of attention of whole sequences, whose rows `seqs` cover the batch, from `d_out`: (T, H, K) towards q, k
+    /// Gradients of attention of whole sequences, whose rows `seqs` cover the batch one after the other, from `d_out`: (T, H, K) towards q, k
     /// and v: `grads`, of the shapes of the input, overwritten.
     ///
     /// # Panics
@@ -93,7 +93,7 @@ impl AttentionShape {
     /// The number of tokens.
     ///
     /// # Panics
-    /// If shapes do not fit.
+    /// If shapes do not fit, or sequences do not stand one after the other.
     pub(crate) fn check(
         &self,
         seqs: &[Range<usize>],
@@ -107,6 +107,12 @@ impl AttentionShape {
         let fits = [input.q.len(), d_out.len(), grads[0].len()] == [wide; 3]
             && [input.k.len(), input.v.len(), grads[1].len(), grads[2].len()] == [narrow; 4];
         assert!(fits && head_dim <= HEAD_DIM_MAX && heads.is_multiple_of(kv_heads), "attention_backward of {self:?}");
+        // Rows of no sequence, or of two, would be left as they are or written twice.
+        let mut end = 0;
+        for seq in seqs {
+            assert!(seq.start == end && seq.end >= end, "sequences one after the other from 0, found {seqs:?}");
+            end = seq.end;
+        }
         tokens
     }
 }

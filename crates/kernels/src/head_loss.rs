@@ -1,8 +1,8 @@
 //! The output head and its loss in one op: logits piece by piece, never all of them, and the gradient towards the head's input.
 //!
 //! With a quantised or bf16 head, shares below 2^-15 are not multiplied with their own rows of the head but, all of a row of x
-//! together, with the mean of the head's rows: of a model's gradient on text that changes 1% (docs/LOG.md). With a head in f32
-//! or f16 every share counts as it is. Source of leaving small shares out: Wijmans et al. 2024 (Cut Cross-Entropy).
+//! together, with the mean of the head's rows; how near that is, tests/rounded_gradients.rs holds. With a head in f32 or f16 every
+//! share counts as it is. Source of leaving small shares out: Wijmans et al. 2024 (Cut Cross-Entropy).
 
 use std::ops::Range;
 
@@ -45,23 +45,40 @@ pub struct HeadLoss<'a> {
     pub scale: f32,
 }
 
-/// Logits of a row that are reckoned with as ones whose shares count; a model's text has some hundreds.
+/// Logits of a row that there is room for as ones whose shares count; a model's text has some hundreds. Rows that have more go
+/// through the head in smaller lots.
 const USUAL_TERMS: usize = 4096;
+/// Buffers whose size depends on neither rows nor vocabulary, of a thread.
+const FIXED_BYTES: usize = 128 << 10;
 
 impl HeadLoss<'_> {
-    /// Bytes that losses and gradients of so many rows take, beside the rows' own.
+    /// Bytes that losses and gradients of so many rows take, beside the rows' own and what a product's scratch holds; no fewer
+    /// than they will be, whatever the logits are.
     pub fn bytes(head: &Weight, rows: usize, threads: usize) -> usize {
         let (vocab, lot) = (head.rows(), rows.min(LOT_ROWS));
         match head.dtype() {
-            DType::F32 | DType::F16 => 4 * vocab * rows.min((FULL_LOGITS / vocab).max(1)),
+            DType::F32 | DType::F16 => 4 * vocab * rows.min((FULL_LOGITS / vocab).max(1)) + threads * FIXED_BYTES,
             _ => {
                 let pieces = vocab.div_ceil(PIECE);
-                let terms = lot * vocab.min(USUAL_TERMS) + threads * vocab.min(KEPT_MIN) * lot.min(2);
-                let each = lot * (4 * PIECE + 4 * UNIT + size_of::<Bound>()) + 4 * UNIT * PIECE;
-                pieces * lot * size_of::<PieceSum>() + terms * size_of::<Term>() + threads * each + 32 * lot
+                let of_piece = lot * (4 * PIECE + 4 * UNIT + size_of::<Bound>()) + 4 * UNIT * PIECE;
+                let each = of_piece + terms_max(vocab, lot, threads) * size_of::<Term>() + 8 * pieces + FIXED_BYTES;
+                // Sums of pieces and of rows; for the gradient of each row its target, its place and its small shares.
+                pieces * lot * size_of::<PieceSum>() + threads * each + 64 * lot
             }
         }
     }
+}
+
+/// How many terms a thread keeps behind a piece.
+fn terms_limit(vocab: usize, rows: usize, threads: usize) -> usize {
+    KEPT_MIN.max((rows * vocab.min(USUAL_TERMS)).div_ceil(threads))
+}
+
+/// How many a thread may have: those that it keeps, and one more piece's.
+fn terms_max(vocab: usize, rows: usize, threads: usize) -> usize {
+    // No more than there are logits in its pieces.
+    let all = rows * PIECE * vocab.div_ceil(PIECE).div_ceil(threads);
+    all.min(terms_limit(vocab, rows, threads) + rows * PIECE)
 }
 
 impl Compute {
@@ -86,15 +103,21 @@ impl Compute {
         assert!(loss.targets.iter().all(|&t| (t as usize) < loss.head.rows()), "a target beyond the vocabulary");
         let in_full = matches!(loss.head.dtype(), DType::F32 | DType::F16);
         let lot = if in_full { (FULL_LOGITS / loss.head.rows()).max(1) } else { LOT_ROWS };
-        for first in (0..rows).step_by(lot) {
-            let lot = first..(first + lot).min(rows);
+        let mut first = 0;
+        let mut most = lot;
+        while first < rows {
+            let lot = first..(first + most).min(rows);
             let own = lot.start * width..lot.end * width;
             let part = HeadLoss { targets: &loss.targets[lot.clone()], ..*loss };
-            let (losses, dx) = (&mut losses[lot], dx.as_mut().map(|dx| &mut dx[own.clone()]));
-            match in_full {
-                true => self.head_loss_in_full(scratch, &part, &x[own], losses, dx),
-                false => self.head_loss_cut(scratch, &part, &x[own], losses, dx),
+            let (losses, dx) = (&mut losses[lot.clone()], dx.as_mut().map(|dx| &mut dx[own.clone()]));
+            if in_full {
+                self.head_loss_in_full(scratch, &part, &x[own], losses, dx);
+            } else if !self.head_loss_cut(scratch, &part, &x[own], losses, dx) {
+                // A row's results do not depend on the rows beside it.
+                most = lot.len() / 2;
+                continue;
             }
+            first = lot.end;
         }
     }
 
@@ -114,6 +137,7 @@ impl Compute {
         }
     }
 
+    /// Whether it was done: not where so many shares of several rows count that there is no room for them.
     fn head_loss_cut(
         &self,
         scratch: &mut MatmulScratch,
@@ -121,7 +145,7 @@ impl Compute {
         x: &[f32],
         losses: &mut [f32],
         dx: Option<&mut [f32]>,
-    ) {
+    ) -> bool {
         let (head, rows, width) = (loss.head, losses.len(), loss.head.cols());
         scratch.0.prepare(self.isa, &self.pool, x, width, &[head.operand()]);
         let x = Rows {
@@ -135,7 +159,11 @@ impl Compute {
         let (pieces, threads) = (head.groups().div_ceil(PIECE_GROUPS), self.pool.threads());
         let mut sums = vec![PieceSum::default(); pieces * rows];
         let mut at_target = vec![0.0; rows];
-        let mut kept: Vec<Kept> = (0..threads).map(|_| Kept::new(rows)).collect();
+        let limits = match dx {
+            Some(_) => (terms_limit(head.rows(), rows, threads), terms_max(head.rows(), rows, threads)),
+            None => (0, 0),
+        };
+        let mut kept: Vec<Kept> = (0..threads).map(|_| Kept::new(rows, pieces.div_ceil(threads), limits)).collect();
         {
             let (sums, at_target) = (SharedOut::new(&mut sums), SharedOut::new(&mut at_target));
             let kept = SharedOut::new(&mut kept);
@@ -167,6 +195,9 @@ impl Compute {
                 }
             });
         }
+        if kept.iter().any(|kept| kept.is_full) {
+            return false;
+        }
         let wholes: Vec<f64> = (0..rows).map(|row| whole(sums[row..].iter().step_by(rows))).collect();
         for ((loss, whole), at_target) in losses.iter_mut().zip(&wholes).zip(at_target) {
             *loss = (whole - f64::from(at_target)) as f32;
@@ -174,6 +205,7 @@ impl Compute {
         if let Some(dx) = dx {
             self.head_gradient(loss, &wholes, &mut kept, dx);
         }
+        true
     }
 
     /// dx: (T, D) = `scale` times the head's rows by their shares, less the target's row.
@@ -294,6 +326,10 @@ struct Kept {
     bounds: Vec<Bound>,
     /// How many terms there may be before they are looked through.
     room: usize,
+    /// How many there may be afterwards.
+    limit: usize,
+    /// Whether there were more, of several rows; it keeps none then.
+    is_full: bool,
 }
 
 /// What one thread knows of a row's sum: a logit below `least` has a small share, whatever comes.
@@ -305,13 +341,17 @@ struct Bound {
 }
 
 impl Kept {
-    fn new(rows: usize) -> Kept {
+    fn new(rows: usize, pieces: usize, (limit, terms_max): (usize, usize)) -> Kept {
         let bound = Bound { least: f32::NEG_INFINITY, largest: f32::NEG_INFINITY, sum: 0.0 };
-        Kept { terms: Vec::new(), ends: Vec::new(), bounds: vec![bound; rows], room: KEPT_MIN }
+        let (terms, ends) = (Vec::with_capacity(terms_max), Vec::with_capacity(pieces));
+        Kept { terms, ends, bounds: vec![bound; rows], room: KEPT_MIN.min(limit), limit, is_full: false }
     }
 
     /// Keeps what may count of a row's piece.
     fn take(&mut self, row: usize, sum: PieceSum, logits: &[f32]) {
+        if self.is_full {
+            return;
+        }
         let bound = &mut self.bounds[row];
         if sum.largest < bound.least {
             return;
@@ -332,7 +372,13 @@ impl Kept {
         self.ends.push(self.terms.len());
         if self.terms.len() > self.room {
             self.keep(|term, bounds| (term.value >= bounds[term.row as usize].least).then_some(term.value));
-            self.room = KEPT_MIN.max(2 * self.terms.len());
+            // Of one row no more can count than there is room for.
+            self.is_full = self.terms.len() > self.limit && self.bounds.len() > 1;
+            if self.is_full {
+                self.terms.clear();
+                self.ends.clear();
+            }
+            self.room = KEPT_MIN.max(2 * self.terms.len()).min(self.limit);
         }
     }
 

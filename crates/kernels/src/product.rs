@@ -2,7 +2,7 @@
 //!
 //! Contract: an element of the result is the sum over ascending k in blocks of 256, each block summed by fused
 //! multiply-adds and then added, whatever the shape of the rest and the number of threads. Frozen weights are multiplied
-//! by `matmul` and, transposed, by `matmul_back`, which uses the same tiles.
+//! by `matmul`, and on the way back by `matmul_back`, which for plain weights uses the same tiles.
 
 use std::ops::Range;
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// Rows of W that share a scale. Blocks of 32 would be off by a quarter less and take one multiply-add more for each 32 rows.
 pub(crate) const BLOCK: usize = 128;
-/// Values of a gradient that share one: shorter, as gradients have outliers (docs/LOG.md has the errors).
+/// Values of a gradient that share one: shorter, as gradients have outliers.
 pub(crate) const SUB: usize = 32;
 /// Such parts of a block.
 pub(crate) const SUBS: usize = BLOCK / SUB;

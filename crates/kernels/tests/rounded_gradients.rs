@@ -67,6 +67,30 @@ fn attention_is_near_the_exact_one_and_the_same_however_packed() {
     }
 }
 
+#[test]
+fn attention_refuses_sequences_with_rows_between_or_in_both() {
+    let compute = Compute::new(1, Isa::detect().unwrap());
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 64, window: None, scale: 0.3 };
+    let x = wave(10 * 64, 0.7);
+    for (seqs, is_whole) in
+        [([0..4, 4..10], true), ([0..4, 5..10], false), ([0..5, 4..10], false), ([1..4, 4..10], false)]
+    {
+        for exact in [true, false] {
+            let run = || {
+                let mut grads = [vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; x.len()]];
+                let [dq, dk, dv] = &mut grads;
+                let input = AttentionInput { q: &x, k: &x, v: &x };
+                match exact {
+                    true => compute.attention_backward(shape, &seqs, input, &x, [dq, dk, dv]),
+                    false => compute.attention_backward_rounded(shape, &seqs, input, &x, [dq, dk, dv]),
+                }
+            };
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            assert_eq!(outcome.is_ok(), is_whole, "{seqs:?}");
+        }
+    }
+}
+
 /// Logits, losses and gradients step by step, with the head's values as f32.
 struct Plain {
     losses: Vec<f32>,

@@ -1,7 +1,8 @@
 //! Backward of one query head's attention on AVX-512 with products of bf16 pairs.
 //!
-//! Scores are computed in f32, as rounded keys move them too far (docs/LOG.md, 2026-11-24); shares, their gradients, queries,
-//! keys, values and what comes from above are rounded to bf16 where they are multiplied with each other, and summed in f32.
+//! Scores are computed in f32, as rounded keys move them too far (docs/LOG.md, attention over long contexts); shares, their
+//! gradients, queries, keys, values and what comes from above are rounded to bf16 where they are multiplied with each other, and
+//! summed in f32.
 //!
 //! # Safety
 //! Every `unsafe fn` here asks that the machine has what `Isa::Avx512` stands for, and bf16 products.

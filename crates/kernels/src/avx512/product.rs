@@ -36,7 +36,8 @@ unsafe fn rows<const M: usize, const V: usize>(tile: &Tile<'_>, row: usize, sums
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); V]; M];
-        let (mut a, mut b) = (tile.a.as_ptr().add(row * tile.a_row), tile.b.as_ptr());
+        // Without steps there are no rows to point at.
+        let (mut a, mut b) = (tile.a.as_ptr().wrapping_add(row * tile.a_row), tile.b.as_ptr());
         for _ in 0..tile.steps {
             let mut b_values = [_mm512_setzero_ps(); V];
             for v in 0..V {
