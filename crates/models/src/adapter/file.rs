@@ -1,4 +1,6 @@
-//! Adapters from files into a plan and back: every module of a file finds its matrix, or the adapter is refused.
+//! Adapters from files into a plan and back: every module of a file finds its matrix, or the adapter is refused. The value heads
+//! of recurrent layers have another order in most GGUF files than in checkpoints; an adapter of either form is brought into the
+//! order of its model.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -9,7 +11,7 @@ use super::{Adapter, LoraShape, Module};
 use crate::{
     error::Error,
     names::BODIES,
-    plan::{Mixer, Plan},
+    plan::{DeltaNetPlan, Mixer, Plan},
 };
 
 /// The classifier's head as Hugging Face names it.
@@ -48,8 +50,14 @@ impl Adapter {
         let mut adapter = Adapter::zeroed(plan, &shapes, labels)?;
         for (m, (layer, module)) in file.modules.iter().zip(places) {
             let Some(lora) = adapter.lora(layer, module).cloned() else { continue };
-            turn(&m.a, (m.rank, m.inputs), &mut adapter.values[lora.a()], |row| row);
-            let rows = output_row(plan, layer, module);
+            let order = file_order(plan, file.names);
+            let columns = input_column(plan, (layer, module), order);
+            let a = &mut adapter.values[lora.a()];
+            for (input, a) in a.chunks_exact_mut(m.rank).enumerate() {
+                let column = columns(input);
+                a.iter_mut().enumerate().for_each(|(r, a)| *a = m.a[r * m.inputs + column]);
+            }
+            let rows = output_row(plan, (layer, module), order);
             let b = &mut adapter.values[lora.b()];
             for output in 0..m.outputs {
                 for r in 0..m.rank {
@@ -63,19 +71,34 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// `file` with its modules called as bases of the other form call them, `path` being where it came from.
+    /// `file` with its modules called as bases of the other form call them, and in the order in which that form has them; `path`
+    /// is where it came from.
     ///
     /// # Errors
-    /// When a module has no place in the model, or is made of heads that the other form has in another order.
-    pub fn in_form(plan: &Plan, file: File, path: &Path, names: AdapterNames) -> Result<File, Error> {
+    /// When a module has no place in the model.
+    pub fn in_form(plan: &Plan, mut file: File, path: &Path, names: AdapterNames) -> Result<File, Error> {
         let from = file.names;
+        let (was, wanted) = (file_order(plan, from), file_order(plan, names));
         let mut others = BTreeMap::new();
-        for m in &file.modules {
+        for m in &mut file.modules {
             let (layer, module) = place(plan, from, m)?;
-            if RECURRENT.contains(&module) && file_order(plan, names) != file_order(plan, from) {
-                let (part, found) = (m.name.clone(), "a module of a recurrent layer".into());
-                let expected = "none: the other form has these heads in another order; merge the adapter into its base";
-                return Err(Error::Adapter { part, found, expected: expected.into() });
+            if was != wanted {
+                let of = |f: fn(&DeltaNetPlan, Module) -> Option<Heads>| match &plan.layers[layer].mixer {
+                    Mixer::DeltaNet(delta) => f(delta, module),
+                    Mixer::Attention(_) => None,
+                };
+                if let Some(heads) = of(input_heads) {
+                    let a = m.a.clone();
+                    for (to, from) in m.a.chunks_exact_mut(m.inputs).zip(a.chunks_exact(m.inputs)) {
+                        to.iter_mut().enumerate().for_each(|(i, to)| *to = from[heads.place(i, wanted, was)]);
+                    }
+                }
+                if let Some(heads) = of(output_heads) {
+                    let b = m.b.clone();
+                    for (i, to) in m.b.chunks_exact_mut(m.rank).enumerate() {
+                        to.copy_from_slice(&b[heads.place(i, wanted, was) * m.rank..][..m.rank]);
+                    }
+                }
             }
             let (hf, gguf) = module.pair();
             let other = match names {
@@ -97,9 +120,14 @@ impl Adapter {
         let mut modules: Vec<AdapterModule> = Vec::with_capacity(self.loras.len());
         for lora in &self.loras {
             let (rank, inputs, outputs) = (lora.rank, lora.inputs, lora.outputs);
+            let (at, order) = ((lora.layer, lora.module), file_order(plan, AdapterNames::HuggingFace));
             let mut a = vec![0.0; rank * inputs];
-            turn(&values[lora.a()], (inputs, rank), &mut a, |row| row);
-            let (rows, from) = (output_row(plan, lora.layer, lora.module), &values[lora.b()]);
+            let columns = input_column(plan, at, order);
+            for (input, from) in values[lora.a()].chunks_exact(rank).enumerate() {
+                let column = columns(input);
+                from.iter().enumerate().for_each(|(r, from)| a[r * inputs + column] = *from);
+            }
+            let (rows, from) = (output_row(plan, at, order), &values[lora.b()]);
             let mut b = vec![0.0; rank * outputs];
             for output in 0..outputs {
                 for r in 0..rank {
@@ -128,29 +156,75 @@ impl Adapter {
     }
 }
 
-/// `to`: (cols, rows) = x: (rows, cols) turned, `row` saying which row of `x` is meant.
-fn turn(x: &[f32], (rows, cols): (usize, usize), to: &mut [f32], row: impl Fn(usize) -> usize) {
-    for i in 0..rows {
-        for (j, x) in x[row(i) * cols..][..cols].iter().enumerate() {
-            to[j * rows + i] = *x;
+/// For each output of a module as the model computes it, its row in files of this order: where an attention has a gate, files
+/// have a head's queries, its gate, the next head's queries.
+fn output_row(plan: &Plan, (layer, module): (usize, Module), order: HeadOrder) -> impl Fn(usize) -> usize {
+    let (mut gated, mut turned) = (None, None);
+    match &plan.layers[layer].mixer {
+        Mixer::Attention(a) if a.output_gate && module == Module::QProj => {
+            gated = Some((a.heads * a.head_dim, a.head_dim));
         }
+        Mixer::Attention(_) => {}
+        Mixer::DeltaNet(d) => turned = output_heads(d, module).map(|heads| (heads, d.shape.order)),
     }
-}
-
-/// For each output of a module as the model computes it, its row in files: where an attention has a gate, files have a head's
-/// queries, its gate, the next head's queries.
-fn output_row(plan: &Plan, layer: usize, module: Module) -> impl Fn(usize) -> usize {
-    let gated = match &plan.layers[layer].mixer {
-        Mixer::Attention(a) if a.output_gate && module == Module::QProj => Some((a.heads * a.head_dim, a.head_dim)),
-        _ => None,
-    };
-    move |output| match gated {
-        None => output,
-        Some((queries, dim)) => {
+    move |output| match (gated, turned) {
+        (Some((queries, dim)), _) => {
             let (part, i) = (output / queries, output % queries);
             (2 * (i / dim) + part) * dim + i % dim
         }
+        (None, Some((heads, own))) => heads.place(output, own, order),
+        (None, None) => output,
     }
+}
+
+/// For each input of a module as the model computes it, its column in files of this order.
+fn input_column(plan: &Plan, (layer, module): (usize, Module), order: HeadOrder) -> impl Fn(usize) -> usize {
+    let turned = match &plan.layers[layer].mixer {
+        Mixer::DeltaNet(d) => input_heads(d, module).map(|heads| (heads, d.shape.order)),
+        Mixer::Attention(_) => None,
+    };
+    move |input| turned.map_or(input, |(heads, own)| heads.place(input, own, order))
+}
+
+/// Value heads along an axis of a recurrent layer's matrix.
+#[derive(Clone, Copy)]
+struct Heads {
+    /// What stands before them.
+    first: usize,
+    /// Values of each.
+    dim: usize,
+    key_heads: usize,
+    value_heads: usize,
+}
+
+impl Heads {
+    /// Where an element stands in one order that stands at `i` in another.
+    fn place(&self, i: usize, from: HeadOrder, to: HeadOrder) -> usize {
+        let Some(inner) = i.checked_sub(self.first).filter(|_| from != to) else { return i };
+        let (head, group) = (inner / self.dim, self.value_heads / self.key_heads);
+        let head = match to {
+            HeadOrder::Grouped => head % self.key_heads * group + head / self.key_heads,
+            HeadOrder::Tiled => head % group * self.key_heads + head / group,
+        };
+        self.first + head * self.dim + inner % self.dim
+    }
+}
+
+fn output_heads(delta: &DeltaNetPlan, module: Module) -> Option<Heads> {
+    let shape = delta.shape;
+    let (first, dim) = match module {
+        Module::InProjQkv => (shape.channels() - shape.value_width(), shape.value_dim),
+        Module::InProjZ => (0, shape.value_dim),
+        Module::InProjB | Module::InProjA => (0, 1),
+        _ => return None,
+    };
+    Some(Heads { first, dim, key_heads: shape.key_heads, value_heads: shape.value_heads })
+}
+
+fn input_heads(delta: &DeltaNetPlan, module: Module) -> Option<Heads> {
+    let shape = delta.shape;
+    let heads = Heads { first: 0, dim: shape.value_dim, key_heads: shape.key_heads, value_heads: shape.value_heads };
+    (module == Module::OutProj).then_some(heads)
 }
 
 /// The layer that a module's name says, and its path in there.
@@ -164,9 +238,6 @@ fn inside(name: &str, names: AdapterNames) -> Option<(usize, &str)> {
     let (layer, path) = inner?.split_once('.')?;
     Some((layer.parse().ok()?, path))
 }
-
-/// The modules of a recurrent layer that are made of heads.
-const RECURRENT: [Module; 5] = [Module::InProjQkv, Module::InProjZ, Module::InProjB, Module::InProjA, Module::OutProj];
 
 /// How an adapter's file orders the value heads of recurrent layers: as the base that its names are of does.
 fn file_order(plan: &Plan, names: AdapterNames) -> HeadOrder {
@@ -194,17 +265,6 @@ fn place(plan: &Plan, names: AdapterNames, m: &AdapterModule) -> Result<(usize, 
     };
     if m.magnitude.is_some() {
         return Err(wrong("DoRA".into(), "plain LoRA; merge the adapter into its base to run it".into()));
-    }
-    if let Mixer::DeltaNet(d) = &plan.layers[layer].mixer
-        && RECURRENT.contains(&module)
-        && d.shape.order != file_order(plan, names)
-    {
-        let (own, base) = match names {
-            AdapterNames::HuggingFace => ("a checkpoint's", "a checkpoint folder"),
-            AdapterNames::Gguf => ("a GGUF file's", "a GGUF file"),
-        };
-        let found = format!("a module of a recurrent layer whose heads are in {own} order");
-        return Err(wrong(found, format!("{base} as the base: this one has its heads in another order")));
     }
     let expected = module.shape(plan, layer);
     if expected != Some((m.inputs, m.outputs)) {

@@ -8,11 +8,11 @@ use std::{
 };
 
 use qwenkit_formats::{
-    Adapter as File, AdapterModule, AdapterNames, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file,
+    Adapter as File, AdapterNames, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file,
     write_safetensors,
 };
 use qwenkit_kernels::{Compute, Isa, PAGE_TOKENS};
-use qwenkit_models::{Adapter, Batch, BatchSeq, Buffers, LoraShape, Model, ModelState, Module, Outputs, arch};
+use qwenkit_models::{Adapter, Batch, BatchSeq, Buffers, LoraShape, Model, ModelState, Module, Outputs};
 use qwenkit_tensor::{DType, TokenId};
 
 use crate::run::{self, assert_same_bits};
@@ -204,52 +204,41 @@ fn the_adapter_of_another_model_is_refused_and_says_what_does_not_fit() {
     says(Adapter::zeroed(model.plan(), &[twice, twice], None).err().unwrap().to_string(), "twice");
 }
 
-/// What GGUF files call the modules of the test below.
-fn gguf_name(name: &str) -> String {
-    let name = name.replace("model.layers", "blk").replace("self_attn.q_proj", "attn_q");
-    let name = name.replace("linear_attn.in_proj_z", "attn_gate").replace("linear_attn.out_proj", "ssm_out");
-    name.replace("linear_attn.in_proj_a", "ssm_alpha")
-}
-
-/// A GGUF file of Qwen3.5 has its value heads in another order than the checkpoint, and so have the adapters of each.
+/// A GGUF file of Qwen3.5 has its value heads in another order than the checkpoint. An adapter of every recurrent module answers
+/// alike over both, in either form, and what is trained over either is written in Hugging Face's order.
 #[test]
-fn recurrent_layers_take_adapters_of_their_own_form_only() {
-    let forms = [(AdapterNames::HuggingFace, ""), (AdapterNames::Gguf, "model.gguf")];
-    let of_form = |case: &str, file: &str| {
-        let path = fixture(&format!("parity/{case}"));
-        arch::plan(&ModelFiles::open(&if file.is_empty() { path } else { path.join(file) }).unwrap()).unwrap()
-    };
-    for (case, is_turned) in [("qwen3.5", true), ("qwen3-next", false)] {
-        for (names, _) in forms {
-            let plans = forms.map(|(base, file)| (base, of_form(case, file)));
-            for path in ["linear_attn.in_proj_z", "linear_attn.out_proj", "linear_attn.in_proj_a", "self_attn.q_proj"] {
-                let (layer, is_recurrent) = if path.starts_with("linear") { (0, true) } else { (3, false) };
-                let module = Module::ALL.into_iter().find(|m| path.ends_with(m.name())).unwrap();
-                let (inputs, outputs) = module.shape(&plans[0].1, layer).unwrap();
-                let mut name = format!("model.layers.{layer}.{path}");
-                if names == AdapterNames::Gguf {
-                    name = gguf_name(&name);
-                }
-                let one = AdapterModule {
-                    name,
-                    inputs,
-                    outputs,
-                    rank: 1,
-                    scale: 1.0,
-                    a: vec![1.0; inputs],
-                    b: vec![1.0; outputs],
-                    magnitude: None,
-                };
-                let file = File { names, modules: vec![one], ..adapter_file("qwen3.5") };
-                for (base, plan) in &plans {
-                    let outcome = Adapter::of_file(plan, &file).map(drop).map_err(|e| e.to_string());
-                    let what = format!("{case} {base:?}, {module:?} of {names:?}");
-                    if is_turned && is_recurrent && *base != names {
-                        assert!(outcome.clone().is_err_and(|e| e.contains("in another order")), "{what}: {outcome:?}");
-                    } else {
-                        assert_eq!(outcome, Ok(()), "{what}");
-                    }
-                }
+fn adapters_of_recurrent_layers_mean_the_same_over_both_forms_of_base() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    for case in ["qwen3.5", "qwen3-next"] {
+        let folder = fixture(&format!("parity/{case}"));
+        let bases = [run::load(&folder, &compute), run::load(&folder.join("model.gguf"), &compute)];
+        let plan = bases[0].plan();
+        let places = (0..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
+        let shapes: Vec<_> = places
+            .filter(|(layer, module)| module.shape(plan, *layer).is_some())
+            .map(|(layer, module)| LoraShape { layer, module, rank: 2, scale: 1.0 })
+            .collect();
+        assert!(shapes.iter().any(|shape| shape.module == Module::OutProj), "{case}");
+        let mut adapter = Adapter::zeroed(plan, &shapes, None).unwrap();
+        adapter.values_mut().iter_mut().enumerate().for_each(|(i, x)| *x = 0.1 * (i as f32 * 0.73 + 0.4).sin());
+        let file = adapter.to_file(plan, adapter.values(), AdapterSettings::default());
+        let path = Path::new("adapter.gguf");
+        let gguf = Adapter::in_form(plan, file.clone(), path, AdapterNames::Gguf).unwrap();
+        // In another order, be the modules' own order what it may.
+        let is_turned = gguf.modules.iter().any(|gguf| file.modules.iter().all(|file| file.b != gguf.b));
+        assert_eq!(is_turned, case == "qwen3.5", "{case}");
+        let ids = ids(1, 40);
+        let plain = logits(&bases[0], &compute, &[(&ids, None)]);
+        let expected = logits(&bases[0], &compute, &[(&ids, Some(&adapter))]);
+        let largest = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest(&expected, &plain) > 0.1, "{case}: an adapter that does nothing proves nothing");
+        for base in &bases {
+            for file in [&file, &gguf] {
+                let own = Adapter::of_file(base.plan(), file).unwrap();
+                let apart = largest(&logits(base, &compute, &[(&ids, Some(&own))]), &expected);
+                assert!(apart < 5e-3, "{case}, {:?}: {apart} apart", file.names);
+                let back = own.to_file(base.plan(), own.values(), AdapterSettings::default());
+                assert_eq!(back.modules, adapter.to_file(plan, adapter.values(), AdapterSettings::default()).modules);
             }
         }
     }
