@@ -59,7 +59,8 @@ impl Learner<'_> {
         Ok(pairs.iter().zip(leads).map(|(pair, lead)| Preferred::of(lead, pair.reference, beta)).collect())
     }
 
-    /// Gradients of the mean loss of a batch of pairs into `grads`; no number is changed.
+    /// Gradients of the mean loss of a batch of pairs into `grads`; no number is changed. Of a loss that is no number there are none,
+    /// and the report says so.
     ///
     /// # Errors
     /// As `leads`.
@@ -71,13 +72,20 @@ impl Learner<'_> {
     ) -> Result<StepReport, ModelError> {
         let found = self.preferred(batch, beta, piece_tokens)?;
         let loss = found.iter().map(|pair| pair.loss).sum::<f64>() / batch.len().max(1) as f64;
+        self.grads.fill(0.0);
+        if !loss.is_finite() {
+            // There is no slope of what is no number.
+            let answers = || batch.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
+            let tokens = answers().map(|example| example.ids.len()).sum();
+            let wanted = answers().map(Example::wanted).sum();
+            return Ok(StepReport { loss, grad_norm: f64::NAN, tokens, wanted });
+        }
         // The slope of the loss towards the better answer's log-probability, and its opposite towards the other's.
         let weighted = batch.iter().zip(&found).flat_map(|(pair, Preferred { margin, .. })| {
             let scale = (beta / (1.0 + margin.exp()) / batch.len() as f64) as f32;
             [(&pair.chosen, scale), (&pair.rejected, -scale)]
         });
         let weighted: Vec<(&Example, f32)> = weighted.collect();
-        self.grads.fill(0.0);
         let (mut tokens, mut wanted) = (0, 0);
         for piece in pieces(&weighted, piece_tokens, |(example, _)| example.ids.len()) {
             let packed = Packed::weighted(piece.iter().copied());

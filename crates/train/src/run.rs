@@ -97,7 +97,12 @@ impl Outcome {
     /// By what validations are compared, less being better: the loss; with labels the share that is wrong, and the loss where that is
     /// the same, as a few labels that are wrong with certainty spoil a loss that temperature mends.
     fn merit(&self) -> f64 {
-        self.right.map_or(self.loss, |right| 1.0 - right + 1e-4 * self.loss.min(1.0))
+        if self.loss.is_nan() {
+            return f64::INFINITY;
+        }
+        // Of losses from 0 to infinity a share from 0 to 1 that rises with them.
+        let share = 1.0 - 1.0 / (1.0 + self.loss);
+        self.right.map_or(self.loss, |right| 1.0 - right + 1e-4 * share)
     }
 }
 
@@ -206,7 +211,7 @@ pub fn run(
         let numbers = order::of_step(settings.seed, done, settings.batch, train.len());
         let rate = settings.schedule.at(done);
         let report = train.step(learner, &numbers, rate, &settings.step)?;
-        state.follow(done, &report, rate)?;
+        state.follow(done, &report, settings.schedule.rate)?;
         done += 1;
         let goes_on = tell(Happening::Step { step: done, report, rate, took: start.elapsed() });
         let is_last = done == steps;
@@ -279,7 +284,7 @@ struct State {
 }
 
 impl State {
-    /// Notes a step's loss, and refuses to go on when the run is astray.
+    /// Notes a step's loss, and refuses to go on when the run is astray; `rate` is the highest of its schedule.
     fn follow(&mut self, step: usize, report: &StepReport, rate: f64) -> Result<(), Error> {
         let Trend { now, lowest } = self.trend;
         let kept = match self.best {
@@ -312,6 +317,18 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_validations_the_one_with_more_right_or_less_loss_is_better() {
+        let merit = |loss, right| Outcome { loss, right }.merit();
+        assert!(merit(0.5, None) < merit(0.6, None));
+        assert!(merit(9.0, Some(0.9)) < merit(0.1, Some(0.89)));
+        assert!(merit(2.0, Some(0.9)) < merit(3.0, Some(0.9)));
+        assert!(merit(3.0, Some(0.9)) < merit(f64::INFINITY, Some(0.9)));
+        for right in [None, Some(1.0)] {
+            assert_eq!(merit(f64::NAN, right), f64::INFINITY);
+        }
+    }
 
     #[test]
     fn a_rising_mean_is_astray_and_a_bad_step_is_not() {

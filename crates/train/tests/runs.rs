@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::{Compute, Isa};
-use qwenkit_models::Model;
+use qwenkit_models::{Model, Tape};
 use qwenkit_tensor::TokenId;
 use qwenkit_train::{
-    AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Place, RunSettings, Schedule, StepSettings,
-    USUAL_TARGETS, run, validate,
+    AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Lessons, Packed, Pair, Place, RunSettings,
+    Schedule, StepSettings, USUAL_TARGETS, run, validate,
 };
 
 fn model(compute: &Compute) -> Model {
@@ -128,7 +128,36 @@ fn a_rate_that_diverges_is_said() {
     let error = run(&mut learner, (all[..].into(), [][..].into()), &settings(1e30, 40), None, false, &mut |_| true)
         .unwrap_err();
     let message = error.to_string();
-    assert!(matches!(error, Error::Diverged { .. }) && message.contains("--lr"), "{message}");
+    // A fifth of the highest rate, not of the step's.
+    assert!(
+        matches!(error, Error::Diverged { hint, .. } if hint == 1e30 / 5.0) && message.contains("--lr"),
+        "{message}"
+    );
+}
+
+#[test]
+fn preferences_that_diverge_are_said_and_what_is_no_number_ends() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(12));
+    let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+    let pair =
+        |[chosen, rejected]: &[Example; 2]| Pair { chosen: chosen.clone(), rejected: rejected.clone(), reference: 0.0 };
+    let pairs: Vec<Pair> = all.as_chunks().0.iter().map(pair).collect();
+    let lessons = Lessons::Pairs { pairs: &pairs, beta: 0.1 };
+    let mut settings = settings(1e30, 40);
+    settings.step.clip = None;
+    let error = run(&mut learner, (lessons, [][..].into()), &settings, None, false, &mut |_| true).unwrap_err();
+    assert!(matches!(error, Error::Diverged { .. }), "{error}");
+    // A gradient is not asked for where the loss is no number, and says so itself where the scale is none.
+    learner.adapter.values_mut().fill(f32::NAN);
+    let report = learner.preference_gradients(&pairs.iter().collect::<Vec<_>>(), 0.1, 100).unwrap();
+    assert!(report.loss.is_nan() && report.grad_norm.is_nan(), "{report:?}");
+    let (mut tape, mut losses) = (Tape::new(&model, false), Vec::new());
+    let adapter = shape(None).start(model.plan(), 1).unwrap();
+    let mut grads = vec![0.0; adapter.values().len()];
+    let packed = Packed::new(&all[..3], f32::NAN);
+    model.learn(&compute, &adapter, &packed.lesson(), &mut tape, &mut losses, Some(&mut grads)).unwrap();
+    assert!(losses.iter().all(|loss| loss.is_finite()) && grads.iter().any(|grad| grad.is_nan()));
 }
 
 #[test]

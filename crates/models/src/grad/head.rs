@@ -32,10 +32,11 @@ pub(super) fn losses(
     losses.clear();
     losses.resize(rows, 0.0);
     scores.clear();
-    // Rows of one scale together.
+    // Rows of one scale together, by its bits: what is no number equals nothing, itself included.
     let mut first = 0;
     while first < rows {
-        let same = scales[first..].iter().take(HEAD_ROWS).take_while(|s| **s == scales[first]).count();
+        let scale = scales[first].to_bits();
+        let same = scales[first..].iter().take(HEAD_ROWS).take_while(|s| s.to_bits() == scale).count();
         let tile = first..first + same;
         first = tile.end;
         let of_rows = &x[tile.start * width..tile.end * width];
