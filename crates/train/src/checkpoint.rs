@@ -76,6 +76,11 @@ impl Checkpoint<'_> {
         Ok(write_safetensors(path, &list, &remarks)?)
     }
 
+    /// Of which run the checkpoint is; `None` where there is none that says it.
+    pub fn identity(path: &Path) -> Option<String> {
+        read_safetensors_file(path).ok()?.metadata().get("identity").cloned()
+    }
+
     /// Reads the checkpoint of the run `identity`; `None` where there is none.
     ///
     /// # Errors

@@ -74,6 +74,15 @@ pub enum Error {
         kept: &'static str,
     },
 
+    /// Somebody stopped it while it measured what it is to be held against.
+    #[error("stopped after {done} of {pairs} pairs were measured; the same command goes on from there")]
+    StoppedBefore {
+        /// Pairs measured.
+        done: usize,
+        /// Pairs in all.
+        pairs: usize,
+    },
+
     /// Somebody stopped it.
     #[error("stopped after step {step}; the run goes on from there with --resume")]
     Stopped {

@@ -43,7 +43,7 @@ pub type Sink<'a> = dyn FnMut(&Example, &[f32], &[f32]) + 'a;
 /// What a step showed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean loss before the step.
+    /// Before the step: the mean over the batch's tokens, labels - without what smoothing adds - or pairs.
     pub loss: f64,
     /// Length of the gradient.
     pub grad_norm: f64,

@@ -6,6 +6,8 @@
 mod check;
 mod data;
 mod data_args;
+mod identity;
+mod memory;
 mod recorded;
 mod report;
 mod training;

@@ -120,6 +120,37 @@ impl Report {
     }
 }
 
+/// Tells how far the measuring before a run has come.
+pub(super) struct Measuring {
+    pairs: usize,
+    started: Instant,
+    /// Pairs that an earlier call measured.
+    first: Option<usize>,
+    told: Option<Instant>,
+}
+
+impl Measuring {
+    /// Of so many pairs.
+    pub(super) fn new(pairs: usize) -> Measuring {
+        Measuring { pairs, started: Instant::now(), first: None, told: None }
+    }
+
+    /// Tells how many pairs are done, now and then.
+    pub(super) fn tell(&mut self, done: usize) {
+        let first = *self.first.get_or_insert(done);
+        if self.told.is_some_and(|told| told.elapsed() < QUIET) && done < self.pairs {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let share = (self.pairs - done) as f64 / (done - first).max(1) as f64;
+        let left = match done > first {
+            true => format!(", {} left", duration(self.started.elapsed().mul_f64(share))),
+            false => String::new(),
+        };
+        terminal::note(&format!("measured the model's own preference in {done} of {} pairs{left}", self.pairs));
+    }
+}
+
 /// Leaves in a file of figures only those up to a step.
 fn keep_until(path: &Path, step: usize) -> std::io::Result<()> {
     let Ok(file) = File::open(path) else { return Ok(()) };

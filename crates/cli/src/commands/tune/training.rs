@@ -6,29 +6,28 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
-use qwenkit_engine::{available_memory_bytes, text_of};
+use qwenkit_engine::text_of;
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings};
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Adapter, LessonSize, Model, Tape, arch};
+use qwenkit_models::{Adapter, Model, arch};
 use qwenkit_train::{
     AdamW, AdapterShape, ClassifierRecord, Error, Example, Goal, Learner, Lessons, Pair, Place, RECORD, RunSettings,
-    Schedule, StepSettings, USUAL_TARGETS, calibrate, examples_hash, model_hash, report as page, values_hash,
+    Schedule, StepSettings, calibrate, model_hash, references, report as page, usual_targets,
 };
 use serde_json::json;
 
 use super::data::{self, Material};
-use super::report::{Report, duration};
+use super::identity::{Basis, identity, was_sparing};
+use super::memory::{MemoryPlan, memory_plan};
+use super::report::{Measuring, Report, duration};
 use super::{Task, TuneArgs};
 use crate::failure::{Interrupted, usage};
 use crate::{locate, opening, terminal};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const ADAPTER: &str = "adapter_config.json";
-/// Beside what is planned: tokenizer, program, what an allocator keeps.
-const SPARE_BYTES: usize = 128 << 20;
-
-/// What may be remembered of samples that come again.
-const REMEMBERED_BYTES: usize = 512 << 20;
+/// How far the better answers lead before the first step, of preferences.
+const REFERENCES: &str = "references.safetensors";
 
 /// Set by Ctrl-C: the run ends behind the step that it is in.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -43,19 +42,18 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
         return Err(usage("no samples are kept apart to validate with\nhint: --validation N"));
     }
     let labels = Some(material.labels.len()).filter(|labels| *labels > 0);
+    let half = if material.task == Task::Classify { plan.layers.len() / 2 } else { 0 };
+    let from_layer = args.shape.from_layer.map_or(half, usize::from);
     let shape = match &init {
         None => AdapterShape {
             rank: args.shape.rank.into(),
             alpha: args.shape.alpha.unwrap_or(2.0 * f64::from(args.shape.rank)),
             rslora: args.shape.rslora,
             targets: match &args.shape.targets[..] {
-                [] => USUAL_TARGETS.map(str::to_owned).to_vec(),
+                [] => usual_targets(&plan, from_layer),
                 targets => targets.to_vec(),
             },
-            from_layer: args
-                .shape
-                .from_layer
-                .map_or_else(|| if material.task == Task::Classify { plan.layers.len() / 2 } else { 0 }, usize::from),
+            from_layer,
             labels,
         },
         Some(file) => AdapterShape {
@@ -98,21 +96,23 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
         start.values().len()
     ));
     let model_hash = model_hash(&located.files)?;
-    let identity = identity((&settings, smoothing, beta), (&shape, start.values()), &material, &model_hash);
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let compute = Compute::new(args.compute.threads(), opening::isa()?);
     let mut bar = opening::loading_bar();
     let model = Model::load(&located.files, &compute, &mut |e| bar.update(e.done_bytes, e.total_bytes))?;
     bar.clear();
     model.check_learning()?;
-    let (sparing, remembered) =
-        memory_plan(args, &model, &material, &start, (settings.step.piece_tokens, settings.batch))?;
+    let was_sparing = if args.resume { was_sparing(&out.join(CHECKPOINT)) } else { None };
+    let piece = settings.step.piece_tokens;
+    let MemoryPlan { sparing, remembered } =
+        memory_plan(args, &model, &material, &start, (piece, settings.batch), was_sparing)?;
+    let isa = compute.isa().to_string();
+    let basis = Basis { model: &model_hash, start: start.values(), smoothing, beta, sparing, isa };
+    let place = Place { checkpoint: out.join(CHECKPOINT), identity: identity(&settings, &shape, &material, &basis) };
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let mut learner = Learner::new(&model, &compute, start, sparing);
     learner.remember(remembered);
     learner.smoothing = smoothing;
-    let piece = settings.step.piece_tokens;
-    let place = Place { checkpoint: out.join(CHECKPOINT), identity };
     if !args.resume {
         // Figures of a run that left no checkpoint.
         let _ = fs::remove_file(out.join(page::METRICS));
@@ -121,7 +121,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     let mut failure = None;
     // Measured before a checkpoint is read: against the adapter that the run begins with.
     let pairs = match material.task {
-        Task::Dpo => Some((pairs(&mut learner, &material.train, piece)?, pairs(&mut learner, &material.valid, piece)?)),
+        Task::Dpo => Some(pairs(&mut learner, &material, piece, (out, &place.identity))?),
         _ => None,
     };
     let both = match &pairs {
@@ -177,6 +177,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     }
     // The adapter is whole; nothing is left to go on from.
     let _ = fs::remove_file(out.join(CHECKPOINT));
+    let _ = fs::remove_file(out.join(REFERENCES));
     terminal::note(&format!(
         "done in {}, {:.0} tokens/s; the adapter is in {}",
         duration(report.elapsed()),
@@ -248,111 +249,35 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     }
 }
 
-/// Everything that the numbers of a run depend on.
-fn identity(
-    (settings, smoothing, beta): (&RunSettings, f32, f64),
-    (shape, start): (&AdapterShape, &[f32]),
+/// Better and worse answers as pairs, with how much more probable the better one is before the first step: those to learn from,
+/// and those to validate with.
+fn pairs(
+    learner: &mut Learner<'_>,
     material: &Material,
-    model: &str,
-) -> String {
-    let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
-    let lines = [
-        format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
-        format!("model: {model}"),
-        format!(
-            "samples: {} to learn from, {} to validate with",
-            material.train.len() / material.each(),
-            material.valid.len() / material.each()
-        ),
-        format!("tokens and goals: {}", examples_hash(material.train.iter().chain(&material.valid))),
-        format!("start: {}", values_hash(start)),
-        format!("rank: {}", shape.rank),
-        format!("alpha: {}", shape.alpha),
-        format!("rslora: {}", shape.rslora),
-        format!("targets: {}", shape.targets.join(",")),
-        format!("from layer: {}", shape.from_layer),
-        format!("lr: {:e}", schedule.rate),
-        format!("schedule: {}", schedule.curve.name()),
-        format!("warmup: {}", schedule.warmup_steps),
-        format!("steps: {}", schedule.steps),
-        format!("batch: {batch}"),
-        format!("piece tokens: {}", step.piece_tokens),
-        format!("weight decay: {}", step.optimiser.weight_decay),
-        format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
-        format!("smoothing: {smoothing}"),
-        format!("beta: {beta}"),
-        format!("seed: {seed}"),
-        format!("validate every: {validate_every}"),
-        format!("patience: {}", patience.map_or("none".to_owned(), |n| n.to_string())),
-    ];
-    lines.join("\n")
-}
-
-/// Says what the run takes, and decides whether the forward pass is kept or computed twice.
-fn memory_plan(
-    args: &TuneArgs,
-    model: &Model,
-    material: &Material,
-    start: &Adapter,
-    (piece_tokens, batch): (usize, usize),
-) -> anyhow::Result<(bool, usize)> {
-    let lens_of = |examples: &[Example]| examples.iter().map(|e| e.ids.len()).collect::<Vec<_>>();
-    let (mut of_train, of_valid) = (lens_of(&material.train), lens_of(&material.valid));
-    of_train.sort_unstable_by(|a, b| b.cmp(a));
-    // A step's longest samples or all that are validated with, unless they are taken in pieces.
-    let at_once = of_train.iter().take(batch * material.each()).sum::<usize>().max(of_valid.iter().sum());
-    let mut lens = [of_train, of_valid].concat();
-    lens.sort_unstable();
-    let longest = lens.last().copied().unwrap_or(1);
-    let tokens = piece_tokens.min(at_once).max(longest);
-    // As many of the shortest as go into one piece.
-    let mut fitting = 0;
-    let fits_too = |len: &&usize| {
-        fitting += **len;
-        fitting <= tokens
+    piece_tokens: usize,
+    (out, identity): (&Path, &str),
+) -> anyhow::Result<(Vec<Pair>, Vec<Pair>)> {
+    let answers = [&material.train[..], &material.valid].concat();
+    let mut measuring = Measuring::new(answers.len() / 2);
+    let kept = (&*out.join(REFERENCES), identity);
+    let leads = references(learner, &answers, piece_tokens, kept, &mut |done| {
+        measuring.tell(done);
+        !STOP.load(Ordering::Relaxed)
+    });
+    let leads = match leads {
+        Err(stopped @ Error::StoppedBefore { .. }) => {
+            terminal::note(&stopped.to_string());
+            return Err(Interrupted.into());
+        }
+        other => other?,
     };
-    let seqs = lens.iter().take_while(fits_too).count().max(1);
-    let wanted = if material.task == Task::Classify { 0 } else { tokens };
-    let size = LessonSize { tokens, seqs, wanted, threads: args.compute.threads() };
-    // Values, gradients, two moments, and with validation the best so far.
-    let trained = (4 + usize::from(!material.valid.is_empty())) * 4 * start.values().len();
-    let available = available_memory_bytes();
-    let of_tape = |sparing: bool| Tape::bytes(model, start, sparing, size);
-    let needs = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
-    let fits = |sparing: bool| available.is_none_or(|available| needs(sparing) as u64 <= available);
-    let sparing = args.course.sparing || !fits(false);
-    // What lies below the first adapted layer is remembered of all samples if they fit as well.
-    let all = Tape::remembered_bytes(model, start, lens.iter().sum());
-    let room = available.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let remembered = all.min(REMEMBERED_BYTES).min(room.saturating_sub(needs(sparing)));
-    let mb = |bytes: usize| format!("{:.0} MB", bytes as f64 / 1e6);
-    terminal::note(&format!(
-        "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({}){}",
-        mb(model.weight_bytes()),
-        mb(trained),
-        mb(of_tape(sparing)),
-        if sparing { "layers are computed twice" } else { "all layers kept" },
-        if remembered > 0 { format!(" + {} of what the layers below give", mb(remembered)) } else { String::new() }
-    ));
-    ensure!(
-        fits(sparing),
-        "the training needs {} beside the model and {} are available\n\
-         hint: a smaller --piece-tokens (the longest sample has {longest}), a smaller --rank, or shorter samples",
-        mb(needs(sparing)),
-        available.map_or("unknown".to_owned(), |bytes| mb(bytes as usize))
-    );
-    Ok((sparing, remembered))
-}
-
-/// Better and worse answers as pairs, with how much more probable the better one is now.
-fn pairs(learner: &mut Learner<'_>, answers: &[Example], piece_tokens: usize) -> anyhow::Result<Vec<Pair>> {
-    let leads = learner.leads(&answers.iter().collect::<Vec<_>>(), piece_tokens)?;
-    let pair = |([chosen, rejected], reference): (&[Example; 2], f64)| Pair {
+    let mut pairs = answers.as_chunks().0.iter().zip(leads).map(|([chosen, rejected], reference)| Pair {
         chosen: chosen.clone(),
         rejected: rejected.clone(),
         reference,
-    };
-    Ok(answers.as_chunks().0.iter().zip(leads).map(pair).collect())
+    });
+    let train = pairs.by_ref().take(material.train.len() / 2).collect();
+    Ok((train, pairs.collect()))
 }
 
 /// The temperature that the samples kept apart show, and how right the classifier is on them.

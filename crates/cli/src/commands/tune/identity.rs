@@ -1,0 +1,70 @@
+//! Everything that the numbers of a run depend on, as text: a run goes on only where all of it is as it was.
+
+use std::path::Path;
+
+use qwenkit_train::{AdapterShape, Checkpoint, RunSettings, examples_hash, values_hash};
+
+use super::data::Material;
+
+/// How much of the forward pass is kept, as a line.
+const LAYERS: [&str; 2] = ["layers: all kept", "layers: computed twice"];
+
+/// What a run is made of beside its settings, its adapter's shape and its data.
+pub(super) struct Basis<'a> {
+    /// The SHA-256 of the model's tensors.
+    pub(super) model: &'a str,
+    /// The adapter's numbers before the first step.
+    pub(super) start: &'a [f32],
+    /// Of labels.
+    pub(super) smoothing: f32,
+    /// Of preferences.
+    pub(super) beta: f64,
+    /// Whether layers are computed twice: what is kept is rounded in most models, so that it counts.
+    pub(super) sparing: bool,
+    /// The instruction set: the last bits of most ops differ between them.
+    pub(super) isa: String,
+}
+
+/// A line for each thing.
+pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &Material, basis: &Basis<'_>) -> String {
+    let Basis { model, start, smoothing, beta, sparing, isa } = basis;
+    let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
+    let lines = [
+        format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
+        format!("model: {model}"),
+        format!(
+            "samples: {} to learn from, {} to validate with",
+            material.train.len() / material.each(),
+            material.valid.len() / material.each()
+        ),
+        format!("tokens and goals: {}", examples_hash(material.train.iter().chain(&material.valid))),
+        format!("start: {}", values_hash(start)),
+        format!("rank: {}", shape.rank),
+        format!("alpha: {}", shape.alpha),
+        format!("rslora: {}", shape.rslora),
+        format!("targets: {}", shape.targets.join(",")),
+        format!("from layer: {}", shape.from_layer),
+        format!("lr: {:e}", schedule.rate),
+        format!("schedule: {}", schedule.curve.name()),
+        format!("warmup: {}", schedule.warmup_steps),
+        format!("steps: {}", schedule.steps),
+        format!("batch: {batch}"),
+        format!("piece tokens: {}", step.piece_tokens),
+        format!("weight decay: {}", step.optimiser.weight_decay),
+        format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
+        format!("smoothing: {smoothing}"),
+        format!("beta: {beta}"),
+        format!("seed: {seed}"),
+        format!("validate every: {validate_every}"),
+        format!("patience: {}", patience.map_or("none".to_owned(), |n| n.to_string())),
+        LAYERS[usize::from(*sparing)].to_owned(),
+        format!("instructions (QWENKIT_ISA): {isa}"),
+    ];
+    lines.join("\n")
+}
+
+/// Whether the run whose checkpoint is at `path` computes layers twice; `None` where there is none that says it.
+pub(super) fn was_sparing(path: &Path) -> Option<bool> {
+    let identity = Checkpoint::identity(path)?;
+    LAYERS.iter().position(|line| identity.lines().any(|found| found == *line)).map(|place| place == 1)
+}
