@@ -8,7 +8,11 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 use qwenkit_formats::{Error as FormatError, read_safetensors_file, write_safetensors};
 use qwenkit_tensor::DType;
 
-use crate::{error::Error, optimiser::Moments};
+use crate::{
+    dynamic::Blocks,
+    error::Error,
+    optimiser::{KeptMoments, Moments},
+};
 
 /// A run's state behind a step; one that is written is lent by the run, as it is several times what is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,11 +57,16 @@ impl Checkpoint<'_> {
     /// # Errors
     /// When writing fails; what was there before is still there then.
     pub fn write(&self, path: &Path, identity: &str) -> Result<(), Error> {
-        let mut parts: Vec<(&str, Cow<'_, [u8]>)> = vec![
-            ("values", bytes(&self.values)),
-            ("mean", bytes(&self.moments.mean)),
-            ("square", bytes(&self.moments.square)),
-        ];
+        let floats = |name, x| Part { name, dtype: DType::F32, bytes: bytes(x) };
+        let mut parts = vec![floats("values", &self.values)];
+        match &self.moments.kept {
+            KeptMoments::F32 { mean, square } => parts.extend([floats("mean", mean), floats("square", square)]),
+            KeptMoments::Bits8 { mean, square } => {
+                let codes = |name, x| Part { name, dtype: DType::U8, bytes: Cow::Borrowed(x) };
+                parts.extend([codes("mean", &mean.codes[..]), floats("mean_scales", &mean.scales)]);
+                parts.extend([codes("square", &square.codes[..]), floats("square_scales", &square.scales)]);
+            }
+        }
         let mut remarks = BTreeMap::from([
             ("identity".to_owned(), identity.to_owned()),
             ("step".to_owned(), self.step.to_string()),
@@ -67,12 +76,13 @@ impl Checkpoint<'_> {
             ("trend_lowest".to_owned(), self.trend.lowest.to_bits().to_string()),
         ]);
         if let Some(best) = &self.best {
-            parts.push(("best", bytes(&best.values)));
+            parts.push(floats("best", &best.values));
             remarks.insert("best_step".to_owned(), best.step.to_string());
             remarks.insert("best_merit".to_owned(), best.merit.to_bits().to_string());
         }
-        let shape = [self.values.len()];
-        let list: Vec<_> = parts.iter().map(|(name, bytes)| (*name, DType::F32, &shape[..], &bytes[..])).collect();
+        let shapes: Vec<[usize; 1]> = parts.iter().map(|part| [part.bytes.len() / part.dtype.block_bytes()]).collect();
+        let list: Vec<_> =
+            parts.iter().zip(&shapes).map(|(p, shape)| (p.name, p.dtype, &shape[..], &p.bytes[..])).collect();
         Ok(write_safetensors(path, &list, &remarks)?)
     }
 
@@ -97,11 +107,26 @@ impl Checkpoint<'_> {
         if found != identity {
             return Err(Error::OtherRun { path: path.to_owned(), differences: differences(found, identity) });
         }
-        let values = |name: &str| -> Result<Vec<f32>, Error> {
-            let info = file.tensor(name).filter(|info| info.dtype == DType::F32).ok_or_else(|| broken(name))?;
+        let stored = |name: &str, dtype: DType| -> Result<Vec<u8>, Error> {
+            let info = file.tensor(name).filter(|info| info.dtype == dtype).ok_or_else(|| broken(name))?;
             let mut bytes = vec![0; info.len_bytes];
             file.read(info, 0, &mut bytes)?;
+            Ok(bytes)
+        };
+        let values = |name: &str| -> Result<Vec<f32>, Error> {
+            let bytes = stored(name, DType::F32)?;
             Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let in_blocks = file.tensor("mean").is_some_and(|info| info.dtype == DType::U8);
+        let kept = match in_blocks {
+            false => KeptMoments::F32 { mean: values("mean")?, square: values("square")? },
+            true => {
+                let blocks = |codes: &str, scales: &str| -> Result<Blocks, Error> {
+                    Ok(Blocks { codes: stored(codes, DType::U8)?, scales: values(scales)? })
+                };
+                let (mean, square) = (blocks("mean", "mean_scales")?, blocks("square", "square_scales")?);
+                KeptMoments::Bits8 { mean, square }
+            }
         };
         let best = match remark("best_step") {
             None => None,
@@ -111,7 +136,7 @@ impl Checkpoint<'_> {
                 values: values("best")?,
             })),
         };
-        let moments = Moments { steps: number("updates")?, mean: values("mean")?, square: values("square")? };
+        let moments = Moments { steps: number("updates")?, kept };
         let checkpoint = Checkpoint {
             step: number("step")? as usize,
             values: Cow::Owned(values("values")?),
@@ -122,11 +147,18 @@ impl Checkpoint<'_> {
         };
         let len = checkpoint.values.len();
         let of_best = checkpoint.best.as_ref().map_or(len, |best| best.values.len());
-        if [checkpoint.moments.mean.len(), checkpoint.moments.square.len(), of_best] != [len; 3] {
+        if checkpoint.moments.len() != Some(len) || of_best != len {
             return Err(broken("lengths"));
         }
         Ok(Some(checkpoint))
     }
+}
+
+/// A tensor of the file.
+struct Part<'a> {
+    name: &'a str,
+    dtype: DType,
+    bytes: Cow<'a, [u8]>,
 }
 
 /// Numbers as they stand in the file; of most machines these are their own bytes.
@@ -154,7 +186,10 @@ mod tests {
         Checkpoint {
             step: 7,
             values: Cow::Owned(vec![1.0, -0.1, f32::MIN_POSITIVE]),
-            moments: Cow::Owned(Moments { steps: 6, mean: vec![0.1, 0.2, 0.3], square: vec![0.4, 0.5, 0.6] }),
+            moments: Cow::Owned(Moments {
+                steps: 6,
+                kept: KeptMoments::F32 { mean: vec![0.1, 0.2, 0.3], square: vec![0.4, 0.5, 0.6] },
+            }),
             best: Some(Cow::Owned(Best { step: 5, merit: 0.1 + 0.2, values: vec![3.0, 2.0, 1.0] })),
             worse: 2,
             trend: Trend { now: 0.3, lowest: 0.1 },
@@ -166,8 +201,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.safetensors");
         assert_eq!(Checkpoint::read(&path, "a").unwrap(), None);
-        for best in [checkpoint().best, None] {
-            let written = Checkpoint { best, ..checkpoint() };
+        let blocks = |first: u8| Blocks { codes: vec![first, 0, 255], scales: vec![0.1] };
+        let kept = KeptMoments::Bits8 { mean: blocks(3), square: blocks(4) };
+        let in_8_bits = Moments { steps: 6, kept };
+        let moments = [checkpoint().moments.into_owned(), in_8_bits];
+        for (best, moments) in [checkpoint().best, None].into_iter().zip(moments) {
+            let written = Checkpoint { best, moments: Cow::Owned(moments), ..checkpoint() };
             written.write(&path, "rank: 4\nlr: 1").unwrap();
             assert_eq!(Checkpoint::read(&path, "rank: 4\nlr: 1").unwrap(), Some(written));
         }

@@ -7,7 +7,7 @@ use qwenkit_models::{Adapter, Error as ModelError, Model, Tape};
 
 use crate::{
     example::{Example, Packed},
-    optimiser::{AdamW, Moments, norm},
+    optimiser::{AdamW, Moments, Precision, norm},
 };
 
 /// A model, an adapter that is being trained, and what that takes.
@@ -57,8 +57,14 @@ impl<'a> Learner<'a> {
     /// A learner of this adapter. `sparing` keeps less of the forward pass and computes it twice.
     pub fn new(model: &'a Model, compute: &'a Compute, adapter: Adapter, sparing: bool) -> Learner<'a> {
         let len = adapter.values().len();
-        let (moments, grads, tape) = (Moments::new(len), vec![0.0; len], Tape::new(model, sparing));
+        let (moments, grads) = (Moments::new(len, Precision::F32), vec![0.0; len]);
+        let tape = Tape::new(model, sparing);
         Learner { model, compute, adapter, moments, smoothing: 0.0, grads, tape, losses: Vec::new() }
+    }
+
+    /// Keeps the optimiser's memory in this precision; what it had learnt is gone.
+    pub fn keep_moments_in(&mut self, precision: Precision) {
+        self.moments = Moments::new(self.adapter.values().len(), precision);
     }
 
     /// Lets examples that come again keep up to so many bytes of what layers below the first adapted one make of them.

@@ -8,8 +8,8 @@ use qwenkit_kernels::{Compute, Isa};
 use qwenkit_models::{Model, Tape};
 use qwenkit_tensor::TokenId;
 use qwenkit_train::{
-    AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Lessons, Packed, Pair, Place, RunSettings,
-    Schedule, StepSettings, USUAL_TARGETS, run, validate,
+    AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Lessons, Packed, Pair, Place, Precision,
+    RunSettings, Schedule, StepSettings, USUAL_TARGETS, run, validate,
 };
 
 fn model(compute: &Compute) -> Model {
@@ -95,6 +95,43 @@ fn a_run_that_was_cut_off_goes_on_with_the_same_numbers() {
         assert_eq!(found, expected, "stopped after step {stop}");
         assert!(second.adapter.values() == whole.adapter.values(), "stopped after step {stop}");
     }
+}
+
+/// AdamW with moments in 8 bits learns as with f32, and goes on exactly from its checkpoint.
+#[test]
+fn moments_in_8_bits_learn_alike_and_go_on_exactly() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(16));
+    let examples = all.split_at(13);
+    let trained = |precision: Precision, stops: &[usize]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (i, stop) in stops.iter().enumerate() {
+            let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+            learner.keep_moments_in(precision);
+            let (mut last, lessons) = (0.0, (examples.0.into(), [][..].into()));
+            let place = place(folder.path());
+            let outcome = run(&mut learner, lessons, &settings(1e-2, 40), Some(&place), i > 0, &mut |happening| {
+                let Happening::Step { step, report, .. } = happening else { return true };
+                last = report.loss;
+                step < *stop
+            });
+            if outcome.is_ok() {
+                return (last, learner.adapter.values().to_vec());
+            }
+        }
+        panic!("the last call goes to the end");
+    };
+    let start = shape(None).start(model.plan(), 1).unwrap();
+    let (exact_loss, exact) = trained(Precision::F32, &[99]);
+    let (loss, values) = trained(Precision::Bits8, &[99]);
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let off: f64 = values.iter().zip(&exact).map(|(a, b)| square(a - b)).sum();
+    let way: f64 = exact.iter().zip(start.values()).map(|(a, b)| square(a - b)).sum();
+    let apart = (off / way).sqrt();
+    println!("after 40 steps: losses {loss} and {exact_loss}, {apart:.4} of the way apart");
+    assert!(apart > 0.0 && apart < 0.2, "{apart} of the way apart");
+    assert!((loss - exact_loss).abs() < 0.1 * exact_loss, "{loss} and {exact_loss}");
+    assert!(trained(Precision::Bits8, &[2, 17, 99]) == (loss, values));
 }
 
 #[test]

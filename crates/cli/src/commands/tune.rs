@@ -15,7 +15,7 @@ mod training;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qwenkit_train::Curve;
+use qwenkit_train::{Curve, Precision};
 
 use crate::args::ComputeArgs;
 use crate::failure::usage;
@@ -58,6 +58,33 @@ pub(crate) enum Task {
     Classify,
     /// To prefer the better of two answers
     Dpo,
+}
+
+/// How numbers are changed by their gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Optimiser {
+    /// AdamW, its memory in f32
+    Adamw,
+    /// The same with its memory in 8 bits, a quarter of the bytes
+    #[value(name = "adamw-8bit")]
+    Adamw8bit,
+}
+
+impl Optimiser {
+    fn precision(self) -> Precision {
+        match self {
+            Optimiser::Adamw => Precision::F32,
+            Optimiser::Adamw8bit => Precision::Bits8,
+        }
+    }
+
+    /// As the command line has it.
+    fn name(self) -> &'static str {
+        match self {
+            Optimiser::Adamw => "adamw",
+            Optimiser::Adamw8bit => "adamw-8bit",
+        }
+    }
 }
 
 /// Arguments of `tune`.
@@ -150,6 +177,9 @@ pub(crate) struct CourseArgs {
     /// The highest learning rate [default: 2e-4; 4e-4 for labels; 5e-5 for preferences]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
+    /// How numbers are changed by their gradients
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Optimiser::Adamw)]
+    optimiser: Optimiser,
     /// What a number loses at each step beside its gradient, times the rate
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = not_negative)]
     weight_decay: f64,

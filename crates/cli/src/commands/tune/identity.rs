@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qwenkit_train::{AdapterShape, Checkpoint, RunSettings, examples_hash, values_hash};
 
+use super::Optimiser;
 use super::data::Material;
 
 /// How much of the forward pass is kept, as a line.
@@ -19,6 +20,8 @@ pub(super) struct Basis<'a> {
     pub(super) smoothing: f32,
     /// Of preferences.
     pub(super) beta: f64,
+    /// What makes steps of gradients.
+    pub(super) optimiser: Optimiser,
     /// Whether layers are computed twice: what is kept is rounded in most models, so that it counts.
     pub(super) sparing: bool,
     /// The instruction set: the last bits of most ops differ between them.
@@ -27,7 +30,7 @@ pub(super) struct Basis<'a> {
 
 /// A line for each thing.
 pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &Material, basis: &Basis<'_>) -> String {
-    let Basis { model, start, smoothing, beta, sparing, isa } = basis;
+    let Basis { model, start, smoothing, beta, optimiser, sparing, isa } = basis;
     let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
     let lines = [
         format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
@@ -50,6 +53,7 @@ pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &
         format!("steps: {}", schedule.steps),
         format!("batch: {batch}"),
         format!("piece tokens: {}", step.piece_tokens),
+        format!("optimiser: {}", optimiser.name()),
         format!("weight decay: {}", step.optimiser.weight_decay),
         format!("clip: {}", step.clip.map_or("none".to_owned(), |clip| clip.to_string())),
         format!("smoothing: {smoothing}"),

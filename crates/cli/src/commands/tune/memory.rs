@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use qwenkit_engine::available_memory_bytes;
 use qwenkit_models::{Adapter, LessonSize, Model, Tape};
-use qwenkit_train::Example;
+use qwenkit_train::{Example, Moments};
 
 use super::data::Material;
 use super::{Task, TuneArgs};
@@ -40,8 +40,10 @@ pub(super) fn memory_plan(
     let LessonSize { tokens, .. } = size;
     let longest = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).max().unwrap_or(1);
     let all_tokens = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).sum();
-    // Values, gradients, two moments, and with validation the best so far.
-    let trained = (4 + usize::from(!material.valid.is_empty())) * 4 * start.values().len();
+    // Values, gradients, with validation the best so far, and the optimiser's two moments.
+    let count = start.values().len();
+    let copies = 2 + usize::from(!material.valid.is_empty());
+    let trained = copies * 4 * count + Moments::bytes(count, args.course.optimiser.precision());
     let available = available_memory_bytes();
     let of_tape = |sparing: bool| Tape::bytes(model, start, sparing, size);
     let needs = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;

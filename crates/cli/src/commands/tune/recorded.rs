@@ -45,6 +45,7 @@ pub(super) fn run(args: &TuneArgs, ids: &Path, offline: bool) -> anyhow::Result<
     let warmup_steps = args.course.warmup.unwrap_or(0) as usize;
     let schedule = Schedule { rate, curve: args.course.schedule, warmup_steps, steps };
     let mut learner = Learner::new(&model, &compute, adapter, args.course.sparing);
+    learner.keep_moments_in(args.course.optimiser.precision());
     let (mut losses, mut first) = (Vec::new(), Vec::new());
     for step in 0..steps {
         if step == 0 {

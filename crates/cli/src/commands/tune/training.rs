@@ -107,10 +107,19 @@ pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<
     let MemoryPlan { sparing, remembered } =
         memory_plan(args, &model, &material, &start, (piece, settings.batch), was_sparing)?;
     let isa = compute.isa().to_string();
-    let basis = Basis { model: &model_hash, start: start.values(), smoothing, beta, sparing, isa };
+    let basis = Basis {
+        model: &model_hash,
+        start: start.values(),
+        smoothing,
+        beta,
+        optimiser: args.course.optimiser,
+        sparing,
+        isa,
+    };
     let place = Place { checkpoint: out.join(CHECKPOINT), identity: identity(&settings, &shape, &material, &basis) };
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let mut learner = Learner::new(&model, &compute, start, sparing);
+    learner.keep_moments_in(args.course.optimiser.precision());
     learner.remember(remembered);
     learner.smoothing = smoothing;
     if !args.resume {
