@@ -49,6 +49,7 @@ mod streams;
 mod turned;
 mod vector;
 mod weight;
+mod weights_back;
 
 pub use attention::{AttentionSeq, HEAD_DIM_MAX};
 pub use attention_back::{AttentionInput, AttentionShape};

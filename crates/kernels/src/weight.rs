@@ -11,6 +11,7 @@ use qwenkit_tensor::{AllocError, DType, HugeArena, HugeBuf};
 
 use crate::{
     blocks,
+    encode::quantize_row,
     layout::{GROUP_ROWS, Layout},
     pool::Pool,
     shared_out::SharedOut,
@@ -119,6 +120,32 @@ impl Weight {
             out.copy_from_slice(found);
             Ok(())
         })
+    }
+
+    /// Puts other numbers in their place: `values` (rows, cols), rounded to the stored type.
+    ///
+    /// # Panics
+    /// If the type is a quantised one, or there are not as many values.
+    pub fn store(&mut self, pool: &Pool, values: &[f32]) {
+        let Weight { dtype, rows, cols, group_bytes, .. } = *self;
+        assert!(
+            self.layout.is_none() && values.len() == rows * cols,
+            "({rows}, {cols}) of {dtype} from {}",
+            values.len()
+        );
+        let out = SharedOut::new(self.data.as_mut_slice::<u8>());
+        pool.run_split(rows.div_ceil(GROUP_ROWS), 1, |groups| {
+            let mut bytes = vec![0; cols * dtype.block_bytes()];
+            for g in groups {
+                // SAFETY: each group is in exactly one thread's range.
+                let group = unsafe { out.slice(g * group_bytes, group_bytes) };
+                let values = &values[g * GROUP_ROWS * cols..rows.min((g + 1) * GROUP_ROWS) * cols];
+                for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
+                    quantize_row(dtype, row, None, &mut bytes);
+                    pack_plain_row(dtype, &bytes, r, group);
+                }
+            }
+        });
     }
 
     /// The stored element type.

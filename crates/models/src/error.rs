@@ -202,6 +202,15 @@ pub enum Error {
         found: &'static str,
     },
 
+    /// A model whose own numbers cannot be trained.
+    #[error(
+        "{found}: its own weights cannot be trained\nhint: dense models of Qwen2, Qwen2.5 and Qwen3 can; an adapter (--method lora) can be trained for any"
+    )]
+    NotWhole {
+        /// What was found.
+        found: String,
+    },
+
     /// No memory.
     #[error(transparent)]
     Alloc(#[from] AllocError),

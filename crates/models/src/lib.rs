@@ -21,6 +21,7 @@ mod tap;
 mod twins;
 mod vision;
 mod wanted;
+mod whole;
 
 pub use adapter::{Adapter, Lora, LoraShape, Module, Score};
 pub use error::Error;
@@ -39,3 +40,4 @@ pub use vision::{
     Encoding, Grid, PatchPlan, Pixels, Positions, Span, Tower, TowerBuffers, VisionFfn, VisionNorm, VisionPlan,
     Windows, mmproj_beside, vision_plan,
 };
+pub use whole::{Whole, WholeTensor};

@@ -3,7 +3,7 @@
 use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KeptType, Product};
 
 use super::tape::{LayerTape, Room, SequenceState, Way, sized};
-use crate::{adapter::Module, blocks::Attention, error::Error};
+use crate::{adapter::Module, blocks::Attention, error::Error, whole::Own};
 
 /// out: (T, D) = attention of x: (T, D), what its backward needs being kept.
 pub(super) fn forward(
@@ -135,17 +135,25 @@ pub(super) fn backward(
         KeptType::F32 => compute.attention_backward(shape, way.seqs, input, d_heads, towards),
         KeptType::Bf16 => compute.attention_backward_rounded(shape, way.seqs, input, d_heads, towards),
     }
-    for (d, norm, kept, raw) in [(&mut *dq, &block.q_norm, &tape.q, q), (&mut *dk, &block.k_norm, &tape.k, k)] {
+    let both =
+        [(&mut *dq, (&block.q_norm, Own::QNorm), &tape.q, q), (&mut *dk, (&block.k_norm, Own::KNorm), &tape.k, k)];
+    for (d, (norm, own), kept, raw) in both {
         compute.rope_backward(d, plan.head_dim, way.cos, way.sin, way.pairs);
         if let Some(norm) = norm {
             compute.recall(kept, raw);
+            way.norm_backward(own, raw, d, grads);
             let through = sized(h, d.len());
             through.fill(0.0);
             compute.rms_norm_backward(raw, norm, way.eps, d, through);
             d.copy_from_slice(through);
         }
     }
-    for (module, dys) in INPUTS.into_iter().zip([&[&*dq, &*gate][..], &[&*dk], &[&*dv]]) {
+    for (own, d) in [(Own::QBias, &*dq), (Own::KBias, &*dk), (Own::VBias, &*dv)] {
+        way.bias_backward(own, d, grads);
+    }
+    let of_q = [&*dq, &*gate];
+    let of_q = if has_gate { &of_q[..] } else { &of_q[..1] };
+    for (module, dys) in INPUTS.into_iter().zip([of_q, &[&*dk], &[&*dv]]) {
         way.low_backward(module, (x, &tape.lows), dys, (&mut *d_lows, &mut *part), grads);
     }
     if let Some(dx) = dx {

@@ -9,10 +9,10 @@ use qwenkit_kernels::{Compute, Kept, KeptType};
 use qwenkit_tensor::TokenId;
 
 use super::{
-    Lesson, forward,
+    Learnt, Lesson, forward,
     tape::{LayerTape, Room, SequenceState, sized},
 };
-use crate::{adapter::Adapter, error::Error, load::Model};
+use crate::{error::Error, load::Model};
 
 /// What is remembered.
 #[derive(Default)]
@@ -31,7 +31,7 @@ impl Begun {
     pub(super) fn fill(
         &mut self,
         model: &Model,
-        (compute, adapter, form): (&Compute, &Adapter, KeptType),
+        (compute, learnt, form): (&Compute, Learnt<'_>, KeptType),
         lesson: &Lesson<'_>,
         lowest: usize,
         (state, room): (&mut SequenceState, &mut Room),
@@ -69,7 +69,7 @@ impl Begun {
         look_up(&tokens, new);
         state.prepare(&seqs);
         let (cos, sin) = model.angles(&seqs);
-        let mut way = model.way((compute, adapter, form), &seqs, (&cos, &sin), false);
+        let mut way = model.way((compute, learnt, form), &seqs, (&cos, &sin), false);
         let mut tape = LayerTape::default();
         for (i, layer) in model.layers[..lowest].iter().enumerate() {
             way.layer = i;

@@ -78,7 +78,7 @@ fn backward_rows(
     let (gate, up, d_hidden) = (sized(a, len), sized(b, len), sized(c, len));
     compute.recall(&tape.gate, gate);
     compute.recall(&tape.up, up);
-    if way.adapter.lora(way.layer, of_down).is_some() {
+    if way.learns(of_down) {
         let hidden = sized(d, len);
         hidden.copy_from_slice(gate);
         compute.silu_mul(hidden, up, width);

@@ -8,6 +8,7 @@ use qwenkit_kernels::{HeadLoss, Join, Mat};
 use super::{
     Aim,
     tape::{HEAD_ROWS, Room, Way, sized},
+    whole::head_rows,
 };
 use crate::{adapter::Adapter, load::Model};
 
@@ -32,11 +33,13 @@ pub(super) fn losses(
     losses.clear();
     losses.resize(rows, 0.0);
     scores.clear();
+    let learns_head = way.whole.is_some() && back.is_some();
+    let most = if learns_head { head_rows(model.plan().vocab) } else { HEAD_ROWS };
     // Rows of one scale together, by its bits: what is no number equals nothing, itself included.
     let mut first = 0;
     while first < rows {
         let scale = scales[first].to_bits();
-        let same = scales[first..].iter().take(HEAD_ROWS).take_while(|s| s.to_bits() == scale).count();
+        let same = scales[first..].iter().take(most).take_while(|s| s.to_bits() == scale).count();
         let tile = first..first + same;
         first = tile.end;
         let of_rows = &x[tile.start * width..tile.end * width];
@@ -45,6 +48,12 @@ pub(super) fn losses(
         let d_normed = sized(d_normed, same * width);
         let outcome = (&targets[tile.clone()], scales[tile.start], &mut losses[tile.clone()]);
         match aim {
+            Aim::NextTokens { .. } if learns_head => {
+                let (targets, scale, losses) = outcome;
+                if let Some((grads, _)) = &mut back {
+                    way.head_backward(model, matmul, (&*normed, targets, scale), (losses, &mut *d_normed), grads);
+                }
+            }
             Aim::NextTokens { .. } => {
                 let (targets, scale, losses) = outcome;
                 let head = HeadLoss { head: model.head.as_ref().unwrap_or(&model.embedding), targets, scale };
@@ -56,7 +65,8 @@ pub(super) fn losses(
                 labels(way, (normed, d_normed), (outcome, *smoothing), scores, grads);
             }
         }
-        if let Some((_, dx)) = &mut back {
+        if let Some((grads, dx)) = &mut back {
+            way.last_norm_backward(of_rows, d_normed, grads);
             let through = &mut dx[tile.start * width..tile.end * width];
             through.fill(0.0);
             way.compute.rms_norm_backward(of_rows, norm, way.eps, d_normed, through);

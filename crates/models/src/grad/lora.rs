@@ -40,8 +40,8 @@ impl Way<'_> {
         })
     }
 
-    /// From the gradients towards a module's outputs, which are `dys` side by side: adds the adapter's to `grads`, which lie as its
-    /// values, and keeps that towards x A in `d_lows`. x and `lows` are as in the forward pass.
+    /// From the gradients towards a module's outputs, which are `dys` side by side: adds the adapter's, or the matrix's own, to
+    /// `grads`, which lie as its values, and keeps that towards x A in `d_lows`. x and `lows` are as in the forward pass.
     pub(super) fn low_backward(
         &self,
         module: Module,
@@ -50,6 +50,9 @@ impl Way<'_> {
         (d_lows, part): (&mut Lows, &mut Vec<f32>),
         grads: &mut [f32],
     ) {
+        if let [dy] = dys {
+            self.matrix_backward(module, x, dy, grads);
+        }
         let Some(lora) = self.adapter.lora(self.layer, module) else { return };
         let (compute, rows, rank) = (self.compute, x.len() / lora.inputs, lora.rank);
         let b = &self.adapter.values()[lora.b()];

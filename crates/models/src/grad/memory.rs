@@ -7,10 +7,12 @@ use qwenkit_kernels::{ConvState, DeltaState, HeadLoss, KvCache, PAGE_TOKENS};
 use qwenkit_tensor::TokenId;
 
 use super::tape::{FFN_ROWS, HEAD_ROWS, LETTERS, LayerTape, SequenceState, Tape, kept_type};
+use super::whole::head_rows;
 use crate::{
     adapter::{Adapter, Module},
     load::Model,
     plan::{Ffn, Mixer, Plan},
+    whole::Whole,
 };
 
 /// How much is computed at once.
@@ -54,61 +56,14 @@ const TOKEN_BYTES: usize = 64;
 impl Tape {
     /// Bytes that lessons of this size take beside weights and adapter, no fewer than they will be.
     pub fn bytes(model: &Model, adapter: &Adapter, sparing: bool, size: LessonSize) -> usize {
-        let (plan, form) = (model.plan(), kept_type(model).bytes());
-        let LessonSize { tokens, seqs, wanted, threads } = size;
-        let lowest = adapter.lowest_layer().unwrap_or(plan.layers.len());
-        let layers: Vec<Inner> = plan.layers.iter().map(|layer| inner(plan, &layer.mixer, &layer.ffn)).collect();
-        let most = |f: &dyn Fn(&Inner) -> usize| layers.iter().map(f).max().unwrap_or(0);
-        let ranks = |layer: usize| Module::ALL.map(|m| adapter.lora(layer, m).map_or(0, |lora| lora.rank));
-        let all_ranks: Vec<_> = (0..layers.len()).map(ranks).collect();
-        let widest_ranks: usize =
-            (0..Module::COUNT).map(|m| all_ranks.iter().map(|ranks| ranks[m]).max().unwrap_or(0)).sum();
-        let (kept, lows) = match sparing {
-            true => {
-                let one = most(&|l| l.mixer) + most(&|l| l.ffn) + 2 * plan.width;
-                (one + (layers.len() - lowest) * plan.width, widest_ranks)
-            }
-            false => (
-                layers[lowest..].iter().map(|l| l.mixer + l.ffn + 2 * plan.width).sum(),
-                all_ranks.iter().flatten().sum(),
-            ),
-        };
-        let tile = tokens.min(FFN_ROWS);
-        let room: usize = (0..LETTERS).map(|i| (tokens * most(&|l| l.room[i])).max(tile * most(&|l| l.tiled[i]))).sum();
-        // Residual, the same of a lesson's beginning, and its gradient, the two norms' results, a block's result; ranks on the way
-        // back; angles.
-        let plain = 6 * plan.width + lows + widest_ranks + plan.rope.dims;
-        let inputs = (tokens * most(&|l| l.widest)).max(tile * most(&|l| l.widest_tiled));
-        let outputs = (tokens * most(&|l| l.outputs)).max(tile * most(&|l| l.outputs_tiled));
-        let rounded = 4 * inputs + outputs * ROUNDED_QUARTERS / 4;
-        let ops = most(&|l| l.ops) + threads * most(&|l| l.ops_each);
-        let pages = tokens / PAGE_TOKENS + seqs;
-        let state = |mixer: &Mixer| match mixer {
-            Mixer::Attention(a) => pages * KvCache::page_bytes(model.kv_type(), a.kv_heads, a.head_dim),
-            Mixer::DeltaNet(d) => {
-                // Each thread computes the memories of sixteen tokens again.
-                let memory = 4 * d.shape.key_dim * d.shape.value_dim;
-                seqs * (ConvState::slot_bytes(d.conv()) + DeltaState::slot_bytes(d.shape)) + threads * 20 * memory
-            }
-        };
-        let kinds = [true, false].map(|paged| {
-            let of_kind = |mixer: &&Mixer| matches!(mixer, Mixer::Attention(_)) == paged;
-            plan.layers.iter().map(|layer| &layer.mixer).filter(of_kind).map(state).max().unwrap_or(0)
-        });
-        let at_head = 16 * plan.width * wanted.max(seqs).min(HEAD_ROWS);
-        let head = model.head.as_ref().unwrap_or(&model.embedding);
-        let of_head = if wanted > 0 { HeadLoss::bytes(head, wanted.min(HEAD_ROWS), threads) } else { 0 };
-        // One module's gradient in two parts, and scores of labels.
-        let of_labels = adapter.score().map_or(0, |score| 8 * seqs * score.labels);
-        let part = 4 * adapter.loras().iter().map(|lora| lora.rank * lora.outputs).max().unwrap_or(0);
-        tokens * (kept * form + 4 * plain + ops + TOKEN_BYTES)
-            + 4 * room
-            + rounded
-            + kinds.iter().sum::<usize>()
-            + at_head
-            + of_head
-            + of_labels
-            + part
+        let lowest = adapter.lowest_layer().unwrap_or(model.plan().layers.len());
+        bytes(model, adapter, lowest, sparing, size)
+    }
+
+    /// The same where the model's own numbers are learnt.
+    pub fn whole_bytes(model: &Model, whole: &Whole, sparing: bool, size: LessonSize) -> usize {
+        let vocab = model.plan().vocab;
+        bytes(model, &whole.adapter, 0, sparing, size) + 4 * vocab * head_rows(vocab).min(size.wanted)
     }
 
     /// Bytes that it takes to remember all sequences of so many tokens in all; none where the first layer is adapted.
@@ -135,6 +90,63 @@ impl Tape {
             + self.state.held_bytes()
             + self.begun.held_bytes
     }
+}
+
+/// As `Tape::bytes`, nothing being learnt below layer `lowest`.
+fn bytes(model: &Model, adapter: &Adapter, lowest: usize, sparing: bool, size: LessonSize) -> usize {
+    let (plan, form) = (model.plan(), kept_type(model).bytes());
+    let LessonSize { tokens, seqs, wanted, threads } = size;
+    let layers: Vec<Inner> = plan.layers.iter().map(|layer| inner(plan, &layer.mixer, &layer.ffn)).collect();
+    let most = |f: &dyn Fn(&Inner) -> usize| layers.iter().map(f).max().unwrap_or(0);
+    let ranks = |layer: usize| Module::ALL.map(|m| adapter.lora(layer, m).map_or(0, |lora| lora.rank));
+    let all_ranks: Vec<_> = (0..layers.len()).map(ranks).collect();
+    let widest_ranks: usize =
+        (0..Module::COUNT).map(|m| all_ranks.iter().map(|ranks| ranks[m]).max().unwrap_or(0)).sum();
+    let (kept, lows) = match sparing {
+        true => {
+            let one = most(&|l| l.mixer) + most(&|l| l.ffn) + 2 * plan.width;
+            (one + (layers.len() - lowest) * plan.width, widest_ranks)
+        }
+        false => {
+            (layers[lowest..].iter().map(|l| l.mixer + l.ffn + 2 * plan.width).sum(), all_ranks.iter().flatten().sum())
+        }
+    };
+    let tile = tokens.min(FFN_ROWS);
+    let room: usize = (0..LETTERS).map(|i| (tokens * most(&|l| l.room[i])).max(tile * most(&|l| l.tiled[i]))).sum();
+    // Residual, the same of a lesson's beginning, and its gradient, the two norms' results, a block's result; ranks on the way
+    // back; angles.
+    let plain = 6 * plan.width + lows + widest_ranks + plan.rope.dims;
+    let inputs = (tokens * most(&|l| l.widest)).max(tile * most(&|l| l.widest_tiled));
+    let outputs = (tokens * most(&|l| l.outputs)).max(tile * most(&|l| l.outputs_tiled));
+    let rounded = 4 * inputs + outputs * ROUNDED_QUARTERS / 4;
+    let ops = most(&|l| l.ops) + threads * most(&|l| l.ops_each);
+    let pages = tokens / PAGE_TOKENS + seqs;
+    let state = |mixer: &Mixer| match mixer {
+        Mixer::Attention(a) => pages * KvCache::page_bytes(model.kv_type(), a.kv_heads, a.head_dim),
+        Mixer::DeltaNet(d) => {
+            // Each thread computes the memories of sixteen tokens again.
+            let memory = 4 * d.shape.key_dim * d.shape.value_dim;
+            seqs * (ConvState::slot_bytes(d.conv()) + DeltaState::slot_bytes(d.shape)) + threads * 20 * memory
+        }
+    };
+    let kinds = [true, false].map(|paged| {
+        let of_kind = |mixer: &&Mixer| matches!(mixer, Mixer::Attention(_)) == paged;
+        plan.layers.iter().map(|layer| &layer.mixer).filter(of_kind).map(state).max().unwrap_or(0)
+    });
+    let at_head = 16 * plan.width * wanted.max(seqs).min(HEAD_ROWS);
+    let head = model.head.as_ref().unwrap_or(&model.embedding);
+    let of_head = if wanted > 0 { HeadLoss::bytes(head, wanted.min(HEAD_ROWS), threads) } else { 0 };
+    // One module's gradient in two parts, and scores of labels.
+    let of_labels = adapter.score().map_or(0, |score| 8 * seqs * score.labels);
+    let part = 4 * adapter.loras().iter().map(|lora| lora.rank * lora.outputs).max().unwrap_or(0);
+    tokens * (kept * form + 4 * plain + ops + TOKEN_BYTES)
+        + 4 * room
+        + rounded
+        + kinds.iter().sum::<usize>()
+        + at_head
+        + of_head
+        + of_labels
+        + part
 }
 
 impl SequenceState {

@@ -1,8 +1,8 @@
 //! Learning: the forward pass over whole sequences that keeps what its backward needs, and the backward, towards an adapter's
-//! numbers. A block's two ways stand side by side in one file.
+//! numbers - base weights are frozen then and stay as they are in their file - or towards all of a dense model's own (`whole`). A
+//! block's two ways stand side by side in one file.
 //!
-//! Base weights are frozen and stay as they are in their file. A step's gradients have the same bits on any number of threads.
-//! Optimisers, data and schedules are not here.
+//! A step's gradients have the same bits on any number of threads. Optimisers, data and schedules are not here.
 
 mod attention;
 mod begun;
@@ -13,6 +13,7 @@ mod lora;
 mod memory;
 mod moe;
 mod tape;
+mod whole;
 
 use std::ops::Range;
 
@@ -28,6 +29,7 @@ use crate::{
     error::Error,
     forward::DENSE,
     load::Model,
+    whole::{Own, Whole},
 };
 use tape::{LayerTape, Room, SequenceState, Way, sized};
 
@@ -61,6 +63,13 @@ pub enum Aim<'a> {
         /// What of a label's share is learnt as all labels', equally. Losses are those without. Source: Szegedy et al. 2016.
         smoothing: f32,
     },
+}
+
+/// What is learnt: the numbers of an adapter, or of the model; then the adapter is an empty one.
+#[derive(Clone, Copy)]
+struct Learnt<'a> {
+    adapter: &'a Adapter,
+    whole: Option<&'a Whole>,
 }
 
 impl Model {
@@ -102,20 +111,53 @@ impl Model {
         losses: &mut Vec<f32>,
         grads: Option<&mut [f32]>,
     ) -> Result<(), Error> {
+        self.learn_as(compute, Learnt { adapter, whole: None }, lesson, tape, losses, grads)
+    }
+
+    /// As `learn` without an adapter: the gradient is that towards the model's own numbers, which lie as `whole` says. Tokens alone
+    /// can be learnt so.
+    ///
+    /// # Errors
+    /// As `learn`.
+    ///
+    /// # Panics
+    /// As `learn`, and if labels are to be learnt.
+    pub fn learn_whole(
+        &self,
+        compute: &Compute,
+        whole: &Whole,
+        lesson: &Lesson<'_>,
+        tape: &mut Tape,
+        losses: &mut Vec<f32>,
+        grads: Option<&mut [f32]>,
+    ) -> Result<(), Error> {
+        let learnt = Learnt { adapter: &whole.adapter, whole: Some(whole) };
+        self.learn_as(compute, learnt, lesson, tape, losses, grads)
+    }
+
+    fn learn_as(
+        &self,
+        compute: &Compute,
+        learnt: Learnt<'_>,
+        lesson: &Lesson<'_>,
+        tape: &mut Tape,
+        losses: &mut Vec<f32>,
+        grads: Option<&mut [f32]>,
+    ) -> Result<(), Error> {
         self.check_learning()?;
         let (width, count) = (self.plan().width, self.layers.len());
         let tokens: usize = lesson.seqs.iter().map(Range::len).sum();
         let covered = tokens == lesson.tokens.len() && lesson.seqs.last().map_or(0, |seq| seq.end) == tokens;
         assert!(covered && lesson.seqs.iter().all(|seq| !seq.is_empty()), "the sequences cover the lesson");
         // Below the first adapted layer there is nothing to learn.
-        let lowest = adapter.lowest_layer().unwrap_or(count);
+        let lowest = if learnt.whole.is_some() { 0 } else { learnt.adapter.lowest_layer().unwrap_or(count) };
         let (form, sparing) = (tape.form, tape.sparing);
         let Tape { layers, inputs, state, room, begun, x, dx, scores, .. } = tape;
         let x = sized(x, tokens * width);
-        begun.fill(self, (compute, adapter, form), lesson, lowest, (state, room), x)?;
+        begun.fill(self, (compute, learnt, form), lesson, lowest, (state, room), x)?;
         state.prepare(lesson.seqs);
         let (cos, sin) = self.angles(lesson.seqs);
-        let mut way = self.way((compute, adapter, form), lesson.seqs, (&cos, &sin), grads.is_some());
+        let mut way = self.way((compute, learnt, form), lesson.seqs, (&cos, &sin), grads.is_some());
         // The last layer's feed-forward block and what follows look at the rows that something is learnt from.
         let wanted: Vec<usize> = match &lesson.aim {
             Aim::NextTokens { rows, .. } => rows.to_vec(),
@@ -148,8 +190,16 @@ impl Model {
                 compute.recall(&inputs[i], x);
                 forward(layer, &way, state, tape, room, (x, rows_of(i)))?;
             }
-            backward(layer, &way, (state, tape), room, (dx, rows_of(i)), (grads, i > lowest))?;
+            backward(
+                layer,
+                &way,
+                (state, tape),
+                room,
+                (dx, rows_of(i)),
+                (grads, i > lowest || learnt.whole.is_some()),
+            )?;
         }
+        way.embedding_backward(lesson.tokens, dx, grads);
         Ok(())
     }
 
@@ -164,13 +214,13 @@ impl Model {
 
     fn way<'a>(
         &self,
-        (compute, adapter, form): (&'a Compute, &'a Adapter, KeptType),
+        (compute, Learnt { adapter, whole }, form): (&'a Compute, Learnt<'a>, KeptType),
         seqs: &'a [Range<usize>],
         (cos, sin): (&'a [f32], &'a [f32]),
         keeps: bool,
     ) -> Way<'a> {
         let (eps, pairs) = (self.plan().rms_norm_eps, self.rope.pairs());
-        Way { compute, adapter, layer: 0, eps, form, keeps, seqs, cos, sin, pairs }
+        Way { compute, adapter, whole, layer: 0, eps, form, keeps, seqs, cos, sin, pairs }
     }
 }
 
@@ -265,6 +315,7 @@ fn backward(
             }
             FfnBlock::Moe(block) => moe::backward(block, way, tape, room, (normed, dx), grads, d_normed),
         }
+        way.norm_backward(Own::PostNorm, x, d_normed, grads);
         compute.rms_norm_backward(x, before_ffn, way.eps, d_normed, dx);
     }
     if let Some(rows) = rows {
@@ -280,6 +331,7 @@ fn backward(
         }
     }
     if goes_on {
+        way.norm_backward(Own::InputNorm, x, d_normed, grads);
         compute.rms_norm_backward(x, before_mixer, way.eps, d_normed, dx);
     }
     [room.out, room.normed, room.d_normed] = buffers;

@@ -16,6 +16,7 @@ use crate::{
     adapter::Adapter,
     load::Model,
     plan::{AttentionPlan, DeltaNetPlan},
+    whole::Whole,
 };
 
 /// Rows that go through the output head at once, whose logits are never all there.
@@ -144,6 +145,8 @@ impl LayerTape {
 pub(super) struct Way<'a> {
     pub(super) compute: &'a Compute,
     pub(super) adapter: &'a Adapter,
+    /// Where the model's own numbers lie, if they are learnt.
+    pub(super) whole: Option<&'a Whole>,
     pub(super) layer: usize,
     pub(super) eps: f32,
     pub(super) form: KeptType,

@@ -21,7 +21,7 @@ use crate::{
 use tensors::Loader;
 pub(crate) use tower::{SCOPES, load_tower, tower_names};
 
-/// A model in memory, ready to compute. It is never changed; sequences' state lives in a `ModelState`.
+/// A model in memory, ready to compute. Only training changes it; sequences' state lives in a `ModelState`.
 pub struct Model {
     plan: Plan,
     pub(crate) rope: Rope,
@@ -54,7 +54,20 @@ impl Model {
     /// When the file is not a whole model of a known architecture, cannot be read, or does not fit in memory.
     pub fn load(files: &ModelFiles, compute: &Compute, progress: &mut dyn FnMut(LoadEvent)) -> Result<Model, Error> {
         let plan = Plan { mtp: None, ..arch::plan(files)? };
-        Model::load_as(plan, files, compute, progress)
+        Model::load_as(plan, files, compute, progress, None)
+    }
+
+    /// As `load`, with quantised matrices as BF16: for training them.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_plain(
+        files: &ModelFiles,
+        compute: &Compute,
+        progress: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Model, Error> {
+        let plan = Plan { mtp: None, ..arch::plan(files)? };
+        Model::load_as(plan, files, compute, progress, Some(DType::BF16))
     }
 
     /// As `load`, with the block that guesses the token after the next where the file holds it.
@@ -66,7 +79,7 @@ impl Model {
         compute: &Compute,
         progress: &mut dyn FnMut(LoadEvent),
     ) -> Result<Model, Error> {
-        Model::load_as(arch::plan(files)?, files, compute, progress)
+        Model::load_as(arch::plan(files)?, files, compute, progress, None)
     }
 
     fn load_as(
@@ -74,8 +87,10 @@ impl Model {
         files: &ModelFiles,
         compute: &Compute,
         progress: &mut dyn FnMut(LoadEvent),
+        instead: Option<DType>,
     ) -> Result<Model, Error> {
         let mut loader = Loader::new(files, compute, &plan, progress)?;
+        loader.instead = instead;
         let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
         let is_hybrid = plan.has_recurrent_state();
         let layer = |(i, layer)| loader.layer(i, layer, plan.streams, is_hybrid);

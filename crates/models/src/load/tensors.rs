@@ -2,8 +2,8 @@
 
 use std::{collections::HashSet, ops::Range};
 
-use qwenkit_formats::{ModelFiles, TensorInfo};
-use qwenkit_kernels::{Compute, LoadError, Weight, dequantize_row, is_weight_type, packed_bytes};
+use qwenkit_formats::{Error as FormatError, ModelFiles, TensorInfo};
+use qwenkit_kernels::{Compute, LoadError, Weight, dequantize_row, is_weight_type, packed_bytes, quantize_row};
 use qwenkit_tensor::{DType, HugeArena};
 
 use super::LoadEvent;
@@ -36,6 +36,8 @@ pub(super) struct Loader<'a> {
     progress: &'a mut dyn FnMut(LoadEvent),
     /// Where packed weights go, side by side.
     arena: HugeArena,
+    /// What matrices of quantised types become, if anything else.
+    pub(super) instead: Option<DType>,
 }
 
 /// What a loader has to know beside the file.
@@ -71,7 +73,20 @@ impl<'a> Loader<'a> {
         let event = LoadEvent { done_bytes: 0, total_bytes: own().map(|t| t.len_bytes as u64).sum() };
         let arena = HugeArena::new(own().map(arena_bytes).sum())?;
         let used = HashSet::new();
-        Ok(Loader { files, compute, naming, architecture, width, norms, used, scope, event, progress, arena })
+        Ok(Loader {
+            files,
+            compute,
+            naming,
+            architecture,
+            width,
+            norms,
+            used,
+            scope,
+            event,
+            progress,
+            arena,
+            instead: None,
+        })
     }
 
     /// Whether the file has a tensor of this name.
@@ -141,7 +156,22 @@ impl<'a> Loader<'a> {
             }
             Ok(())
         };
-        let weight = Weight::load(self.compute.pool(), &self.arena, info.dtype, rows, cols, read);
+        let (pool, arena) = (self.compute.pool(), &self.arena);
+        let weight = match self.instead.filter(|_| info.dtype.block_len() > 1 && is_weight_type(info.dtype)) {
+            None => Weight::load(pool, arena, info.dtype, rows, cols, read),
+            Some(dtype) => {
+                Weight::load(pool, arena, dtype, rows, cols, |start, out: &mut [u8]| -> Result<(), FormatError> {
+                    let made_bytes = cols * dtype.block_bytes();
+                    let (mut row, mut values) = (vec![0; row_bytes], vec![0.0; cols]);
+                    for (i, out) in (start / made_bytes..).zip(out.chunks_exact_mut(made_bytes)) {
+                        read(i * row_bytes, &mut row)?;
+                        dequantize_row(info.dtype, &row, &mut values);
+                        quantize_row(dtype, &values, None, out);
+                    }
+                    Ok(())
+                })
+            }
+        };
         let weight = weight.map_err(|e| self.load_error(info, e))?;
         self.done(rows * row_bytes);
         Ok(weight)
