@@ -38,7 +38,10 @@ pub(crate) fn weights(
 }
 
 /// Puts everything but the weights of the model in `files` into the folder `to`. `dtype` is what the weights become.
-pub(crate) fn companions(files: &ModelFiles, dtype: DType, to: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// When the model says something that a folder has no words for, or a file cannot be read or written.
+pub fn companions(files: &ModelFiles, dtype: DType, to: &Path) -> Result<(), Error> {
     match files {
         ModelFiles::Checkpoint(checkpoint) => copied(checkpoint.path(), dtype, to),
         ModelFiles::Gguf(gguf) => written(files, gguf, dtype, to),

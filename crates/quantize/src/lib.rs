@@ -36,6 +36,7 @@ pub use blend::Method;
 pub use calibrate::{calibrate, read_importance};
 pub use choice::Kind;
 pub use error::Error;
+pub use folder::companions;
 pub use proof::{Before, Moved, Place, Proof, Prover};
 pub use record::record_path;
 pub use step::{Converted, Step};

@@ -114,8 +114,14 @@ impl Checkpoint<'_> {
             Ok(bytes)
         };
         let values = |name: &str| -> Result<Vec<f32>, Error> {
-            let bytes = stored(name, DType::F32)?;
-            Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            let info = file.tensor(name).filter(|info| info.dtype == DType::F32).ok_or_else(|| broken(name))?;
+            // Read to where they stay: of a whole model they are several times its size.
+            let mut values = vec![0.0; info.len_bytes / 4];
+            file.read(info, 0, bytemuck::cast_slice_mut(&mut values))?;
+            if cfg!(target_endian = "big") {
+                values.iter_mut().for_each(|x: &mut f32| *x = f32::from_bits(x.to_bits().swap_bytes()));
+            }
+            Ok(values)
         };
         let in_blocks = file.tensor("mean").is_some_and(|info| info.dtype == DType::U8);
         let kept = match in_blocks {

@@ -26,6 +26,11 @@ impl Blocks {
     pub(crate) fn zeros(len: usize, map: &Map) -> Blocks {
         Blocks { codes: vec![map.nearest(0.0); len], scales: vec![0.0; len.div_ceil(BLOCK)] }
     }
+
+    /// Codes and scales of so many numbers at a time, which are whole blocks.
+    pub(crate) fn pieces(&mut self, len: usize) -> impl Iterator<Item = (&mut [u8], &mut [f32])> {
+        self.codes.chunks_mut(len).zip(self.scales.chunks_mut(len / BLOCK))
+    }
 }
 
 /// The values that codes stand for, ascending, for numbers from -1 or from 0 to 1.

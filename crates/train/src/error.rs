@@ -47,6 +47,15 @@ pub enum Error {
         differences: String,
     },
 
+    /// A model that is not on disk what was written.
+    #[error("the tensor `{tensor}` read back from `{path}` is not the one that was written\nhint: check the disk; the run goes on from its last checkpoint with --resume", path = path.display())]
+    ReadBack {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+
     /// A folder whose record does not say what is needed.
     #[error("`{path}`: {what}\nhint: name the folder that `qwenkit tune` wrote", path = path.display())]
     Record {

@@ -1,21 +1,20 @@
 //! One step of learning: gradients over a batch, taken in pieces that fit in memory, then the optimiser.
 //!
-//! A step is a function of the adapter, the moments and the batch alone, bit for bit, on any number of threads.
+//! A step is a function of what is trained, the moments and the batch alone, bit for bit, on any number of threads.
 
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Adapter, Error as ModelError, Model, Tape};
+use qwenkit_models::{Adapter, Error as ModelError, Model, Tape, Whole};
 
 use crate::{
     example::{Example, Packed},
     optimiser::{AdamW, Moments, Precision, norm},
+    trained::Trained,
 };
 
-/// A model, an adapter that is being trained, and what that takes.
+/// What is being trained - an adapter of a model, or a model itself - and what that takes.
 pub struct Learner<'a> {
-    model: &'a Model,
+    trained: Trained<'a>,
     compute: &'a Compute,
-    /// What is trained.
-    pub adapter: Adapter,
     /// The optimiser's memory.
     pub moments: Moments,
     /// What of a label's share is learnt as all labels', equally.
@@ -56,15 +55,45 @@ pub struct StepReport {
 impl<'a> Learner<'a> {
     /// A learner of this adapter. `sparing` keeps less of the forward pass and computes it twice.
     pub fn new(model: &'a Model, compute: &'a Compute, adapter: Adapter, sparing: bool) -> Learner<'a> {
-        let len = adapter.values().len();
-        let (moments, grads) = (Moments::new(len, Precision::F32), vec![0.0; len]);
         let tape = Tape::new(model, sparing);
-        Learner { model, compute, adapter, moments, smoothing: 0.0, grads, tape, losses: Vec::new() }
+        Learner::of(Trained::Adapter(model, adapter), compute, tape)
+    }
+
+    /// A learner of all of a model's own numbers, which lie as `whole` says. `sparing` as above.
+    pub fn whole(model: Model, whole: Whole, compute: &'a Compute, sparing: bool) -> Learner<'a> {
+        let tape = Tape::new(&model, sparing);
+        Learner::of(Trained::whole(model, whole), compute, tape)
+    }
+
+    fn of(trained: Trained<'a>, compute: &'a Compute, tape: Tape) -> Learner<'a> {
+        let len = trained.values().len();
+        let (moments, grads) = (Moments::new(len, Precision::F32), vec![0.0; len]);
+        Learner { trained, compute, moments, smoothing: 0.0, grads, tape, losses: Vec::new() }
+    }
+
+    /// All numbers that are trained.
+    pub fn values(&self) -> &[f32] {
+        self.trained.values()
+    }
+
+    /// Lets `change` change the numbers that are trained.
+    pub fn change(&mut self, change: impl FnOnce(&mut [f32])) {
+        self.trained.change(self.compute, change);
+    }
+
+    /// The adapter; one of no modules where the model itself is trained.
+    pub fn adapter(&self) -> &Adapter {
+        self.trained.adapter()
+    }
+
+    /// Where the numbers of a model lie that is trained itself.
+    pub fn layout(&self) -> Option<&Whole> {
+        self.trained.layout()
     }
 
     /// Keeps the optimiser's memory in this precision; what it had learnt is gone.
     pub fn keep_moments_in(&mut self, precision: Precision) {
-        self.moments = Moments::new(self.adapter.values().len(), precision);
+        self.moments = Moments::new(self.trained.values().len(), precision);
     }
 
     /// Lets examples that come again keep up to so many bytes of what layers below the first adapted one make of them.
@@ -73,8 +102,8 @@ impl<'a> Learner<'a> {
     }
 
     /// The model.
-    pub fn model(&self) -> &'a Model {
-        self.model
+    pub fn model(&self) -> &Model {
+        self.trained.model()
     }
 
     /// Gradients of the mean loss of a batch into `grads`; no number is changed.
@@ -98,8 +127,8 @@ impl<'a> Learner<'a> {
 
     /// Adds a lesson's gradients to `grads`.
     pub(crate) fn add_gradients(&mut self, packed: &Packed) -> Result<(), ModelError> {
-        let Learner { model, compute, adapter, tape, losses, grads, .. } = self;
-        model.learn(compute, adapter, &packed.lesson(), tape, losses, Some(grads))
+        let Learner { trained, compute, tape, losses, grads, .. } = self;
+        trained.learn(compute, &packed.lesson(), tape, losses, Some(grads))
     }
 
     pub(crate) fn grad_norm(&self) -> f64 {
@@ -122,9 +151,11 @@ impl<'a> Learner<'a> {
             // As PyTorch's clip_grad_norm_.
             let too_long = settings.clip.filter(|most| report.grad_norm > *most);
             let share = too_long.map_or(1.0, |most| (most / (report.grad_norm + 1e-6)) as f32);
-            let Learner { compute, moments, adapter, grads, .. } = self;
+            let Learner { compute, moments, trained, grads, .. } = self;
             let threads = compute.pool().threads();
-            moments.step(settings.optimiser, rate as f32, adapter.values_mut(), (grads, share), threads);
+            trained.change(compute, |values| {
+                moments.step(settings.optimiser, rate as f32, values, (grads, share), threads);
+            });
         }
     }
 
@@ -135,8 +166,8 @@ impl<'a> Learner<'a> {
     pub fn evaluate(&mut self, batch: &[&Example], piece_tokens: usize, sink: &mut Sink<'_>) -> Result<(), ModelError> {
         for piece in pieces(batch, piece_tokens, |example| example.ids.len()) {
             let packed = Packed::new(piece.iter().copied(), 1.0);
-            let Learner { model, compute, adapter, tape, losses, .. } = self;
-            model.learn(compute, adapter, &packed.lesson(), tape, losses, None)?;
+            let Learner { trained, compute, tape, losses, .. } = self;
+            trained.learn(compute, &packed.lesson(), tape, losses, None)?;
             let (mut first, labels) = (0, tape.scores().len() / piece.len());
             for (i, example) in piece.iter().enumerate() {
                 let own = first..first + example.wanted();

@@ -133,11 +133,7 @@ impl Moments {
                 });
             }
             KeptMoments::Bits8 { mean, square } => {
-                let pieces = |blocks: &'_ mut Blocks| -> Vec<_> {
-                    let Blocks { codes, scales } = blocks;
-                    codes.chunks_mut(PIECE).zip(scales.chunks_mut(PIECE / BLOCK)).collect()
-                };
-                let moments = pieces(mean).into_iter().zip(pieces(square));
+                let moments = mean.pieces(PIECE).zip(square.pieces(PIECE));
                 on_threads(both.zip(moments).collect(), threads, |((values, grads), (mean, square))| {
                     step.in_blocks((values, grads), mean, square);
                 });

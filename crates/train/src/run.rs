@@ -194,10 +194,10 @@ pub fn run(
     if let Some(place) = place.filter(|_| resume)
         && let Some(found) = Checkpoint::read(&place.checkpoint, &place.identity)?
     {
-        if found.values.len() != learner.adapter.values().len() {
+        if found.values.len() != learner.values().len() {
             return Err(Error::Checkpoint { path: place.checkpoint.clone(), what: "number of values".to_owned() });
         }
-        learner.adapter.values_mut().copy_from_slice(&found.values);
+        learner.change(|values| values.copy_from_slice(&found.values));
         learner.moments = found.moments.into_owned();
         let best = found.best.map(Cow::into_owned);
         (done, state) = (found.step, State { best, worse: found.worse, trend: found.trend });
@@ -221,7 +221,7 @@ pub fn run(
             let merit = outcome.merit();
             let is_best = state.best.as_ref().is_none_or(|best| merit < best.merit);
             if is_best {
-                let values = learner.adapter.values().to_vec();
+                let values = learner.values().to_vec();
                 state = State { best: Some(Best { step: done, merit, values }), worse: 0, ..state };
                 of_best = Some(outcome);
             } else {
@@ -243,7 +243,7 @@ pub fn run(
         tell(Happening::EarlyStop { step: done });
     }
     if let Some(best) = state.best {
-        learner.adapter.values_mut().copy_from_slice(&best.values);
+        learner.change(|values| values.copy_from_slice(&best.values));
     }
     match of_best {
         Some(outcome) => Ok(outcome),
@@ -305,7 +305,7 @@ impl State {
     fn checkpoint<'a>(&'a self, step: usize, learner: &'a Learner<'_>) -> Checkpoint<'a> {
         Checkpoint {
             step,
-            values: Cow::Borrowed(learner.adapter.values()),
+            values: Cow::Borrowed(learner.values()),
             moments: Cow::Borrowed(&learner.moments),
             best: self.best.as_ref().map(Cow::Borrowed),
             worse: self.worse,

@@ -51,7 +51,7 @@ impl Case {
 
     /// The largest `‖a-b‖/‖b‖` of the recorded tensors whose names begin with `kind`, and how many there are.
     fn apart(&self, learner: &Learner<'_>, kind: &str, values: &[f32]) -> (f64, usize) {
-        let file = learner.adapter.to_file(self.model.plan(), values, AdapterSettings::default());
+        let file = learner.adapter().to_file(self.model.plan(), values, AdapterSettings::default());
         let (mut worst, mut count) = (0.0f64, 0);
         for m in &file.modules {
             for (part, found) in [("lora_A", &m.a), ("lora_B", &m.b)] {
@@ -99,14 +99,17 @@ fn losses_gradients_and_trained_adapters_are_those_of_pytorch() {
             let expected = f64::from(f32s(&case.record, "losses")[0]);
             assert!((first.loss - expected).abs() < 1e-5, "{name}: first loss {}, expected {expected}", first.loss);
             let (apart, count) = case.apart(&learner, "grad", &learner.grads);
-            assert!(apart < 1e-4 && count == 2 * learner.adapter.loras().len(), "{name}: {count} gradients {apart:e}");
+            assert!(
+                apart < 1e-4 && count == 2 * learner.adapter().loras().len(),
+                "{name}: {count} gradients {apart:e}"
+            );
             // One sequence at a time gives the same up to the order of sums.
             for (step, expected) in f32s(&case.record, "losses").into_iter().enumerate() {
                 let report = learner.step(&batch, RATE, &settings(if sparing { 40 } else { usize::MAX })).unwrap();
                 let difference = (report.loss - f64::from(expected)).abs();
                 assert!(difference < 1e-3, "{name}: loss {} at step {step}, expected {expected}", report.loss);
             }
-            let (apart, count) = case.apart(&learner, "final", learner.adapter.values());
+            let (apart, count) = case.apart(&learner, "final", learner.values());
             assert!(apart < 1e-2 && count > 4, "{name}: {count} trained tensors {apart:e}");
         }
     }
@@ -124,7 +127,7 @@ fn a_step_has_the_same_bits_on_any_number_of_threads_and_whatever_is_kept() {
             for _ in 0..2 {
                 learner.step(&batch, RATE, &settings(usize::MAX)).unwrap();
             }
-            let bits = learner.adapter.values().iter().map(|x| x.to_bits()).collect();
+            let bits = learner.values().iter().map(|x| x.to_bits()).collect();
             found.push((bits, format!("{isa}, {threads} threads, sparing: {sparing}")));
         }
         for (bits, what) in &found[1..] {
@@ -169,9 +172,10 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
                 let what = format!("{name}, layer {}, {:?}, sparing: {sparing}", lora.layer, lora.module);
                 assert!(length > 0.0, "{what}");
                 let mut loss = |by: f64| {
-                    let values = learner.adapter.values_mut();
-                    values.copy_from_slice(adapter.values());
-                    own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                    learner.change(|values| {
+                        values.copy_from_slice(adapter.values());
+                        own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                    });
                     learner.gradients(&batch, usize::MAX).unwrap().loss
                 };
                 // The nearest of the slopes of the middle and both sides: on one side a token may go to another expert, where
@@ -234,11 +238,13 @@ fn preferences_are_learnt_along_their_gradients() {
     let beta = 0.3;
     for sparing in [false, true] {
         let mut learner = case.learner(&compute, sparing);
-        let start = learner.adapter.values().to_vec();
+        let start = learner.values().to_vec();
         // Measured under an adapter beside, so that margins are not zero.
-        learner.adapter.values_mut().iter_mut().enumerate().for_each(|(i, x)| *x += 0.02 * (i as f32 * 0.7).sin());
+        learner.change(|values| {
+            values.iter_mut().enumerate().for_each(|(i, x)| *x += 0.02 * (i as f32 * 0.7).sin());
+        });
         let references = learner.leads(&answers.iter().collect::<Vec<_>>(), 20).unwrap();
-        learner.adapter.values_mut().copy_from_slice(&start);
+        learner.change(|values| values.copy_from_slice(&start));
         let pairs: Vec<Pair> = answers
             .as_chunks()
             .0
@@ -253,13 +259,14 @@ fn preferences_are_learnt_along_their_gradients() {
         let batch: Vec<&Pair> = pairs.iter().collect();
         let first = learner.preference_gradients(&batch, beta, 20).unwrap();
         let grads = learner.grads.clone();
-        for lora in case.learner(&compute, sparing).adapter.loras() {
+        for lora in case.learner(&compute, sparing).adapter().loras() {
             let own: Vec<usize> = lora.a().chain(lora.b()).collect();
             let length = own.iter().map(|&i| f64::from(grads[i]).powi(2)).sum::<f64>().sqrt();
             let mut loss = |by: f64| {
-                let values = learner.adapter.values_mut();
-                values.copy_from_slice(&start);
-                own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                learner.change(|values| {
+                    values.copy_from_slice(&start);
+                    own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                });
                 learner.preference_gradients(&batch, beta, usize::MAX).unwrap().loss
             };
             let by = 1e-2;
@@ -267,7 +274,7 @@ fn preferences_are_learnt_along_their_gradients() {
             let what = format!("layer {}, {:?}: slope {slope}, gradient {length}", lora.layer, lora.module);
             assert!(length > 0.0 && (slope - length).abs() <= 0.02 * length + 1e-4, "{what}");
         }
-        learner.adapter.values_mut().copy_from_slice(&start);
+        learner.change(|values| values.copy_from_slice(&start));
         for _ in 0..12 {
             learner.preference_step(&batch, beta, 1e-2, &settings(usize::MAX)).unwrap();
         }

@@ -93,7 +93,7 @@ fn a_run_that_was_cut_off_goes_on_with_the_same_numbers() {
         let mut second = learner();
         found.extend(losses(&mut second, folder.path(), true, 20));
         assert_eq!(found, expected, "stopped after step {stop}");
-        assert!(second.adapter.values() == whole.adapter.values(), "stopped after step {stop}");
+        assert!(second.values() == whole.values(), "stopped after step {stop}");
     }
 }
 
@@ -116,7 +116,7 @@ fn moments_in_8_bits_learn_alike_and_go_on_exactly() {
                 step < *stop
             });
             if outcome.is_ok() {
-                return (last, learner.adapter.values().to_vec());
+                return (last, learner.values().to_vec());
             }
         }
         panic!("the last call goes to the end");
@@ -128,7 +128,6 @@ fn moments_in_8_bits_learn_alike_and_go_on_exactly() {
     let off: f64 = values.iter().zip(&exact).map(|(a, b)| square(a - b)).sum();
     let way: f64 = exact.iter().zip(start.values()).map(|(a, b)| square(a - b)).sum();
     let apart = (off / way).sqrt();
-    println!("after 40 steps: losses {loss} and {exact_loss}, {apart:.4} of the way apart");
     assert!(apart > 0.0 && apart < 0.2, "{apart} of the way apart");
     assert!((loss - exact_loss).abs() < 0.1 * exact_loss, "{loss} and {exact_loss}");
     assert!(trained(Precision::Bits8, &[2, 17, 99]) == (loss, values));
@@ -186,7 +185,7 @@ fn preferences_that_diverge_are_said_and_what_is_no_number_ends() {
     let error = run(&mut learner, (lessons, [][..].into()), &settings, None, false, &mut |_| true).unwrap_err();
     assert!(matches!(error, Error::Diverged { .. }), "{error}");
     // A gradient is not asked for where the loss is no number, and says so itself where the scale is none.
-    learner.adapter.values_mut().fill(f32::NAN);
+    learner.change(|values| values.fill(f32::NAN));
     let report = learner.preference_gradients(&pairs.iter().collect::<Vec<_>>(), 0.1, 100).unwrap();
     assert!(report.loss.is_nan() && report.grad_norm.is_nan(), "{report:?}");
     let (mut tape, mut losses) = (Tape::new(&model, false), Vec::new());

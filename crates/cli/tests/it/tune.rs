@@ -273,7 +273,69 @@ fn preferences_are_learnt_from_a_file() {
     let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
     assert!((losses[0] - 2f64.ln()).abs() < 1e-6, "before the first step nothing has moved: {}", losses[0]);
     assert!(losses[19] < 0.1, "{losses:?}");
+    // What was measured before the first step is told, and not left behind.
+    assert!(told.err.contains("20 of 20 pairs") && !place.path("out/references.safetensors").exists(), "{told:?}");
     fs::write(place.path("plain.jsonl"), "{\"text\": \"some words to learn\"}\n").expect("writable");
     let plain = ["tune", "--model", &model, "--data", "plain.jsonl", "--out", "other", "--task", "dpo"];
     place.run(&plain).fails_with(1, &["no preferences"]);
+}
+
+/// What a run is begun with that another machine, or another hour, would have otherwise.
+#[test]
+fn a_run_goes_on_as_it_was_begun_or_not_at_all() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    fs::write(place.path("intents.csv"), intents()).expect("writable");
+    let more = ["--steps", "150", "--checkpoint-every", "1", "--validate-every", "100"];
+    let mut child = place.command(&tune(&model, "cut", &[&more[..], &["--sparing"]].concat()));
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    while !place.path("cut/checkpoint.safetensors").exists() && child.try_wait().expect("a child").is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    let resume = tune(&model, "cut", &["--steps", "150", "--validate-every", "100", "--resume"]);
+    let output = place.command(&resume).env("QWENKIT_ISA", "portable").stdin(Stdio::null()).output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && told.contains("QWENKIT_ISA"), "{told}");
+    // What was kept is taken from the checkpoint, and need not be said again.
+    let told = place.run(&resume).exits(0);
+    for part in ["layers are computed twice", "going on after step"] {
+        assert!(told.err.contains(part), "`{part}` is not in: {}", told.err);
+    }
+}
+
+#[test]
+fn a_model_is_tuned_whole() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let line = |i: usize| format!("{}\n", serde_json::json!({ "text": format!("one two three {i}") }));
+    fs::write(place.path("texts.jsonl"), (0..12).map(line).collect::<String>()).expect("writable");
+    let args = |base: &str, out: &str, more: &[&str]| {
+        let mut args = vec!["tune", "--method", "full", "--model", base, "--data", "texts.jsonl", "--out", out];
+        args.extend(["--steps", "8", "--batch", "4", "--lr", "1e-3", "--validation", "3"]);
+        args.extend(more);
+        place.run(&args)
+    };
+    let told = args(&model, "out", &["--optimiser", "adamw-8bit"]).exits(0);
+    for part in ["numbers in f32, gradients and optimiser", "(best so far)", "the model is in out"] {
+        assert!(told.err.contains(part), "`{part}` is not in: {}", told.err);
+    }
+    assert!(!place.path("out/checkpoint.safetensors").exists());
+    let record = fs::read_to_string(place.path("out/qwenkit.json")).expect("a record");
+    assert!(record.contains("method: full") && record.contains("optimiser: adamw-8bit"), "{record}");
+    // What was written is a model like the one before, from which another run begins.
+    let weights = |path: &Path| read_safetensors_file(&path.join("model.safetensors")).expect("weights");
+    let (before, after) = (weights(Path::new(&model)), weights(&place.path("out")));
+    assert_eq!(before.tensors().len(), after.tensors().len());
+    args("out", "again", &[]).exits(0);
+    // From a quantised file its values are taken.
+    let quantised = place.path("q8_0.gguf");
+    let quantised = quantised.to_str().expect("UTF-8");
+    place.run(&["quantize", &model, "--type", "Q8_0", "--out", quantised, "--no-proof"]).exits(0);
+    let told = args(quantised, "from-q8_0", &[]).exits(0);
+    assert!(told.err.contains("the weights are quantised"), "{told:?}");
+    assert_eq!(weights(&place.path("from-q8_0")).tensors().len(), before.tensors().len());
+    args("out", "out", &[]).fails_with(2, &["holds a model"]);
+    args(&model, "other", &["--rank", "4"]).fails_with(2, &["--method full"]);
+    args(&fixture("parity/qwen3-moe"), "other", &[]).fails_with(1, &["--method lora"]);
+    assert!(!place.path("other").exists());
 }

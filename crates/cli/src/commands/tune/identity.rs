@@ -2,20 +2,18 @@
 
 use std::path::Path;
 
-use qwenkit_train::{AdapterShape, Checkpoint, RunSettings, examples_hash, values_hash};
+use qwenkit_train::{Checkpoint, RunSettings, examples_hash};
 
 use super::Optimiser;
-use super::data::Material;
+use super::training::Course;
 
 /// How much of the forward pass is kept, as a line.
 const LAYERS: [&str; 2] = ["layers: all kept", "layers: computed twice"];
 
-/// What a run is made of beside its settings, its adapter's shape and its data.
-pub(super) struct Basis<'a> {
+/// What a run is made of beside its settings, its data and what it trains.
+pub(super) struct Basis {
     /// The SHA-256 of the model's tensors.
-    pub(super) model: &'a str,
-    /// The adapter's numbers before the first step.
-    pub(super) start: &'a [f32],
+    pub(super) model: String,
     /// Of labels.
     pub(super) smoothing: f32,
     /// Of preferences.
@@ -28,11 +26,12 @@ pub(super) struct Basis<'a> {
     pub(super) isa: String,
 }
 
-/// A line for each thing.
-pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &Material, basis: &Basis<'_>) -> String {
-    let Basis { model, start, smoothing, beta, optimiser, sparing, isa } = basis;
+/// A line for each thing; `trained` has those of what is trained.
+pub(super) fn identity(course: &Course, trained: &[String], basis: &Basis) -> String {
+    let Basis { model, smoothing, beta, optimiser, sparing, isa } = basis;
+    let Course { material, settings, .. } = course;
     let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
-    let lines = [
+    let of_data = [
         format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
         format!("model: {model}"),
         format!(
@@ -41,12 +40,8 @@ pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &
             material.valid.len() / material.each()
         ),
         format!("tokens and goals: {}", examples_hash(material.train.iter().chain(&material.valid))),
-        format!("start: {}", values_hash(start)),
-        format!("rank: {}", shape.rank),
-        format!("alpha: {}", shape.alpha),
-        format!("rslora: {}", shape.rslora),
-        format!("targets: {}", shape.targets.join(",")),
-        format!("from layer: {}", shape.from_layer),
+    ];
+    let of_course = [
         format!("lr: {:e}", schedule.rate),
         format!("schedule: {}", schedule.curve.name()),
         format!("warmup: {}", schedule.warmup_steps),
@@ -64,7 +59,7 @@ pub(super) fn identity(settings: &RunSettings, shape: &AdapterShape, material: &
         LAYERS[usize::from(*sparing)].to_owned(),
         format!("instructions (QWENKIT_ISA): {isa}"),
     ];
-    lines.join("\n")
+    [&of_data[..], trained, &of_course].concat().join("\n")
 }
 
 /// Whether the run whose checkpoint is at `path` computes layers twice; `None` where there is none that says it.

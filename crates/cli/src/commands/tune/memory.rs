@@ -2,11 +2,12 @@
 
 use anyhow::ensure;
 use qwenkit_engine::available_memory_bytes;
-use qwenkit_models::{Adapter, LessonSize, Model, Tape};
+use qwenkit_models::LessonSize;
 use qwenkit_train::{Example, Moments};
 
 use super::data::Material;
-use super::{Task, TuneArgs};
+use super::training::Course;
+use super::{Method, Optimiser, Task, TuneArgs};
 use crate::terminal;
 
 /// Beside what is planned: tokenizer, program, what an allocator keeps.
@@ -23,6 +24,19 @@ pub(super) struct MemoryPlan {
     pub(super) remembered: usize,
 }
 
+/// What a run takes, beside spare.
+pub(super) struct Needs<'a> {
+    /// Bytes of the model, which is there already.
+    pub(super) weights: usize,
+    /// Numbers that are trained, and what to call all that goes with them.
+    pub(super) numbers: usize,
+    pub(super) what: &'static str,
+    /// Bytes of activations, if layers are computed twice or not.
+    pub(super) tape: &'a dyn Fn(bool, LessonSize) -> usize,
+    /// Bytes that it would take to remember what layers below the first adapted one make of all samples.
+    pub(super) remembered: usize,
+}
+
 /// Says what the run takes, and decides whether the forward pass is kept or computed twice; `was_sparing` says it of a run that
 /// goes on.
 ///
@@ -30,52 +44,52 @@ pub(super) struct MemoryPlan {
 /// When there is not so much memory.
 pub(super) fn memory_plan(
     args: &TuneArgs,
-    model: &Model,
-    material: &Material,
-    start: &Adapter,
-    (piece_tokens, batch): (usize, usize),
+    course: &Course,
+    needs: &Needs<'_>,
     was_sparing: Option<bool>,
 ) -> anyhow::Result<MemoryPlan> {
-    let size = largest(material, piece_tokens, batch, args.compute.threads());
-    let LessonSize { tokens, .. } = size;
+    let (material, settings) = (&course.material, &course.settings);
+    let size = largest(material, settings.step.piece_tokens, settings.batch, args.compute.threads());
+    let (tokens, numbers) = (size.tokens, needs.numbers);
     let longest = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).max().unwrap_or(1);
-    let all_tokens = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).sum();
     // Values, gradients, with validation the best so far, and the optimiser's two moments.
-    let count = start.values().len();
     let copies = 2 + usize::from(!material.valid.is_empty());
-    let trained = copies * 4 * count + Moments::bytes(count, args.course.optimiser.precision());
+    let trained = copies * 4 * numbers + Moments::bytes(numbers, args.course.optimiser.precision());
     let available = available_memory_bytes();
-    let of_tape = |sparing: bool| Tape::bytes(model, start, sparing, size);
-    let needs = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
-    let fits = |sparing: bool| available.is_none_or(|available| needs(sparing) as u64 <= available);
+    let of_tape = |sparing: bool| (needs.tape)(sparing, size);
+    let of_all = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
+    let fits = |sparing: bool| available.is_none_or(|available| of_all(sparing) as u64 <= available);
     // What the one rounds the other does not, so a run goes on as it began.
     let sparing = was_sparing.unwrap_or_else(|| !fits(false)) || args.course.sparing;
     // What lies below the first adapted layer is remembered of all samples if they fit as well.
-    let all = Tape::remembered_bytes(model, start, all_tokens);
     let room = available.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let remembered = all.min(REMEMBERED_BYTES).min(room.saturating_sub(needs(sparing)));
+    let remembered = needs.remembered.min(REMEMBERED_BYTES).min(room.saturating_sub(of_all(sparing)));
     let mb = |bytes: usize| format!("{:.0} MB", bytes as f64 / 1e6);
     terminal::note(&format!(
-        "memory: {} weights + {} adapter and optimiser + {} activations of {tokens} tokens ({}){}",
-        mb(model.weight_bytes()),
+        "memory: {} weights + {} {} + {} activations of {tokens} tokens ({}){}",
+        mb(needs.weights),
         mb(trained),
+        needs.what,
         mb(of_tape(sparing)),
         if sparing { "layers are computed twice" } else { "all layers kept" },
         if remembered > 0 { format!(" + {} of what the layers below give", mb(remembered)) } else { String::new() }
     ));
+    let smaller = match (args.method, args.course.optimiser) {
+        (Method::Lora, _) => "a smaller --rank",
+        (Method::Full, Optimiser::Adamw) => "--optimiser adamw-8bit, an adapter (--method lora)",
+        (Method::Full, Optimiser::Adamw8bit) => "--validation 0, an adapter (--method lora)",
+    };
     let hint = match was_sparing {
         Some(false) if fits(true) => {
             "the run began with all layers kept and goes on so; give it memory, or begin anew in another folder"
                 .to_owned()
         }
-        _ => {
-            format!("a smaller --piece-tokens (the longest sample has {longest}), a smaller --rank, or shorter samples")
-        }
+        _ => format!("a smaller --piece-tokens (the longest sample has {longest}), {smaller}, or shorter samples"),
     };
     ensure!(
         fits(sparing),
         "the training needs {} beside the model and {} are available\nhint: {hint}",
-        mb(needs(sparing)),
+        mb(of_all(sparing)),
         available.map_or("unknown".to_owned(), |bytes| mb(bytes as usize))
     );
     Ok(MemoryPlan { sparing, remembered })

@@ -58,8 +58,8 @@ pub(super) fn run(args: &TuneArgs, ids: &Path, offline: bool) -> anyhow::Result<
         losses.push(report.loss as f32);
     }
     let Some(dump) = &args.dump else { return Ok(()) };
-    let gradients = learner.adapter.to_file(plan, &first, AdapterSettings::default());
-    let trained = learner.adapter.to_file(plan, learner.adapter.values(), AdapterSettings::default());
+    let gradients = learner.adapter().to_file(plan, &first, AdapterSettings::default());
+    let trained = learner.adapter().to_file(plan, learner.values(), AdapterSettings::default());
     let mut tensors: Vec<(String, Vec<usize>, &[f32])> =
         vec![("loss0".into(), vec![1], &losses[..1]), ("losses".into(), vec![losses.len()], &losses)];
     for (kind, file) in [("grad", &gradients), ("final", &trained)] {
