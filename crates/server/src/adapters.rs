@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::{Json, body::Bytes, extract::State};
-use qwenkit_engine::Error as EngineError;
+use qwenkit_engine::{Error as EngineError, Session};
 use qwenkit_formats::Adapter as AdapterFile;
 use serde_json::{Value, json};
 
@@ -27,14 +27,16 @@ const NAME_BYTES_MAX: usize = 200;
 pub(crate) struct Adapters(Mutex<Vec<Entry>>);
 
 struct Entry {
-    source: AdapterSource,
+    /// The same one says that it is the same entry: a name may come back with another file.
+    source: Arc<AdapterSource>,
     /// With the model, once it was asked for.
     model: Option<Arc<ServedModel>>,
 }
 
 impl Adapters {
     pub(crate) fn new(sources: Vec<AdapterSource>) -> Adapters {
-        Adapters(Mutex::new(sources.into_iter().map(|source| Entry { source, model: None }).collect()))
+        let entry = |source| Entry { source: Arc::new(source), model: None };
+        Adapters(Mutex::new(sources.into_iter().map(entry).collect()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -51,10 +53,14 @@ impl Adapters {
         self.lock().iter().filter_map(|entry| entry.model.clone()).collect()
     }
 
-    /// Lets go of what is in memory, if nobody uses it.
-    pub(crate) fn unload_idle(&self) -> bool {
+    /// Lets go of what is in memory, if nobody uses it; nor the session, which an answer under an adapter without a name any
+    /// more would still hold.
+    pub(crate) fn unload_idle(&self, session: &Arc<Session>) -> bool {
         let mut entries = self.lock();
-        let idle = entries.iter().all(|entry| entry.model.as_ref().is_none_or(|model| Arc::strong_count(model) == 1));
+        let models = || entries.iter().filter_map(|entry| entry.model.as_ref());
+        let own = models().filter(|model| Arc::ptr_eq(&model.session, session)).count();
+        // One more is the model without an adapter.
+        let idle = models().all(|model| Arc::strong_count(model) == 1) && Arc::strong_count(session) == own + 1;
         if idle {
             entries.iter_mut().for_each(|entry| entry.model = None);
         }
@@ -66,32 +72,39 @@ impl Adapters {
     /// # Errors
     /// When the file is no adapter of the model, or there is none of this name any more.
     pub(crate) fn model(&self, base: &ServedModel, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-        let source = {
-            let entries = self.lock();
-            let Some(entry) = entries.iter().find(|entry| entry.source.name == name) else {
-                return Err(ApiError::unavailable(format!("{name} was unloaded just now")));
-            };
-            match &entry.model {
-                Some(model) if Arc::ptr_eq(&model.session, &base.session) => return Ok(Arc::clone(model)),
-                _ => entry.source.clone(),
-            }
+        let Some((source, model)) = self.find(name) else {
+            return Err(ApiError::unavailable(format!("{name} was unloaded just now")));
         };
+        if let Some(model) = model.filter(|model| Arc::ptr_eq(&model.session, &base.session)) {
+            return Ok(model);
+        }
         let failed = |error: Box<EngineError>| {
             ApiError::unavailable(format!("{name} cannot be loaded now: {error}")).with_code("model_not_loaded")
         };
         let model = adapted(base, &source).map_err(failed)?;
-        // Let go of by its name meanwhile, it still answers this once.
-        if let Some(entry) = self.lock().iter_mut().find(|entry| entry.source.name == name) {
-            entry.model = Some(Arc::clone(&model));
-        }
+        self.keep(&source, &model);
         Ok(model)
     }
 
-    fn add(&self, source: AdapterSource, model: Arc<ServedModel>) {
-        self.lock().push(Entry { source, model: Some(model) });
+    fn find(&self, name: &str) -> Option<(Arc<AdapterSource>, Option<Arc<ServedModel>>)> {
+        let entries = self.lock();
+        let entry = entries.iter().find(|entry| entry.source.name == name)?;
+        Some((Arc::clone(&entry.source), entry.model.clone()))
     }
 
-    fn remove(&self, name: &str) -> bool {
+    /// Keeps what was read from a source, unless it was let go of meanwhile: then it answers this once.
+    fn keep(&self, source: &Arc<AdapterSource>, model: &Arc<ServedModel>) {
+        if let Some(entry) = self.lock().iter_mut().find(|entry| Arc::ptr_eq(&entry.source, source)) {
+            entry.model = Some(Arc::clone(model));
+        }
+    }
+
+    /// One more, whose name is free (`Models::add_adapter`).
+    pub(crate) fn add(&self, source: AdapterSource, model: Option<Arc<ServedModel>>) {
+        self.lock().push(Entry { source: Arc::new(source), model });
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> bool {
         let mut entries = self.lock();
         let before = entries.len();
         entries.retain(|entry| entry.source.name != name);
@@ -121,6 +134,7 @@ pub(crate) async fn load(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
         return Err(ApiError::invalid("lora_name", message));
     }
     let taken = || ApiError::invalid("lora_name", format!("`lora_name` is {name:?}, which a model has already"));
+    // Before a file is read; who comes first is decided behind it.
     if app.models.has_name(&name) {
         return Err(taken());
     }
@@ -132,11 +146,9 @@ pub(crate) async fn load(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
         blocking(move || adapted(&model, &source).map_err(|error| ApiError::invalid("lora_path", error.to_string())))
     };
     let model = read.await?;
-    // Somebody else may have taken the name meanwhile.
-    if app.models.has_name(&name) {
+    if !app.models.add_adapter(&slot, source, Some(model)) {
         return Err(taken());
     }
-    slot.adapters.add(source, model);
     Ok(Json(info::adapter(&app, &slot, &name)))
 }
 
@@ -151,4 +163,28 @@ pub(crate) async fn unload(State(app): State<Arc<App>>, body: Bytes) -> Result<J
         return Err(ApiError { param: Some("lora_name".to_owned()), ..app.models.unknown(&name) });
     }
     Ok(Json(json!({ "id": name, "object": "model", "deleted": true })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::tests::{adapter, models};
+
+    #[test]
+    fn what_was_read_for_a_name_before_is_not_kept_under_it() {
+        let models = models();
+        let slot = &models.slots()[0];
+        let base = slot.model().unwrap();
+        let named = |path| AdapterSource { name: "a".to_owned(), path };
+        assert!(models.add_adapter(slot, named(adapter()), None));
+        assert!(!models.add_adapter(slot, named("elsewhere".into()), None), "the name is taken");
+        // One request has found the adapter; before it has read the file, the name goes to another one.
+        let (before, _) = slot.adapters.find("a").unwrap();
+        let old = adapted(&base, &before).unwrap();
+        assert!(slot.adapters.remove("a"));
+        let new = adapted(&base, &before).unwrap();
+        assert!(models.add_adapter(slot, named(adapter()), Some(Arc::clone(&new))));
+        slot.adapters.keep(&before, &old);
+        assert!(Arc::ptr_eq(&slot.adapters.model(&base, "a").unwrap(), &new));
+    }
 }

@@ -17,6 +17,7 @@ use crate::{
     chat::{FINGERPRINT, usage},
     error::ApiError,
     fields::{Fields, wrong},
+    images::Memory,
     logprobs::{TextLogprobs, token_text},
     models::ServedModel,
     run::{Asked, Run},
@@ -129,7 +130,7 @@ pub(crate) async fn start(app: &App, mut fields: Fields, priority: Priority) -> 
     let asked = Arc::clone(&request);
     let asks = move |model: &ServedModel| {
         let ask = |i| Ask { adapter: model.adapter.clone(), ..asked.ask(i, priority) };
-        Ok(Asked { asks: (0..answers).map(ask).collect(), memory: None })
+        Ok(Asked { asks: (0..answers).map(ask).collect(), memory: Memory::default() })
     };
     let run = Run::start(&model, asks, "prompt").await?;
     let choices: Vec<Choice> =

@@ -33,7 +33,7 @@ pub struct ImageLimits {
     pub file_bytes: usize,
     /// Pixels of an image.
     pub pixels: u64,
-    /// Bytes that the patches of all requests under way may take together.
+    /// Bytes that the files and patches of all requests under way may take together.
     pub held_bytes: usize,
 }
 
@@ -58,7 +58,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Where images become visuals, for all models of a server.
 pub(crate) struct ImageRoom {
     limits: ImageLimits,
-    /// Pieces of memory that are free for patches.
+    /// Pieces of memory that are free for files and patches.
     free: Arc<Semaphore>,
     /// Held while an image is decoded: pixels take more than anything else.
     turn: Mutex<()>,
@@ -88,23 +88,30 @@ struct Given {
 
 /// The images of a conversation, in order.
 #[derive(Clone, Default)]
-pub(crate) struct Images(Arc<Vec<Given>>);
+pub(crate) struct Images(Arc<Found>);
+
+#[derive(Default)]
+struct Found {
+    given: Vec<Given>,
+    /// What their files take.
+    memory: Memory,
+}
 
 impl fmt::Debug for Images {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} images", self.0.len())
+        write!(f, "{} images", self.0.given.len())
     }
 }
 
 /// Collects the images of a request for a model while its messages are read.
 pub(crate) struct Gathering<'a> {
     model: &'a ServedModel,
-    found: Vec<Given>,
+    found: Found,
 }
 
 impl<'a> Gathering<'a> {
     pub(crate) fn new(model: &'a ServedModel) -> Gathering<'a> {
-        Gathering { model, found: Vec::new() }
+        Gathering { model, found: Found::default() }
     }
 
     /// What was found.
@@ -123,7 +130,7 @@ impl<'a> Gathering<'a> {
             return Err(ApiError::invalid(at, message).with_code("unsupported_content"));
         }
         let most = self.model.images.limits.count;
-        if self.found.len() >= most {
+        if self.found.given.len() >= most {
             let message = format!("`{at}` is one image too many: a conversation may have {most}");
             return Err(ApiError::invalid(at, message).with_code("too_many_images"));
         }
@@ -135,7 +142,7 @@ impl<'a> Gathering<'a> {
         self.admit(at)?;
         let most_pixels = most_pixels(detail)?;
         let file = self.base64(at, of_data_url(at, url)?)?;
-        self.found.push(Given { at: at.to_owned(), file, most_pixels });
+        self.found.given.push(Given { at: at.to_owned(), file, most_pixels });
         Ok(part())
     }
 
@@ -147,20 +154,24 @@ impl<'a> Gathering<'a> {
         }
         self.admit(at)?;
         let file = self.base64(at, text)?;
-        self.found.push(Given { at: at.to_owned(), file, most_pixels: None });
+        self.found.given.push(Given { at: at.to_owned(), file, most_pixels: None });
         Ok(part())
     }
 
-    fn base64(&self, at: &str, text: &str) -> Result<Vec<u8>, ApiError> {
-        let most = self.model.images.limits.file_bytes;
-        if text.len() / 4 * 3 > most + 3 {
-            let message = format!("`{at}` is an image of {} bytes, expected at most {most}", text.len() / 4 * 3);
+    fn base64(&mut self, at: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+        let room = &self.model.images;
+        let (bytes, most) = (text.len() / 4 * 3, room.limits.file_bytes);
+        if bytes > most + 3 {
+            let message = format!("`{at}` is an image of {bytes} bytes, expected at most {most}");
             return Err(ApiError::invalid(at, message).with_code("image_too_large"));
         }
+        self.found.memory.hold(room, bytes + 3, at, 0)?;
         let broken = |error| ApiError::invalid(at, format!("`{at}` is no base64: {error}"));
         // Some encoders break lines.
         match text.contains(|c: char| c.is_ascii_whitespace()) {
             true => {
+                let mut for_now = Memory::default();
+                for_now.hold(room, text.len(), at, self.found.memory.pieces())?;
                 let packed: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
                 BASE64.decode(packed).map_err(broken)
             }
@@ -242,8 +253,12 @@ fn of_data_url<'a>(at: &str, url: &'a str) -> Result<&'a str, ApiError> {
 #[derive(Default)]
 pub(crate) struct Held {
     pub(crate) visuals: Vec<Visual>,
-    pub(crate) memory: Option<OwnedSemaphorePermit>,
+    pub(crate) memory: Memory,
 }
+
+/// Memory taken for images, free again when this is dropped.
+#[derive(Default)]
+pub(crate) struct Memory(Option<OwnedSemaphorePermit>);
 
 impl Images {
     /// Makes visuals of all images, away from the threads that serve connections.
@@ -252,7 +267,8 @@ impl Images {
     /// When one is none, too large or broken, they are too many for the context, or memory for them is not free now.
     pub(crate) fn held(&self, model: &ServedModel) -> Result<Held, ApiError> {
         let mut held = Held::default();
-        if self.0.is_empty() {
+        let Found { given, memory } = &*self.0;
+        if given.is_empty() {
             return Ok(held);
         }
         let room = &model.images;
@@ -262,7 +278,7 @@ impl Images {
         let (side, file_bytes) = (MediaLimits::default().side, room.limits.file_bytes as u64);
         let limits = MediaLimits { file_bytes, pixels: room.limits.pixels, side };
         let (mut tokens, context_tokens) = (0, model.session.info().context_tokens);
-        for Given { at, file, most_pixels } in self.0.iter() {
+        for Given { at, file, most_pixels } in given {
             let broken =
                 |error: EngineError| ApiError::invalid(at, format!("`{at}`: {error}")).with_code("invalid_image");
             let _turn = room.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,19 +293,23 @@ impl Images {
                 return Err(ApiError::invalid(at, message).with_code("context_length_exceeded"));
             }
             let bytes: usize = picture.visuals.iter().map(|v| size_of_val(v.pixels().values.as_slice())).sum();
-            room.hold(bytes, at, &mut held.memory)?;
+            held.memory.hold(room, bytes, at, memory.pieces())?;
             held.visuals.extend(picture.visuals);
         }
         Ok(held)
     }
 }
 
-impl ImageRoom {
-    /// Takes memory for an image's patches.
-    fn hold(&self, bytes: usize, at: &str, memory: &mut Option<OwnedSemaphorePermit>) -> Result<(), ApiError> {
-        let all = self.limits.held_bytes / PIECE_BYTES;
+impl Memory {
+    fn pieces(&self) -> usize {
+        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+
+    /// Takes more, for a request that holds `beside` pieces elsewhere.
+    fn hold(&mut self, room: &ImageRoom, bytes: usize, at: &str, beside: usize) -> Result<(), ApiError> {
+        let all = room.limits.held_bytes / PIECE_BYTES;
         let pieces = bytes.div_ceil(PIECE_BYTES);
-        let own = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let own = self.pieces() + beside;
         if own + pieces > all {
             let message = format!(
                 "`{at}`: the images up to here take {} bytes of memory and a request may have {}; send fewer or smaller ones",
@@ -299,12 +319,12 @@ impl ImageRoom {
             return Err(ApiError::invalid(at, message).with_code("image_too_large"));
         }
         let wanted = u32::try_from(pieces).unwrap_or(u32::MAX);
-        let Ok(more) = Arc::clone(&self.free).try_acquire_many_owned(wanted) else {
+        let Ok(more) = Arc::clone(&room.free).try_acquire_many_owned(wanted) else {
             return Err(busy("the images of other requests take all the memory for images"));
         };
-        match memory {
+        match &mut self.0 {
             Some(memory) => memory.merge(more),
-            None => *memory = Some(more),
+            None => self.0 = Some(more),
         }
         Ok(())
     }
@@ -377,13 +397,14 @@ mod tests {
     #[test]
     fn memory_is_held_until_it_is_let_go() {
         let room = ImageRoom::new(ImageLimits { held_bytes: 4 * PIECE_BYTES, ..ImageLimits::default() });
-        let (mut first, mut second) = (None, None);
-        room.hold(PIECE_BYTES, "a", &mut first).unwrap();
-        room.hold(2 * PIECE_BYTES - 1, "b", &mut first).unwrap();
-        assert_eq!(room.hold(2 * PIECE_BYTES, "c", &mut first).unwrap_err().code, Some("image_too_large"));
-        assert_eq!(room.hold(2 * PIECE_BYTES, "d", &mut second).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        let (mut first, mut second) = (Memory::default(), Memory::default());
+        first.hold(&room, PIECE_BYTES, "a", 0).unwrap();
+        first.hold(&room, 2 * PIECE_BYTES - 1, "b", 0).unwrap();
+        assert_eq!(first.hold(&room, 2 * PIECE_BYTES, "c", 0).unwrap_err().code, Some("image_too_large"));
+        assert_eq!(second.hold(&room, PIECE_BYTES, "d", 4).unwrap_err().code, Some("image_too_large"));
+        assert_eq!(second.hold(&room, 2 * PIECE_BYTES, "e", 0).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
         drop(first);
-        room.hold(4 * PIECE_BYTES, "e", &mut second).unwrap();
+        second.hold(&room, 4 * PIECE_BYTES, "f", 0).unwrap();
     }
 
     #[test]

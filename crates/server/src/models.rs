@@ -153,12 +153,12 @@ impl Slot {
     /// Takes the model out if it can be loaded again and nobody uses it.
     fn take_idle(&self) -> Option<Arc<ServedModel>> {
         let mut model = self.lock();
-        let idle = model.as_ref().filter(|model| {
+        let idle = model.as_ref().is_some_and(|model| {
             let load = model.session.load();
             let idle = self.load.is_some() && Arc::strong_count(model) == 1 && load.running + load.waiting == 0;
-            idle && self.adapters.unload_idle()
+            idle && self.adapters.unload_idle(&model.session)
         });
-        idle.is_some().then(|| model.take()).flatten()
+        if idle { model.take() } else { None }
     }
 }
 
@@ -168,6 +168,8 @@ pub(crate) struct Models {
     requests: AtomicU64,
     /// Held while a model is loaded.
     loading: tokio::sync::Mutex<()>,
+    /// Held while a name is looked for and given.
+    naming: Mutex<()>,
 }
 
 impl Models {
@@ -188,6 +190,7 @@ impl Models {
             slots: sources.into_iter().map(slot).collect(),
             requests: AtomicU64::new(0),
             loading: tokio::sync::Mutex::new(()),
+            naming: Mutex::new(()),
         }
     }
 
@@ -231,6 +234,16 @@ impl Models {
     /// Whether requests can give this name.
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.adapter(name).is_some() || self.slot(Some(name)).is_ok()
+    }
+
+    /// Gives a model one more adapter; false if another model has its name.
+    pub(crate) fn add_adapter(&self, slot: &Slot, source: AdapterSource, model: Option<Arc<ServedModel>>) -> bool {
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = !self.has_name(&source.name);
+        if is_free {
+            slot.adapters.add(source, model);
+        }
+        is_free
     }
 
     /// What is said to a name that nobody has.
@@ -296,4 +309,53 @@ async fn load(slot: &Arc<Slot>) -> Result<Result<Arc<ServedModel>, LoadRefusal>,
         None => Err(LoadRefusal { message: "it was unloaded for good".to_owned(), needs_memory: false }),
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("loading the model failed"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use qwenkit_engine::{Options, Speculate};
+    use qwenkit_formats::ModelFiles;
+    use qwenkit_kernels::Isa;
+
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
+    }
+
+    fn session() -> Session {
+        let (threads, isa) = (1, Isa::detect().unwrap());
+        let options = Options { threads, isa, context_tokens: Some(128), max_waiting: 8, speculate: Speculate::Off };
+        Session::open(&ModelFiles::open(&fixture("parity/qwen2")).unwrap(), &options, &mut |_| {}).unwrap()
+    }
+
+    /// A tiny model in memory that could be loaded again.
+    pub(crate) fn models() -> Models {
+        let again = || Ok(session());
+        let source = ModelSource::on_demand("base".to_owned(), Vec::new(), Some(session()), again);
+        Models::new(vec![source], ImageLimits::default())
+    }
+
+    /// An adapter of the tiny model.
+    pub(crate) fn adapter() -> PathBuf {
+        fixture("parity-train/qwen2/adapter_init")
+    }
+
+    #[test]
+    fn a_model_is_in_use_while_an_answer_holds_it_under_an_adapter_without_a_name() {
+        let models = models();
+        let slot = &models.slots()[0];
+        assert!(models.add_adapter(slot, AdapterSource { name: "a".to_owned(), path: adapter() }, None));
+        let answering = slot.adapters.model(&slot.model().unwrap(), "a").unwrap();
+        assert!(slot.take_idle().is_none());
+        assert!(slot.adapters.remove("a"));
+        assert!(slot.take_idle().is_none(), "an answer under the adapter is still under way");
+        drop(answering);
+        // An adapter in memory that nobody uses goes with its model.
+        assert!(models.add_adapter(slot, AdapterSource { name: "b".to_owned(), path: adapter() }, None));
+        slot.adapters.model(&slot.model().unwrap(), "b").unwrap();
+        assert!(slot.take_idle().is_some() && slot.model().is_none() && slot.adapters.loaded().is_empty());
+    }
 }

@@ -7,13 +7,11 @@ use std::{
 };
 
 use qwenkit_engine::{Ask, Event, Listener, Piece, Transcript};
-use tokio::sync::{
-    OwnedSemaphorePermit,
-    mpsc::{UnboundedReceiver, unbounded_channel},
-};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
     error::{ApiError, from_engine},
+    images::Memory,
     models::ServedModel,
     quota::{Meter, meter},
 };
@@ -32,14 +30,14 @@ pub(crate) struct Run {
     /// What the tokens are charged to.
     meter: Option<Meter>,
     /// What the images take, until the end.
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: Memory,
 }
 
 /// What a request comes to.
 pub(crate) struct Asked {
     pub(crate) asks: Vec<Ask>,
     /// What their images take.
-    pub(crate) memory: Option<OwnedSemaphorePermit>,
+    pub(crate) memory: Memory,
 }
 
 impl Run {

@@ -18,7 +18,7 @@ use crate::{
     conversation::{Conversation, Names, ToolChoice, wish},
     error::ApiError,
     fields::{Fields, wrong},
-    images::{Content, Gathering},
+    images::{Content, Gathering, Memory},
     messages,
     models::ServedModel,
     run::{Asked, Run},
@@ -81,7 +81,7 @@ pub(crate) async fn generate(State(app): State<Arc<App>>, body: Bytes) -> Result
         let (max_tokens, stop) = (settings.max_tokens, settings.stop);
         let adapter = model.adapter.clone();
         let ask = Ask { prompt: Prompt::Text(prompt), sampling, max_tokens, stop, adapter, ..Ask::default() };
-        Ok(Asked { asks: vec![ask], memory: None })
+        Ok(Asked { asks: vec![ask], memory: Memory::default() })
     };
     let run = Run::start(&model, asks, "prompt").await?;
     let reader = AnswerReader::new(Opening::Closed, &ToolSet::default());

@@ -129,7 +129,7 @@ fn an_adapter_is_taken_in_and_let_go_while_others_are_answered() {
         "content-type: application/json\r\n",
         streamed.to_string().as_bytes(),
     );
-    while server.get("/v1/loads").ok()["loads"][0]["running"] == 0 {}
+    server.wait_for("/v1/loads", |found| found["loads"][0]["running"] != 0);
     assert_eq!(server.post("/v1/unload_lora_adapter", &json!({"lora_name": "strong"})).ok()["deleted"], true);
     assert_eq!(server.refused("/v1/chat/completions", &ask("strong"), 404)["code"], "model_not_found");
     let events = Reply::read(stream).events();
@@ -138,6 +138,20 @@ fn an_adapter_is_taken_in_and_let_go_while_others_are_answered() {
     // And comes back.
     server.post("/v1/load_lora_adapter", &take_in).ok();
     assert_eq!(logprobs(&server.post("/v1/chat/completions", &ask("strong")).ok()), expected);
+}
+
+#[test]
+fn of_many_who_load_the_same_name_one_does() {
+    let server = serve_with(vec![model("qwen2", 2048, 64)], &[]);
+    let body = json!({"lora_name": "one", "lora_path": recorded("qwen2").to_str().unwrap()});
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let load = || server.post("/v1/load_lora_adapter", &body).status;
+        let all: Vec<_> = (0..12).map(|_| scope.spawn(load)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 400].contains(status)), "{statuses:?}");
+    assert_eq!(server.get("/v1/models").ok()["data"].as_array().unwrap().len(), 2);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use qwenkit_engine::{Options, Session, Speculate};
@@ -180,6 +180,29 @@ impl Running {
 
     pub(crate) fn get(&self, path: &str) -> Reply {
         Reply::read(self.send("GET", path, "", b""))
+    }
+
+    /// Asks again until a state is reached; the server says when.
+    pub(crate) fn wait_for(&self, path: &str, reached: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let found = self.get(path).ok();
+            if reached(&found) {
+                return found;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{found}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// A new file.
+    pub(crate) fn upload(&self, headers: &str, purpose: &str, content: &str) -> Reply {
+        let body = format!(
+            "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n\
+             --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{content}\r\n--b--\r\n"
+        );
+        let headers = format!("content-type: multipart/form-data; boundary=b\r\n{headers}");
+        Reply::read(self.send("POST", "/v1/files", &headers, body.as_bytes()))
     }
 
     /// The error of a request that must be refused with `status`.

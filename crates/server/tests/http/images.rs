@@ -211,3 +211,24 @@ fn what_is_wrong_with_an_image_is_said_by_name() {
     // And all the while it serves.
     server.post("/v1/chat/completions", &chat(&["tiny.png"])).ok();
 }
+
+#[test]
+fn an_images_file_counts_against_the_memory_for_images() {
+    let images = ImageLimits { held_bytes: 4 << 16, ..ImageLimits::default() };
+    let models = vec![seeing(MODEL, 256)];
+    let server = serve_config(models, |config| Config { limits: Limits { images, ..config.limits }, ..config });
+    let ask = |text: String| {
+        let image = json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{text}")}});
+        json!({"messages": [{"role": "user", "content": [image]}], "max_tokens": 2})
+    };
+    let whole = STANDARD.encode(vec![0; 300_000]);
+    let error = server.refused("/v1/chat/completions", &ask(whole), 400);
+    assert_eq!(error["code"], "image_too_large", "{error}");
+    // Broken into lines, it is copied once more.
+    let half = STANDARD.encode(vec![0; 100_000]);
+    let error = server.refused("/v1/chat/completions", &ask(half.replacen("AAAA", "AAAA\n", 1)), 400);
+    assert_eq!(error["code"], "image_too_large", "{error}");
+    // And all is given back.
+    assert_eq!(server.refused("/v1/chat/completions", &ask(half), 400)["code"], "invalid_image");
+    server.post("/v1/chat/completions", &chat(&["tiny.png"])).ok();
+}

@@ -1,26 +1,11 @@
 //! What the server keeps: responses that follow each other, files, batches - through restarts, and apart for each key.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
 use crate::client::{Reply, Running, model, serve, serve_at, serve_with};
 
 fn delete(server: &Running, path: &str) -> Reply {
     Reply::read(server.send("DELETE", path, "", b""))
-}
-
-/// Asks again until a state is reached; the server says when.
-fn wait_for(server: &Running, path: &str, ended: impl Fn(&Value) -> bool) -> Value {
-    let begun = Instant::now();
-    loop {
-        let found = server.get(path).ok();
-        if ended(&found) {
-            return found;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(120), "{found}");
-        std::thread::yield_now();
-    }
 }
 
 fn text_of(response: &Value) -> &str {
@@ -108,7 +93,7 @@ fn responses_in_the_background_are_fetched_later() {
     let begun = server.post("/v1/responses", &ask).ok();
     assert_eq!(begun["status"], "in_progress");
     let path = format!("/v1/responses/{}", begun["id"].as_str().unwrap());
-    let ended = wait_for(&server, &path, |response| response["status"] != "in_progress");
+    let ended = server.wait_for(&path, |response| response["status"] != "in_progress");
     assert_eq!(ended["status"], "incomplete");
     let long = json!({"input": "Hi", "background": true, "max_output_tokens": 1900, "ignore_eos": true});
     let begun = server.post("/v1/responses", &long).ok();
@@ -131,15 +116,6 @@ fn responses_in_the_background_are_fetched_later() {
     ] {
         assert_eq!(server.refused("/v1/responses", &body, 400)["param"], param, "{body}");
     }
-}
-
-fn upload(server: &Running, headers: &str, purpose: &str, content: &str) -> Reply {
-    let body = format!(
-        "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n\
-         --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{content}\r\n--b--\r\n"
-    );
-    let headers = format!("content-type: multipart/form-data; boundary=b\r\n{headers}");
-    Reply::read(server.send("POST", "/v1/files", &headers, body.as_bytes()))
 }
 
 fn input(count: usize) -> String {
@@ -167,14 +143,14 @@ fn a_batch_is_finished_by_the_next_server_and_every_line_once() {
     let store = || Some(folder.path().to_owned());
     let path = {
         let server = serve_at(vec![model("qwen2", 2048, 64)], &[], store());
-        let file = upload(&server, "", "batch", &input(30)).ok();
+        let file = server.upload("", "batch", &input(30)).ok();
         assert_eq!((&file["purpose"], &file["filename"]), (&json!("batch"), &json!("in.jsonl")));
         let path = format!("/v1/batches/{}", batch(&server, &file)["id"].as_str().unwrap());
-        wait_for(&server, &path, |batch| batch["request_counts"]["completed"].as_u64() >= Some(3));
+        server.wait_for(&path, |batch| batch["request_counts"]["completed"].as_u64() >= Some(3));
         path
     };
     let server = serve_at(vec![model("qwen2", 2048, 64)], &[], store());
-    let ended = wait_for(&server, &path, is_over);
+    let ended = server.wait_for(&path, is_over);
     assert_eq!(ended["request_counts"], json!({"total": 31, "completed": 30, "failed": 1}));
     let lines = |key: &str| {
         let content = server.get(&format!("/v1/files/{}/content", ended[key].as_str().unwrap())).text();
@@ -194,13 +170,13 @@ fn a_batch_is_finished_by_the_next_server_and_every_line_once() {
 #[test]
 fn bad_files_and_batches_are_refused_or_fail_with_their_lines() {
     let server = serve();
-    assert_eq!(upload(&server, "", "poetry", "x").status, 400);
+    assert_eq!(server.upload("", "poetry", "x").status, 400);
     let broken =
         server.send("POST", "/v1/files", "content-type: multipart/form-data; boundary=b\r\n", b"--b\r\nnonsense");
     assert_eq!(Reply::read(broken).status, 400);
-    let file = upload(&server, "", "batch", "{}\nnonsense").ok();
+    let file = server.upload("", "batch", "{}\nnonsense").ok();
     let path = format!("/v1/batches/{}", batch(&server, &file)["id"].as_str().unwrap());
-    let ended = wait_for(&server, &path, is_over);
+    let ended = server.wait_for(&path, is_over);
     assert_eq!((&ended["status"], ended["errors"]["data"].as_array().unwrap().len()), (&json!("failed"), 2));
     let error = server.post(&format!("{path}/cancel"), &json!({}));
     assert_eq!(error.status, 400, "{}", error.text());
@@ -216,7 +192,7 @@ fn bad_files_and_batches_are_refused_or_fail_with_their_lines() {
 #[test]
 fn a_key_sees_its_own_things_alone() {
     let server = serve_with(vec![model("qwen2", 2048, 64)], &["one", "two"]);
-    let file = upload(&server, "authorization: Bearer one\r\n", "user_data", "x").ok();
+    let file = server.upload("authorization: Bearer one\r\n", "user_data", "x").ok();
     let get =
         |key: &str, path: &str| Reply::read(server.send("GET", path, &format!("authorization: Bearer {key}\r\n"), b""));
     let path = format!("/v1/files/{}", file["id"].as_str().unwrap());
