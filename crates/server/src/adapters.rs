@@ -2,7 +2,10 @@
 //!
 //! Contract: requests under way keep the adapter that they began with. Not here: what an adapter adds (`qwenkit-models`).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use axum::{Json, body::Bytes, extract::State};
 use qwenkit_engine::{Error as EngineError, Session};
@@ -99,6 +102,11 @@ impl Adapters {
         }
     }
 
+    /// The file of an adapter.
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.find(name).map(|(source, _)| source.path.clone())
+    }
+
     /// One more, whose name is free (`Models::add_adapter`).
     pub(crate) fn add(&self, source: AdapterSource, model: Option<Arc<ServedModel>>) {
         self.lock().push(Entry { source: Arc::new(source), model });
@@ -113,7 +121,7 @@ impl Adapters {
 }
 
 /// The model with an adapter from its file.
-fn adapted(base: &ServedModel, source: &AdapterSource) -> Result<Arc<ServedModel>, Box<EngineError>> {
+pub(crate) fn adapted(base: &ServedModel, source: &AdapterSource) -> Result<Arc<ServedModel>, Box<EngineError>> {
     let file = AdapterFile::open(&source.path).map_err(EngineError::from)?;
     let adapter = base.session.adapter(&file)?;
     Ok(Arc::new(ServedModel { name: source.name.clone(), adapter: Some(adapter), ..base.clone() }))

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     io::Write,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -12,7 +13,7 @@ use std::{
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
-    Config, Keys, Limits,
+    Config, Job, Keys, Limits,
     audit::AuditLog,
     error::ApiError,
     metrics::Responses,
@@ -34,10 +35,20 @@ pub(crate) struct App {
     /// Pages of other origins that may ask.
     pub(crate) origins: Vec<String>,
     pub(crate) store: Store,
+    /// What can be done beside serving.
+    pub(crate) jobs: Vec<Arc<dyn Job>>,
+    /// Where the store is, if it is anywhere.
+    pub(crate) folder: Option<PathBuf>,
     /// Told when a batch has come.
     pub(crate) work: Notify,
     /// Held while a batch's object is changed.
     pub(crate) batch_order: Mutex<()>,
+    /// Told when there is something to do about jobs.
+    pub(crate) job_work: Notify,
+    /// Held while a job's object is changed.
+    pub(crate) job_order: Mutex<()>,
+    /// The id of the job that runs.
+    running_job: Mutex<Option<String>>,
     /// Responses that run with nobody waiting, by id.
     background: Mutex<HashMap<String, AbortHandle>>,
     requests: AtomicU64,
@@ -59,8 +70,13 @@ impl App {
             started: Instant::now(),
             started_unix_s: unix_s(),
             store,
+            jobs: config.jobs.clone(),
+            folder: config.store.clone(),
             work: Notify::new(),
             batch_order: Mutex::new(()),
+            job_work: Notify::new(),
+            job_order: Mutex::new(()),
+            running_job: Mutex::new(None),
             background: Mutex::new(HashMap::new()),
             requests: AtomicU64::new(0),
             secret: RandomState::new(),
@@ -89,6 +105,16 @@ impl App {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.work.notify_one();
+        self.job_work.notify_one();
+    }
+
+    /// The id of the job that runs.
+    pub(crate) fn running_job(&self) -> Option<String> {
+        self.running_job.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_running_job(&self, id: Option<String>) {
+        *self.running_job.lock().unwrap_or_else(PoisonError::into_inner) = id;
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -27,13 +27,35 @@ impl Caller {
     }
 }
 
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Ask models.
+    Models,
+    /// Have models tuned, which takes hours of the machine.
+    Jobs,
+    /// See the server's figures, and have it read files of its machine.
+    Admin,
+}
+
+impl Scope {
+    const ALL: [Scope; 3] = [Scope::Models, Scope::Jobs, Scope::Admin];
+
+    fn name(self) -> &'static str {
+        match self {
+            Scope::Models => "models",
+            Scope::Jobs => "jobs",
+            Scope::Admin => "admin",
+        }
+    }
+}
+
 /// A key.
 #[derive(Clone, Debug)]
 struct Key {
     hash: [u8; 32],
     name: String,
-    models: bool,
-    admin: bool,
+    scopes: Vec<Scope>,
     meter: Option<Meter>,
 }
 
@@ -80,14 +102,14 @@ impl Keys {
         let key = |(i, key): (usize, &str)| Key {
             hash: hash(key),
             name: format!("key {}", i + 1),
-            models: true,
-            admin: true,
+            scopes: Scope::ALL.to_vec(),
             meter: meter(quota),
         };
         Keys(keys.into_iter().enumerate().map(key).collect())
     }
 
-    /// Adds the keys of a JSON file. A key without scopes may use the models; the scope `admin` sees the server's figures.
+    /// Adds the keys of a JSON file. A key without scopes may ask the models; the scope `jobs` may have them
+    /// tuned, and `admin` sees the server's figures.
     ///
     /// # Errors
     /// When the text is no list of keys, or one of them makes no sense.
@@ -101,21 +123,21 @@ impl Keys {
                 _ => return Err(wrong("either `key` or `sha256` has to say which key it is")),
             };
             let scopes = entry.scopes.clone().unwrap_or_else(|| vec!["models".to_owned()]);
-            if let Some(other) = scopes.iter().find(|scope| !["models", "admin"].contains(&scope.as_str())) {
-                return Err(wrong(&format!("the scope {other:?} is neither `models` nor `admin`")));
-            }
+            let scope = |name: &String| {
+                let known = Scope::ALL.into_iter().find(|scope| scope.name() == name);
+                known.ok_or_else(|| wrong(&format!("the scope {name:?} is none of `models`, `jobs` and `admin`")))
+            };
+            let scopes = scopes.iter().map(scope).collect::<Result<Vec<Scope>, _>>()?;
             if self.0.iter().any(|known| known.name == entry.name || known.hash == hash) {
                 return Err(wrong("its name or the key itself is there twice"));
             }
-            let has = |name: &str| scopes.iter().any(|scope| scope == name);
             let quota = Quota {
                 requests_per_minute: entry.requests_per_minute,
                 requests_per_day: entry.requests_per_day,
                 tokens_per_minute: entry.tokens_per_minute,
                 tokens_per_day: entry.tokens_per_day,
             };
-            let (models, admin) = (has("models"), has("admin"));
-            self.0.push(Key { hash, name: entry.name, models, admin, meter: meter(quota) });
+            self.0.push(Key { hash, name: entry.name, scopes, meter: meter(quota) });
         }
         Ok(())
     }
@@ -126,7 +148,7 @@ impl Keys {
     }
 
     /// Refuses a request without a valid key, in either of the usual headers, or with one that may not do this.
-    pub(crate) fn check(&self, headers: &HeaderMap, admin: bool) -> Result<Caller, ApiError> {
+    pub(crate) fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller, ApiError> {
         if self.is_empty() {
             return Ok(Caller::default());
         }
@@ -146,9 +168,8 @@ impl Keys {
         let same = |key: &Key| key.hash.iter().zip(&found).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0;
         let known = self.0.iter().fold(None, |known, key| if same(key) { Some(key) } else { known });
         let Some(key) = known else { return Err(unauthorized("this API key is not known here")) };
-        if !(if admin { key.admin } else { key.models }) {
-            let scope = if admin { "admin" } else { "models" };
-            let message = format!("this API key lacks the scope `{scope}`, which this path needs");
+        if !key.scopes.contains(&scope) {
+            let message = format!("this API key lacks the scope `{}`, which this path needs", scope.name());
             return Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", message).with_code("missing_scope"));
         }
         let id = found.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -189,10 +210,11 @@ mod tests {
         ))
         .unwrap();
         let headers = |key: &str| HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {key}").parse().unwrap())]);
-        assert_eq!(keys.check(&headers("a"), false).unwrap().name, "a");
-        assert_eq!(keys.check(&headers("b"), true).unwrap().name, "b");
-        assert_eq!(keys.check(&headers("a"), true).unwrap_err().status, StatusCode::FORBIDDEN);
-        assert_eq!(keys.check(&headers("c"), false).unwrap_err().status, StatusCode::UNAUTHORIZED);
+        assert_eq!(keys.check(&headers("a"), Scope::Models).unwrap().name, "a");
+        assert_eq!(keys.check(&headers("b"), Scope::Admin).unwrap().name, "b");
+        assert_eq!(keys.check(&headers("a"), Scope::Admin).unwrap_err().status, StatusCode::FORBIDDEN);
+        assert_eq!(keys.check(&headers("c"), Scope::Models).unwrap_err().status, StatusCode::UNAUTHORIZED);
+        assert_eq!(keys.check(&headers("a"), Scope::Jobs).unwrap_err().status, StatusCode::FORBIDDEN);
         for (text, word) in [
             ("{}", "no list"),
             (r#"[{"name": "x", "colour": 1}]"#, "colour"),

@@ -1,10 +1,14 @@
 //! `/openapi.json`: what there is, for programs that make clients or show it to people.
 
-use axum::Json;
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
 use serde_json::{Map, Value, json};
 
+use crate::app::App;
+
 /// Method, path, what it does.
-const PATHS: [(&str, &str, &str); 48] = [
+const PATHS: [(&str, &str, &str); 57] = [
     ("get", "/health", "Whether the process answers"),
     ("get", "/ready", "Whether requests are taken"),
     ("get", "/version", "The program's version"),
@@ -16,6 +20,7 @@ const PATHS: [(&str, &str, &str); 48] = [
     ("post", "/v1/load_lora_adapter", "Take an adapter in, as a model of its own name; for keys with the scope admin"),
     ("post", "/v1/unload_lora_adapter", "Let an adapter go"),
     ("get", "/v1/models/{name}", "One model"),
+    ("delete", "/v1/models/{name}", "Forget a model that a fine-tuning job has made"),
     ("post", "/v1/chat/completions", "An answer to a conversation, which may have images as data URLs (OpenAI)"),
     ("post", "/v1/completions", "What follows a text (OpenAI)"),
     ("post", "/v1/responses", "A response that can be followed on; input may have images as data URLs (OpenAI)"),
@@ -37,6 +42,14 @@ const PATHS: [(&str, &str, &str); 48] = [
     ("get", "/v1/batches", "The batches"),
     ("get", "/v1/batches/{id}", "One batch"),
     ("post", "/v1/batches/{id}/cancel", "End a batch early"),
+    ("post", "/v1/fine_tuning/jobs", "Tune a model on a file, beside serving (OpenAI); for keys with the scope jobs"),
+    ("get", "/v1/fine_tuning/jobs", "The fine-tuning jobs"),
+    ("get", "/v1/fine_tuning/jobs/{id}", "One job"),
+    ("post", "/v1/fine_tuning/jobs/{id}/cancel", "End a job early"),
+    ("post", "/v1/fine_tuning/jobs/{id}/pause", "Have a job wait where it is"),
+    ("post", "/v1/fine_tuning/jobs/{id}/resume", "Have a paused job go on"),
+    ("get", "/v1/fine_tuning/jobs/{id}/events", "What has happened in a job"),
+    ("get", "/v1/fine_tuning/jobs/{id}/checkpoints", "What a job has made"),
     ("post", "/v1/messages", "An answer to a conversation, which may have images in base64 (Anthropic)"),
     ("post", "/v1/messages/count_tokens", "The tokens of a conversation (Anthropic)"),
     ("post", "/api/chat", "An answer to a conversation, which may have images in base64 (Ollama)"),
@@ -59,7 +72,7 @@ const PATHS: [(&str, &str, &str); 48] = [
 type Known = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
 
 /// Requests by path: what must be there, and what else is common, with its JSON type.
-const REQUESTS: [Known; 11] = [
+const REQUESTS: [Known; 12] = [
     (
         "/v1/load_lora_adapter",
         &["lora_name", "lora_path"],
@@ -111,6 +124,19 @@ const REQUESTS: [Known; 11] = [
         &[("input_file_id", "string"), ("endpoint", "string"), ("completion_window", "string")],
     ),
     (
+        "/v1/fine_tuning/jobs",
+        &["model", "training_file"],
+        &[
+            ("model", "string"),
+            ("training_file", "string"),
+            ("validation_file", "string"),
+            ("method", "object"),
+            ("suffix", "string"),
+            ("seed", "integer"),
+            ("metadata", "object"),
+        ],
+    ),
+    (
         "/v1/messages",
         &["model", "max_tokens", "messages"],
         &[
@@ -134,7 +160,7 @@ const REQUESTS: [Known; 11] = [
 ];
 
 /// The handler.
-pub(crate) async fn document() -> Json<Value> {
+pub(crate) async fn document(State(app): State<Arc<App>>) -> Json<Value> {
     let mut paths: Map<String, Value> = Map::new();
     for (method, path, summary) in PATHS {
         let mut operation = json!({
@@ -154,6 +180,7 @@ pub(crate) async fn document() -> Json<Value> {
             entry.insert(method.to_owned(), operation);
         }
     }
+    let jobs: Map<String, Value> = app.jobs.iter().map(|job| (job.name().to_owned(), job.schema())).collect();
     Json(json!({
         "openapi": "3.1.0",
         "info": {
@@ -162,7 +189,11 @@ pub(crate) async fn document() -> Json<Value> {
             "description": "Open Qwen models behind the interfaces that programs already speak. A parameter that is unknown or cannot be obeyed is refused by name. Images come with the request; no URL is fetched.",
         },
         "paths": paths,
-        "components": { "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } } },
+        "components": {
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+            // What jobs are told; of `tune`, what `method` comes to.
+            "schemas": jobs,
+        },
         "security": [{ "key": [] }, {}],
     }))
 }

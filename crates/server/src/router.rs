@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_LENGTH},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -15,8 +15,16 @@ use axum::{
 use futures_core::Stream as _;
 
 use crate::{
-    adapters, anthropic, app::App, audit::Entry, batches, chat, completions, embeddings, error::ApiError, files, info,
-    keys::Caller, metrics, ollama, openapi, origin, page, quota::METER, rerank, responses, text,
+    adapters, anthropic,
+    app::App,
+    audit::Entry,
+    batches, chat, completions, embeddings,
+    error::ApiError,
+    files, fine_tuning, info,
+    keys::{Caller, Scope},
+    metrics, ollama, openapi, origin, page,
+    quota::METER,
+    rerank, responses, text,
 };
 
 /// All paths.
@@ -34,7 +42,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/models", get(info::models))
-        .route("/v1/models/{*name}", get(info::one_model))
+        .route("/v1/models/{*name}", get(info::one_model).delete(fine_tuning::delete_model))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/messages", post(anthropic::messages))
@@ -49,6 +57,13 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/batches", post(batches::create).get(batches::list))
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/fine_tuning/jobs", post(fine_tuning::create).get(fine_tuning::list))
+        .route("/v1/fine_tuning/jobs/{id}", get(fine_tuning::retrieve))
+        .route("/v1/fine_tuning/jobs/{id}/cancel", post(fine_tuning::cancel))
+        .route("/v1/fine_tuning/jobs/{id}/pause", post(fine_tuning::pause))
+        .route("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::resume))
+        .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
+        .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
@@ -99,7 +114,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let id = given.map_or_else(|| app.new_id("req_"), str::to_owned);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let admitted = admit(&app, request.headers(), &path);
+    let admitted = admit(&app, request.headers(), &method, &path);
     let (caller, admitted) = match admitted {
         Ok((caller, admitted)) => (caller, admitted),
         Err(error) => (Caller::default(), Err(error)),
@@ -147,19 +162,31 @@ fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/ready" | "/openapi.json") || path.starts_with("/web/")
 }
 
-/// Paths for who runs the server.
-fn is_admin(path: &str) -> bool {
-    matches!(path, "/metrics" | "/server_info" | "/v1/loads" | "/v1/load_lora_adapter" | "/v1/unload_lora_adapter")
+/// What a key has to be for.
+fn scope(method: &Method, path: &str) -> Scope {
+    match path {
+        "/metrics" | "/server_info" | "/v1/loads" | "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" => Scope::Admin,
+        path if path.starts_with("/v1/fine_tuning/") => Scope::Jobs,
+        // What a job has made.
+        path if path.starts_with("/v1/models/") && method == Method::DELETE => Scope::Jobs,
+        _ => Scope::Models,
+    }
 }
 
 /// Who asks, and whether within limits.
-fn admit(app: &App, headers: &HeaderMap, path: &str) -> Result<(Caller, Result<(), ApiError>), ApiError> {
+fn admit(
+    app: &App,
+    headers: &HeaderMap,
+    method: &Method,
+    path: &str,
+) -> Result<(Caller, Result<(), ApiError>), ApiError> {
     origin::check(app, headers)?;
     if is_open(path) {
         return Ok((Caller::default(), Ok(())));
     }
-    let caller = app.keys.check(headers, is_admin(path))?;
-    let within = caller.meter.as_ref().filter(|_| !is_admin(path)).map_or(Ok(()), |meter| meter.enter());
+    let scope = scope(method, path);
+    let caller = app.keys.check(headers, scope)?;
+    let within = caller.meter.as_ref().filter(|_| scope != Scope::Admin).map_or(Ok(()), |meter| meter.enter());
     Ok((caller, within))
 }
 

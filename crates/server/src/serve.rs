@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    Keys, Limits,
+    Job, Keys, Limits,
     app::App,
     audit::AuditLog,
-    batches,
+    batches, fine_tuning,
     models::ModelSource,
     responses,
     router::router,
@@ -43,8 +43,10 @@ pub struct Config {
     pub limits: Limits,
     /// Who may ask.
     pub keys: Keys,
-    /// Where responses, files and batches are kept; until the end of the server where absent.
+    /// Where responses, files, batches and jobs are kept; where absent, until the end of the server, and there are no jobs.
     pub store: Option<PathBuf>,
+    /// What can be done beside serving: `tune` makes adapters, at `/v1/fine_tuning/jobs`.
+    pub jobs: Vec<Arc<dyn Job>>,
     /// Where requests are recorded, if they are.
     pub audit_log: Option<PathBuf>,
     /// Origins, as `https://example.com`, whose pages may ask; `*` for all.
@@ -105,6 +107,7 @@ impl Server {
         let audit = config.audit_log.as_deref().map(AuditLog::open).transpose()?;
         let app = Arc::new(App::new(models, config, audit, store));
         responses::end_those_left(&app).map_err(|error| io::Error::other(error.message))?;
+        fine_tuning::restore(&app).map_err(|error| io::Error::other(error.message))?;
         let tls = config.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
         Ok(Server { runtime, listener, tls, app })
     }
@@ -146,6 +149,7 @@ where
         let _ = stopping.wait_for(|told| *told).await;
     };
     tokio::spawn(batches::work(Arc::clone(&app)));
+    tokio::spawn(fine_tuning::work(Arc::clone(&app)));
     let server = axum::serve(listener, router(&app)).with_graceful_shutdown(until).into_future();
     tokio::pin!(server);
     tokio::select! {

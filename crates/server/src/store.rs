@@ -1,4 +1,4 @@
-//! What the server keeps through a crash: responses, files, batches and their results.
+//! What the server keeps through a crash: responses, files, batches and their results, jobs and their events.
 //!
 //! Contract: what was put is there after a kill, whole or not at all; each put is one transaction on disk before it
 //! returns. Calls take milliseconds and belong off the threads that serve connections.
@@ -17,9 +17,13 @@ pub(crate) struct Kind(TableDefinition<'static, &'static str, &'static [u8]>);
 pub(crate) const RESPONSES: Kind = Kind(TableDefinition::new("responses"));
 pub(crate) const FILES: Kind = Kind(TableDefinition::new("files"));
 pub(crate) const BATCHES: Kind = Kind(TableDefinition::new("batches"));
+pub(crate) const JOBS: Kind = Kind(TableDefinition::new("jobs"));
 const CONTENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("contents");
 /// Lines of batches that are done: (batch, line) to its result.
 const RESULTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("results");
+
+/// Events of jobs: (job, number) to what happened.
+const EVENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("events");
 
 /// The name of the database in its folder.
 const FILE: &str = "server.redb";
@@ -57,11 +61,12 @@ impl Store {
     /// Makes every table, so that reading finds one.
     fn prepare(&self) -> Result<(), ApiError> {
         let transaction = self.database.begin_write().map_err(failed)?;
-        for kind in [RESPONSES, FILES, BATCHES] {
+        for kind in [RESPONSES, FILES, BATCHES, JOBS] {
             transaction.open_table(kind.0).map_err(failed)?;
         }
         transaction.open_table(CONTENTS).map_err(failed)?;
         transaction.open_table(RESULTS).map_err(failed)?;
+        transaction.open_table(EVENTS).map_err(failed)?;
         transaction.commit().map_err(failed)
     }
 
@@ -147,9 +152,37 @@ impl Store {
 
     /// The lines of a batch that are done, in their order.
     pub(crate) fn results(&self, batch: &str) -> Result<Vec<(u64, Value)>, ApiError> {
+        self.numbered(RESULTS, batch)
+    }
+
+    /// Keeps a job and, in the same moment, events of it, numbered from `first` on.
+    pub(crate) fn put_job(&self, id: &str, job: &Value, first: u64, events: &[Value]) -> Result<(), ApiError> {
+        let transaction = self.database.begin_write().map_err(failed)?;
+        {
+            let mut jobs = transaction.open_table(JOBS.0).map_err(failed)?;
+            jobs.insert(id, job.to_string().as_bytes()).map_err(failed)?;
+            let mut table = transaction.open_table(EVENTS).map_err(failed)?;
+            for (number, event) in (first..).zip(events) {
+                table.insert((id, number), event.to_string().as_bytes()).map_err(failed)?;
+            }
+        }
+        transaction.commit().map_err(failed)
+    }
+
+    /// The events of a job, in their order.
+    pub(crate) fn events(&self, job: &str) -> Result<Vec<Value>, ApiError> {
+        Ok(self.numbered(EVENTS, job)?.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// What a table has of one object, in its order.
+    fn numbered(
+        &self,
+        table: TableDefinition<(&'static str, u64), &'static [u8]>,
+        id: &str,
+    ) -> Result<Vec<(u64, Value)>, ApiError> {
         let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(RESULTS).map_err(failed)?;
-        let entries = table.range((batch, 0)..=(batch, u64::MAX)).map_err(failed)?;
+        let table = transaction.open_table(table).map_err(failed)?;
+        let entries = table.range((id, 0)..=(id, u64::MAX)).map_err(failed)?;
         let entry = |entry: Result<_, redb::StorageError>| {
             let (key, bytes) = entry.map_err(failed)?;
             let key: redb::AccessGuard<'_, (&str, u64)> = key;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::client::{Reply, Running, model, serve_config, serve_with};
 
-fn recorded(name: &str) -> PathBuf {
+pub(crate) fn recorded(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity-train").join(name).join("adapter_init")
 }
 

@@ -120,6 +120,7 @@ pub(crate) fn config() -> Config {
         limits: Limits { body_bytes: 1 << 20, ..Limits::default() },
         keys: Keys::default(),
         store: None,
+        jobs: Vec::new(),
         audit_log: None,
         origins: Vec::new(),
         tls: None,

@@ -3,6 +3,7 @@
 mod adapters;
 mod answers;
 mod client;
+mod fine_tuning;
 mod forms;
 mod images;
 mod interfaces;
