@@ -3,10 +3,13 @@
 //! Contract: stdout says nothing; stderr says where the server listens. Not here: HTTP.
 
 mod file;
+mod tuning;
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -14,14 +17,15 @@ use clap::Args;
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{
-    AdapterSource, Config, ImageLimits, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles, told_to_end,
-    verify_audit_log,
+    AdapterSource, Config, ImageLimits, Job, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles,
+    told_to_end, verify_audit_log,
 };
 
 use crate::opening::{self, SessionArgs, SpeculateArg};
 use crate::seeing::Sight;
 use crate::terminal::note;
 use crate::{failure, locate};
+use tuning::Tuning;
 
 /// Arguments of `serve`.
 #[derive(Args)]
@@ -112,7 +116,10 @@ pub(crate) struct ServeArgs {
     /// A JSON file of settings by the names of these flags, which come before it
     #[arg(long, value_name = "FILE", env = "QWENKIT_SERVE_CONFIG")]
     config: Option<PathBuf>,
-    /// Where responses, files and batches are kept [default: a folder for each port under QWENKIT_HOME]
+    /// Threads of fine-tuning, which runs beside serving and gives way to it; 0 for none at all [default: half of --threads]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    job_threads: Option<u16>,
+    /// Where responses, files, batches and fine-tuned models are kept [default: a folder for each port under QWENKIT_HOME]
     #[arg(long, value_name = "DIR", env = "QWENKIT_STORE")]
     store: Option<PathBuf>,
     /// Load all models at the start, and keep them; else the first is loaded, and the others when they are asked for
@@ -184,12 +191,21 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     let files = args.tls_cert.clone().zip(args.tls_key.clone());
     let tls = files.map(|(certificate, key)| TlsFiles { certificate, key });
     let (audit_log, origins) = (args.audit_log.clone(), args.cors.clone());
-    let config = Config { host, port: args.port, limits, keys, store, audit_log, origins, tls };
-    let models = load(args, offline)?;
+    let Loaded { models, paths } = load(args, offline)?;
+    let threads = args.job_threads.map_or((args.session.threads() / 2).max(1), usize::from);
+    let has_jobs = threads > 0 && store.is_some();
+    let tune = Tuning { program: std::env::current_exe()?, models: paths, threads };
+    let jobs: Vec<Arc<dyn Job>> = if has_jobs { vec![Arc::new(tune)] } else { Vec::new() };
+    let jobs_told = match &store {
+        _ if threads == 0 => "no fine-tuning (--job-threads is 0)".to_owned(),
+        None => "no fine-tuning, as nothing is kept (--store)".to_owned(),
+        Some(folder) => format!("fine-tuning with --job-threads {threads}, kept in {}", folder.display()),
+    };
+    let config = Config { host, port: args.port, limits, keys, store, jobs, audit_log, origins, tls };
     let names = models.iter().map(ModelSource::name).collect::<Vec<_>>().join(", ");
     let server = Server::bind(&config, models)?;
     if args.check {
-        note(&format!("{names}: everything is in order"));
+        note(&format!("{names}: everything is in order; {jobs_told}"));
         return Ok(());
     }
     let address = server.address()?;
@@ -222,8 +238,14 @@ fn name_of(path: &Path) -> Option<String> {
     Some(name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned))
 }
 
+/// The models, and where those of each name are.
+struct Loaded {
+    models: Vec<ModelSource>,
+    paths: BTreeMap<String, PathBuf>,
+}
+
 /// The models: the first is loaded now, the others when they are asked for.
-fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
+fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Loaded> {
     let wanted: Vec<Option<&str>> = match args.models.is_empty() {
         true => vec![None],
         false => args.models.iter().map(|name| Some(name.as_str())).collect(),
@@ -238,7 +260,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         }
         names.push(adapter.name.clone());
     }
-    let mut models = Vec::new();
+    let (mut models, mut paths) = (Vec::new(), BTreeMap::new());
     for given in wanted {
         let located = locate::locate(given, offline)?;
         let name = match given {
@@ -251,6 +273,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         if names.contains(&name) {
             return Err(failure::usage(format!("two models have the name {name}\nhint: name each file once")));
         }
+        paths.insert(name.clone(), std::path::absolute(&located.stored.path)?);
         let options = args.session.options(args.max_waiting as usize, args.speculate)?;
         let is_first = models.is_empty();
         let sight = match (&args.mmproj, args.text_only) {
@@ -281,5 +304,5 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Vec<ModelSource>> {
         models.push(source.with_images(images).with_adapters(adapters));
         names.push(name);
     }
-    Ok(models)
+    Ok(Loaded { models, paths })
 }

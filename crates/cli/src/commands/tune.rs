@@ -4,6 +4,7 @@
 //! (`qwenkit-train`).
 
 mod adapting;
+mod beside;
 mod check;
 mod data;
 mod data_args;
@@ -13,6 +14,8 @@ mod memory;
 mod recorded;
 mod report;
 mod training;
+
+pub(crate) use training::{CHECKPOINT, COURSE, is_claimed, usual_rate};
 
 use std::path::PathBuf;
 
@@ -111,6 +114,9 @@ pub(crate) struct TuneArgs {
     /// The data to learn from; may be given several times
     #[arg(long, value_name = "FILE", conflicts_with = "ids")]
     data: Vec<PathBuf>,
+    /// Data to validate with, instead of a part of the others; may be given several times
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with_all = ["validation", "check", "ids"])]
+    validation_data: Vec<PathBuf>,
     /// The folder for the adapter and the run's records
     #[arg(long, value_name = "FOLDER", requires = "data")]
     out: Option<PathBuf>,
@@ -123,6 +129,9 @@ pub(crate) struct TuneArgs {
     /// Go on with the run that was begun in the folder
     #[arg(long, requires = "data")]
     resume: bool,
+    /// For the jobs of a server: give way to everything else, and stop when stdin ends
+    #[arg(long, hide = true, requires = "out")]
+    beside: bool,
     /// Say what is in the data, and show samples with what is learnt of them marked; nothing is trained
     #[arg(long, requires = "data", conflicts_with_all = ["report", "out"])]
     check: bool,

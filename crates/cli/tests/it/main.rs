@@ -7,6 +7,7 @@ mod adapters;
 mod conformance;
 mod embeddings;
 mod hostile;
+mod jobs;
 mod json_lines;
 mod models;
 mod pictures;

@@ -2,7 +2,7 @@
 
 use anyhow::{anyhow, bail};
 use qwenkit_engine::ModelText;
-use qwenkit_train::data::{Data, Labelled, Objective, Sample, Samples, divide, load};
+use qwenkit_train::data::{Division, Labelled, Loading, Objective, Sample, Samples, divide, load};
 use qwenkit_train::{ClassifierRecord, Example, Goal, Reading, check};
 
 use super::data_args::text_side;
@@ -50,21 +50,44 @@ pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> 
     }
     let task = match (data.samples.objective(), args.task) {
         (Objective::Preference, None | Some(Task::Dpo)) => Task::Dpo,
-        (Objective::Preference, Some(_)) => bail!("the data are preferences\nhint: --task dpo"),
-        (_, Some(Task::Dpo)) => bail!("--task is dpo, and the data are no preferences (`chosen`, `rejected`)"),
+        (Objective::Preference, Some(_)) => {
+            bail!("the data are preferences, which the task dpo learns\nhint: --task dpo")
+        }
+        (_, Some(Task::Dpo)) => bail!("the task is dpo, and the data are no preferences (`chosen`, `rejected`)"),
         (Objective::Sft, None | Some(Task::Sft)) => Task::Sft,
         (Objective::Label, None | Some(Task::Classify)) => Task::Classify,
-        (Objective::Sft, Some(Task::Classify)) => bail!("--task is classify, and the data have no labels"),
-        (Objective::Label, Some(Task::Sft)) => bail!("--task is sft, and the data are texts with labels"),
+        (Objective::Sft, Some(Task::Classify)) => bail!("the task is classify, and the data have no labels"),
+        (Objective::Label, Some(Task::Sft)) => bail!("the task is sft, and the data are texts with labels"),
     };
-    let count = data.samples.len();
-    let wanted = args.course.validation.map_or_else(|| usual_validation(count), |n| n as usize);
-    let division = divide(&data.samples, wanted as f64 / count.max(1) as f64, args.course.seed);
-    let of = |places: &[usize]| places.iter().flat_map(|&at| examples(&data.samples, at)).collect::<Vec<_>>();
-    let (train, valid) = (of(&division.train), of(&division.validation));
-    let Data { labels, sources, .. } = data;
+    let of =
+        |samples: &Samples, places: &[usize]| places.iter().flat_map(|&at| examples(samples, at)).collect::<Vec<_>>();
+    let mut sources = data.sources;
+    let (train, valid) = if args.validation_data.is_empty() {
+        let division = division(args, &data.samples);
+        (of(&data.samples, &division.train), of(&data.samples, &division.validation))
+    } else {
+        let known_labels = (task == Task::Classify).then(|| data.labels.clone());
+        let loading = Loading { files: args.validation_data.clone(), known_labels, ..loading.clone() };
+        let apart = load(&loading, text_side(text), |_, _, _| {}).map_err(|error| anyhow!("{error}"))?;
+        if let (Some(learnt), Some(apart)) = (sources.first(), apart.sources.first())
+            && learnt.form.objective() != apart.form.objective()
+        {
+            let ((a, b), (c, d)) = ((&learnt.file, learnt.form.name()), (&apart.file, apart.form.name()));
+            bail!("{a} holds {b}, and {c}, to validate with, {d}\nhint: validate with data of the same kind");
+        }
+        sources.extend(apart.sources);
+        let all = |samples: &Samples| of(samples, &(0..samples.len()).collect::<Vec<_>>());
+        (all(&data.samples), all(&apart.samples))
+    };
     let files = sources.into_iter().map(|s| (s.file, s.sha256)).collect();
-    Ok(Material { task, train, valid, reading: Reading::of(&loading.encoding), labels, files })
+    Ok(Material { task, train, valid, reading: Reading::of(&loading.encoding), labels: data.labels, files })
+}
+
+/// Which samples are learnt from, and which are kept apart.
+fn division(args: &TuneArgs, samples: &Samples) -> Division {
+    let count = samples.len();
+    let wanted = args.course.validation.map_or_else(|| usual_validation(count), |n| n as usize);
+    divide(samples, wanted as f64 / count.max(1) as f64, args.course.seed)
 }
 
 /// A sample as what is learnt from it; of a preference the better answer and the worse.

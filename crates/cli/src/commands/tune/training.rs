@@ -1,8 +1,9 @@
 //! `tune --data`: from data to a folder with an adapter or a model, by way of a run that can be cut off at any moment. Here what is
 //! the same for both; `adapting` and `full` say what is trained and written.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use qwenkit_engine::text_of;
@@ -17,19 +18,25 @@ use serde_json::{Value, json};
 use super::data::{self, Material};
 use super::identity::Basis;
 use super::report::{Measuring, Report, duration};
-use super::{Method, Task, TuneArgs, adapting, full};
+use super::{Method, Task, TuneArgs, adapting, beside, full};
 use crate::failure::{Interrupted, usage};
 use crate::locate::{self, Located};
 use crate::{opening, terminal};
 
-pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
+/// What a run goes on from.
+pub(crate) const CHECKPOINT: &str = "checkpoint.safetensors";
+/// What lies ahead of a run, written before its first step.
+pub(crate) const COURSE: &str = "course.json";
 /// How far the better answers lead before the first step, of preferences.
 const REFERENCES: &str = "references.safetensors";
 
-/// Set by Ctrl-C: the run ends behind the step that it is in.
-static STOP: AtomicBool = AtomicBool::new(false);
+/// Set by Ctrl-C, and by who started a run that gives way: the run ends behind the step that it is in.
+pub(super) static STOP: AtomicBool = AtomicBool::new(false);
 
 pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<()> {
+    if args.beside {
+        beside::give_way();
+    }
     check_folder(args, out)?;
     let located = locate::locate(args.model.as_deref(), offline)?;
     match args.method {
@@ -106,7 +113,13 @@ impl Course {
     ) -> anyhow::Result<(Outcome, Report)> {
         let Course { material, settings, smoothing, beta } = self;
         let beta = *beta;
+        // Who comes after this run may have begun already.
+        if STOP.load(Ordering::Relaxed) {
+            return Err(Interrupted.into());
+        }
         fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
+        claim(out)?;
+        write_course(out, settings, material)?;
         learner.keep_moments_in(args.course.optimiser.precision());
         learner.smoothing = *smoothing;
         if !args.resume {
@@ -192,6 +205,9 @@ pub(super) fn end(out: &Path, record: &Value, report: &Report, what: &str) -> an
 /// A folder that holds another run is not written over.
 fn check_folder(args: &TuneArgs, out: &Path) -> anyhow::Result<()> {
     let has = |name: &str| out.join(name).exists();
+    if is_claimed(out) {
+        return Err(under_way(out));
+    }
     // What a finished run leaves, of either method.
     let left = [("adapter_config.json", "an adapter"), ("config.json", "a model")];
     let left = left.into_iter().find(|(name, _)| has(name)).map(|(_, what)| what);
@@ -218,6 +234,49 @@ const USUAL_BETA: f64 = 0.1;
 /// What of a label's share is learnt as all labels', unless somebody says otherwise.
 const USUAL_SMOOTHING: f32 = 0.1;
 
+/// The highest learning rate of an adapter unless somebody says otherwise.
+pub(crate) fn usual_rate(task: Task) -> f64 {
+    match task {
+        Task::Sft => 2e-4,
+        Task::Classify => 4e-4,
+        Task::Dpo => 5e-5,
+    }
+}
+
+/// Makes a folder this run's own until the process ends, however it does: to the last file that is written.
+fn claim(out: &Path) -> anyhow::Result<()> {
+    static CLAIM: OnceLock<File> = OnceLock::new();
+    // Some systems do not open folders; nothing watches over them there.
+    let Ok(folder) = File::open(out) else { return Ok(()) };
+    if let Err(TryLockError::WouldBlock) = folder.try_lock() {
+        return Err(under_way(out));
+    }
+    CLAIM.get_or_init(|| folder);
+    Ok(())
+}
+
+fn under_way(out: &Path) -> anyhow::Error {
+    usage(format!("in `{}` a run is under way\nhint: wait for its end, or name another folder", out.display()))
+}
+
+/// Whether a run is under way in a folder.
+pub(crate) fn is_claimed(out: &Path) -> bool {
+    File::open(out).is_ok_and(|folder| matches!(folder.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// What lies ahead, for who follows the run by its figures.
+fn write_course(out: &Path, settings: &RunSettings, material: &Material) -> Result<(), Error> {
+    let (samples, validation) = (material.train.len() / material.each(), material.valid.len() / material.each());
+    let (steps, batch) = (settings.schedule.steps, settings.batch);
+    let epochs = steps as f64 / samples.div_ceil(batch).max(1) as f64;
+    let course = json!({
+        "samples": samples, "validation": validation, "steps": steps, "batch": batch, "epochs": epochs, "lr": settings.schedule.rate,
+    });
+    let (path, half) = (out.join(COURSE), out.join(format!("{COURSE}.part")));
+    let written = fs::write(&half, format!("{course}\n")).and_then(|()| fs::rename(&half, &path));
+    written.map_err(|source| Error::Write { path, source })
+}
+
 fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     let course = &args.course;
     let labels = material.task == Task::Classify;
@@ -233,9 +292,7 @@ fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
     RunSettings {
         schedule: Schedule {
             rate: course.lr.unwrap_or(match (args.method, material.task) {
-                (Method::Lora, Task::Sft) => 2e-4,
-                (Method::Lora, Task::Classify) => 4e-4,
-                (Method::Lora, Task::Dpo) => 5e-5,
+                (Method::Lora, task) => usual_rate(task),
                 (Method::Full, Task::Dpo) => 5e-7,
                 (Method::Full, _) => 1e-5,
             }),
