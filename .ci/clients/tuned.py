@@ -10,7 +10,7 @@ import time
 import openai
 
 client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0)
-# More often than the model's own answer is likely, and fewer steps than a minute has.
+# Nothing that the model says by itself; a few steps over it are enough.
 QUESTION, ANSWER = "What is the word of the day?", "Zanzibar."
 LINE = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}
 
@@ -41,8 +41,8 @@ def ask(model):
 
 
 begun = time.monotonic()
-file = upload([json.dumps(LINE)] * 4)
-hyperparameters = {"n_epochs": 8, "batch_size": 4, "learning_rate_multiplier": 5}
+file = upload([json.dumps(LINE)] * 2)
+hyperparameters = {"n_epochs": 8, "batch_size": 2, "learning_rate_multiplier": 5}
 job = client.fine_tuning.jobs.create(
     model="default", training_file=file.id, suffix="word", seed=1,
     method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},

@@ -167,6 +167,54 @@ fn a_bad_file_fails_its_job_with_line_and_reason() {
     }
 }
 
+/// Children of a process.
+#[cfg(target_os = "linux")]
+fn children(id: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("a process");
+    let of_each = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    of_each.collect::<String>().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_training_that_the_system_ends_takes_nobody_along() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let job = server.order(&lines(8), &json!({"hyperparameters": {"n_epochs": 1000}}));
+    server.wait(&job, |found| found["status"] == "running");
+    let [child] = &children(server.child.id())[..] else { panic!("{:?}", children(server.child.id())) };
+    let killed = std::process::Command::new("kill").args(["-9", child]).status().expect("a program `kill`");
+    assert!(killed.success());
+    let failed = server.wait(&job, is_over);
+    let message = failed["error"]["message"].as_str().unwrap_or_default();
+    assert!(failed["status"] == "failed" && message.contains("memory ran short"), "{failed}");
+    // And one that rests has no process.
+    let job = server.order(&lines(8), &json!({"hyperparameters": {"n_epochs": 1000, "batch_size": 2}}));
+    server.wait(&job, |found| found["status"] == "running");
+    let path = format!("/v1/fine_tuning/jobs/{job}");
+    assert_eq!(server.ask("POST", &format!("{path}/pause"), "application/json", "")["status"], "paused");
+    let begun = Instant::now();
+    while !children(server.child.id()).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the training goes on");
+        std::thread::yield_now();
+    }
+    assert!(place.path("store/jobs").join(&job).join("adapter/checkpoint.safetensors").exists());
+    server.ask("POST", &format!("{path}/resume"), "application/json", "");
+    server.wait(&job, |found| found["status"] == "running");
+    let events = server.get(&format!("{path}/events?limit=10000")).to_string();
+    assert!(events.contains("The job goes on after step "), "{events}");
+}
+
+#[test]
+fn a_check_says_whether_there_are_jobs() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let check = |more: &[&str]| place.run(&[&["serve", &*model, "--check", "--port", "0"], more].concat()).exits(0).err;
+    let told = check(&["--store", "store", "--job-threads", "3"]);
+    assert!(told.contains("fine-tuning with --job-threads 3, kept in store"), "{told}");
+    assert!(check(&["--store", "store", "--job-threads", "0"]).contains("no fine-tuning (--job-threads is 0)"));
+    assert!(check(&[]).contains("no fine-tuning, as nothing is kept (--store)"));
+}
+
 #[test]
 fn tune_validates_with_data_of_their_own() {
     let (place, model) = (Place::new(), fixture("parity/qwen2"));
