@@ -10,7 +10,6 @@ mod worker;
 pub(crate) use worker::work;
 
 use std::{
-    fs,
     path::PathBuf,
     sync::{Arc, PoisonError},
 };
@@ -46,7 +45,7 @@ impl App {
     ///
     /// # Errors
     /// When this server has none, or keeps nothing.
-    pub(crate) fn tuning(&self) -> Result<(&Arc<dyn Job>, PathBuf), ApiError> {
+    fn tuning(&self) -> Result<(&Arc<dyn Job>, PathBuf), ApiError> {
         let missing = |message: &str| {
             let error = ApiError::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", message);
             Err(error.with_code("unsupported"))
@@ -54,10 +53,15 @@ impl App {
         let Some(job) = self.jobs.iter().find(|job| job.name() == JOB) else {
             return missing("this server was started without fine-tuning");
         };
-        match &self.folder {
-            Some(folder) => Ok((job, folder.join("jobs"))),
+        match self.job_folders() {
+            Some(folders) => Ok((job, folders)),
             None => missing("this server keeps nothing, so it cannot fine-tune; it has to be started with `--store`"),
         }
+    }
+
+    /// Where jobs have their folders, if this server keeps anything.
+    fn job_folders(&self) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join("jobs"))
     }
 }
 
@@ -201,7 +205,6 @@ async fn steer(
     (to, from): (&'static str, &'static [&'static str]),
     told: &'static str,
 ) -> Result<Json<Value>, ApiError> {
-    app.tuning()?;
     let kept_app = Arc::clone(&app);
     let job = blocking(move || {
         let app = kept_app;
@@ -235,8 +238,10 @@ async fn steer(
 /// # Errors
 /// When the store cannot be read.
 pub(crate) fn restore(app: &App) -> Result<(), ApiError> {
-    let Ok((_, folder)) = app.tuning() else { return Ok(()) };
-    for job in app.store.all(JOBS)? {
+    let Some(folder) = app.job_folders() else { return Ok(()) };
+    let mut jobs = app.store.all(JOBS)?;
+    jobs.sort_by_key(record::order);
+    for job in jobs {
         let (id, name) = (text(&job, "id"), text(&job, "fine_tuned_model"));
         match record::adapter(&job) {
             Some(adapter) => {
@@ -267,7 +272,6 @@ pub(crate) async fn delete_model(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, folder) = app.tuning()?;
     blocking(move || {
         let made = |job: &Value| job["fine_tuned_model"] == *name && record::adapter(job).is_some();
         let job = app.store.all(JOBS)?.into_iter().find(|job| made(job) && job["owner"] == caller.id);
@@ -288,7 +292,7 @@ pub(crate) async fn delete_model(
             slot.adapters.remove(&name);
         });
         // Answers under way have the adapter in memory.
-        let _ = fs::remove_dir_all(folder.join(&id));
+        worker::clear(&app, &id);
         Ok(Json(json!({ "id": name, "object": "model", "deleted": true })))
     })
     .await

@@ -156,6 +156,11 @@ fn a_bad_file_fails_its_job_with_line_and_reason() {
     );
     assert!(!message.contains("--") && !message.contains(place.path("").to_str().expect("a path")), "{message}");
     assert!(!place.path("store/jobs").join(&job).exists(), "nothing of the data is left");
+    // So does one of another kind than the method's.
+    let failed = server.wait(&server.order(&lines(3), &json!({"method": {"type": "dpo"}})), is_over);
+    let expected = "the task is dpo, and training_file.jsonl holds a conversation (`messages`): no preferences";
+    assert!(failed["error"]["message"].as_str().expect("a message").starts_with(expected), "{failed}");
+    assert_eq!(failed["error"]["param"], "training_file");
     // And one that is cancelled leaves nothing either.
     let job = server.order(&lines(8), &json!({"hyperparameters": {"n_epochs": 1000}}));
     server.wait(&job, |found| found["status"] == "running");

@@ -223,7 +223,7 @@ fn name(app: &App, job: &Value, base: &str) -> String {
 
 /// Removes a job's folder.
 pub(super) fn clear(app: &App, id: &str) {
-    let Ok((_, folder)) = app.tuning() else { return };
+    let Some(folder) = app.job_folders() else { return };
     match fs::remove_dir_all(folder.join(id)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             app.warn(&format!("{} cannot be removed: {error}", folder.join(id).display()));

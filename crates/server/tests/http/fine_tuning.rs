@@ -157,6 +157,13 @@ fn a_job_makes_a_model_that_the_next_server_has_too() {
     let server = serve(folder.path(), &job);
     assert_eq!(answer(&server, &name), expected);
     assert_eq!(server.get("/v1/models").ok()["data"][1]["parent"], "qwen2");
+    // One that makes no more of them still has those that there are.
+    drop(server);
+    let store = Some(folder.path().to_owned());
+    let server = serve_config(vec![model("qwen2", 2048, 64)], |config| Config { store, ..config });
+    assert_eq!(answer(&server, &name), expected);
+    drop(server);
+    let server = serve(folder.path(), &job);
     // A job can begin with it.
     let more = order(&server, "work", json!({"model": name}));
     wait(&server, &more, "succeeded");

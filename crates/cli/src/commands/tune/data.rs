@@ -48,16 +48,17 @@ pub(super) fn read(args: &TuneArgs, text: &ModelText, context_tokens: usize) -> 
     for remark in check::remarks(&data) {
         terminal::note(&format!("note: {remark}"));
     }
+    let found = data.sources.first().map_or_else(String::new, |s| format!("{} holds {}", s.file, s.form.name()));
     let task = match (data.samples.objective(), args.task) {
         (Objective::Preference, None | Some(Task::Dpo)) => Task::Dpo,
         (Objective::Preference, Some(_)) => {
-            bail!("the data are preferences, which the task dpo learns\nhint: --task dpo")
+            bail!("{found}, which the task dpo learns\nhint: --task dpo")
         }
-        (_, Some(Task::Dpo)) => bail!("the task is dpo, and the data are no preferences (`chosen`, `rejected`)"),
+        (_, Some(Task::Dpo)) => bail!("the task is dpo, and {found}: no preferences (`chosen`, `rejected`)"),
         (Objective::Sft, None | Some(Task::Sft)) => Task::Sft,
         (Objective::Label, None | Some(Task::Classify)) => Task::Classify,
-        (Objective::Sft, Some(Task::Classify)) => bail!("the task is classify, and the data have no labels"),
-        (Objective::Label, Some(Task::Sft)) => bail!("the task is sft, and the data are texts with labels"),
+        (Objective::Sft, Some(Task::Classify)) => bail!("the task is classify, and {found}: no labels"),
+        (Objective::Label, Some(Task::Sft)) => bail!("the task is sft, and {found}"),
     };
     let of =
         |samples: &Samples, places: &[usize]| places.iter().flat_map(|&at| examples(samples, at)).collect::<Vec<_>>();
