@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use qwenkit_kernels::{
-    AttentionInput, AttentionShape, BackProduct, Compute, HeadLoss, Isa, Join, LowRank, Mat, MatmulScratch, Product,
-    Weight, quantize_row,
+    AttentionInput, AttentionSeq, AttentionShape, BackProduct, Compute, HeadLoss, Isa, Join, KvCache, KvType, LowRank,
+    Mat, MatmulScratch, PAGE_TOKENS, Product, Weight, quantize_row,
 };
 use qwenkit_tensor::DType;
 
@@ -29,6 +29,7 @@ fn main() {
     let bench = Bench { compute, tokens };
     bench.products();
     bench.adapters();
+    bench.lengths();
     bench.attention();
     bench.between();
     bench.head();
@@ -135,6 +136,20 @@ impl Bench {
         }
     }
 
+    /// What DoRA asks of each matrix once a step.
+    fn lengths(&self) {
+        let kinds =
+            [("up", DType::Q5_0, FFN, WIDTH), ("down", DType::Q4_K, WIDTH, FFN), ("down", DType::Q6_K, WIDTH, FFN)];
+        for (name, dtype, rows, cols) in kinds {
+            let (weight, a, b) = (self.weight(dtype, rows, cols), noise(cols * RANK, 0.02), noise(RANK * rows, 0.02));
+            let (a, b) = (Mat::new(&a, cols, RANK), Mat::new(&b, RANK, rows));
+            let (added, mut out) = (LowRank { left: b.t(), right: a.t(), alpha: 2.0 }, vec![0.0; rows]);
+            self.time(&format!("{name} {dtype}, lengths of rows with an adapter"), rows * cols * RANK, || {
+                self.compute.row_lengths(&weight, &added, &mut out);
+            });
+        }
+    }
+
     fn attention(&self) {
         let t = self.tokens;
         let (q, k, v) = (
@@ -144,13 +159,19 @@ impl Bench {
         );
         let d_out = noise(q.len(), 1.0);
         let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-        let shape = AttentionShape {
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            window: None,
-            scale: (HEAD_DIM as f32).sqrt().recip(),
-        };
+        let shape =
+            AttentionShape { heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD_DIM, window: None, scale: shape_scale() };
+        let pages: Vec<u32> = (0..t.div_ceil(PAGE_TOKENS) as u32).collect();
+        for kv_type in [KvType::F32, KvType::F16] {
+            let mut cache = KvCache::new(kv_type, KV_HEADS, HEAD_DIM, pages.len()).expect("memory");
+            let mut heads = vec![0.0; q.len()];
+            let two = 2 * HEADS * t * (t + 1) / 2 * HEAD_DIM;
+            self.time(&format!("attention, forward, {kv_type:?}"), two, || {
+                cache.write(&self.compute, &pages, 0, &k, &v);
+                let seqs = [AttentionSeq { rows: 0..t, first: 0, pages: &pages }];
+                self.compute.attention(&cache, &seqs, None, shape_scale(), (&q, &mut heads));
+            });
+        }
         // Five products over the lower triangle.
         let macs = 5 * HEADS * t * (t + 1) / 2 * HEAD_DIM;
         let whole = 0..t;
@@ -192,6 +213,10 @@ impl Bench {
             self.compute.rope_backward(&mut dx, HEAD_DIM, &cos, &sin, HEAD_DIM / 2);
         });
     }
+}
+
+fn shape_scale() -> f32 {
+    (HEAD_DIM as f32).sqrt().recip()
 }
 
 /// Pseudo-random values around zero, some large (SplitMix64).

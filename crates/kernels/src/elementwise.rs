@@ -31,6 +31,11 @@ impl Compute {
         self.each_row(x, bias.len(), |isa, _, x| add_row(isa, bias, x));
     }
 
+    /// Multiplies each row of x: (T, N) with `factors`: (N).
+    pub fn scale_columns(&self, x: &mut [f32], factors: &[f32]) {
+        self.each_row(x, factors.len(), |isa, _, x| mul_row(isa, factors, x));
+    }
+
     /// Adds `y` to `x`, both (T, D).
     pub fn add(&self, x: &mut [f32], y: &[f32], width: usize) {
         assert_eq!(x.len(), y.len(), "residual");
@@ -91,6 +96,12 @@ fn norm_scale(x: &[f32], eps: f32) -> f32 {
 for_each_isa! {
     pub(crate) fn add_row(y: &[f32], x: &mut [f32]) {
         x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    }
+}
+
+for_each_isa! {
+    pub(crate) fn mul_row(y: &[f32], x: &mut [f32]) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
     }
 }
 

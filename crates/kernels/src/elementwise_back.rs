@@ -20,6 +20,25 @@ impl Compute {
         });
     }
 
+    /// Backward of `scale_columns` towards the logarithms of its factors: `out`: (N) = the sum over rows of y dy, both (T, N),
+    /// y being what it gave.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn column_dots(&self, y: &[f32], dy: &[f32], out: &mut [f32]) {
+        let width = out.len();
+        assert!(y.len() == dy.len() && y.len().is_multiple_of(width.max(1)), "column_dots");
+        let shared = crate::shared_out::SharedOut::new(out);
+        self.pool().run_split(width, lanes::LANES, |own| {
+            // SAFETY: each column is in one thread's range.
+            let out = unsafe { shared.slice(own.start, own.len()) };
+            out.fill(0.0);
+            for (y, dy) in y.chunks_exact(width).zip(dy.chunks_exact(width)) {
+                add_products_row(self.isa(), &y[own.clone()], &dy[own.clone()], out);
+            }
+        });
+    }
+
     /// Backward of `silu_mul`, whose gate and up are given as they were before it: `gate` becomes the gradient towards gate,
     /// `up` that towards up. All (T, F) with F = `width`.
     ///
@@ -65,6 +84,14 @@ for_each_isa! {
         let along = lanes::dot_3(x, weight, dy) * scale * scale * scale / x.len() as f32;
         for (((dx, x), w), dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
             *dx += scale * w * dy - x * along;
+        }
+    }
+}
+
+for_each_isa! {
+    pub(crate) fn add_products_row(x: &[f32], y: &[f32], out: &mut [f32]) {
+        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+            *out += x * y;
         }
     }
 }

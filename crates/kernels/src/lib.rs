@@ -42,6 +42,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
 mod product;
+mod row_lengths;
 mod rows;
 mod selected;
 mod shared_out;

@@ -64,6 +64,20 @@ impl<'a> Mat<'a> {
     pub fn t(self) -> Mat<'a> {
         Mat { rows: self.cols, cols: self.rows, row_step: self.col_step, col_step: self.row_step, ..self }
     }
+
+    /// Some of its rows.
+    pub(crate) fn part(self, rows: Range<usize>) -> Mat<'a> {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        // Behind the last row there may be no element.
+        let at = (rows.start * self.row_step).min(self.data.len());
+        Mat { data: &self.data[at..], rows: rows.len(), ..self }
+    }
+
+    /// Its elements row after row.
+    pub(crate) fn plain(&self) -> Vec<f32> {
+        let row = |i: usize| (0..self.cols).map(move |j| self.data[i * self.row_step + j * self.col_step]);
+        (0..self.rows).flat_map(row).collect()
+    }
 }
 
 /// The right side of a product, (K, N), which gives its columns tile by tile.

@@ -1,15 +1,20 @@
 //! Adapters: what is added to a model's matrices for some sequences of a batch, `W x + scale B (A x)`. Source: Hu et al. 2021.
+//! With magnitudes each output is then brought to a length of its own (`magnitude`).
 //!
 //! An adapter's numbers lie in one slice, so that whoever trains it goes through all of them alike. A row's result has the
 //! same bits whatever other adapters ride in its batch. Files of adapters are read and written by `qwenkit-formats`; here
 //! their modules find their places in a plan, every one or none.
 
 mod file;
+mod magnitude;
 mod module;
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use qwenkit_kernels::{AttentionSeq, Compute, Join, Mat};
@@ -30,6 +35,8 @@ pub struct Adapter {
     score: Option<Score>,
     /// All numbers, part after part.
     pub(crate) values: Vec<f32>,
+    /// What magnitudes multiply outputs with, made of the values and the model when it is first asked for.
+    factors: OnceLock<Vec<f32>>,
 }
 
 /// What an adapter adds to one matrix.
@@ -49,6 +56,8 @@ pub struct Lora {
     pub outputs: usize,
     /// Where its numbers begin.
     at: usize,
+    /// With magnitudes, where its factors begin.
+    factors_at: Option<usize>,
 }
 
 /// A head that gives each label a score from a text's last hidden state.
@@ -72,6 +81,8 @@ pub struct LoraShape {
     pub rank: usize,
     /// What B A is multiplied with.
     pub scale: f32,
+    /// Whether each row of the adapted matrix has a length of its own (DoRA).
+    pub magnitudes: bool,
 }
 
 impl Lora {
@@ -86,6 +97,22 @@ impl Lora {
         let at = self.at + self.inputs * self.rank;
         at..at + self.rank * self.outputs
     }
+
+    /// With magnitudes, where these lie: (outputs), in the order of B's.
+    pub fn magnitudes(&self) -> Option<Range<usize>> {
+        let at = self.b().end;
+        self.factors_at.map(|_| at..at + self.outputs)
+    }
+
+    /// All its numbers.
+    pub fn values(&self) -> Range<usize> {
+        self.at..self.magnitudes().map_or(self.b().end, |range| range.end)
+    }
+
+    /// Where its factors lie among the adapter's.
+    fn factors(&self) -> Option<Range<usize>> {
+        self.factors_at.map(|at| at..at + self.outputs)
+    }
 }
 
 impl Score {
@@ -96,7 +123,8 @@ impl Score {
 }
 
 impl Adapter {
-    /// An adapter of these modules, and of a head for so many labels if any; all numbers are zero.
+    /// An adapter of these modules, and of a head for so many labels if any; all numbers are zero, magnitudes too, of which
+    /// `Model::set_magnitudes` makes the rows' own lengths.
     ///
     /// # Errors
     /// When the plan has no such module, or one comes twice.
@@ -104,8 +132,8 @@ impl Adapter {
         let mut shapes = shapes.to_vec();
         shapes.sort_by_key(|s| (s.layer, s.module as usize));
         let mut places = vec![[None; Module::COUNT]; plan.layers.len()];
-        let (mut loras, mut at) = (Vec::with_capacity(shapes.len()), 0);
-        for LoraShape { layer, module, rank, scale } in shapes {
+        let (mut loras, mut at, mut factors) = (Vec::with_capacity(shapes.len()), 0, 0);
+        for LoraShape { layer, module, rank, scale, magnitudes } in shapes {
             let wrong = |found: &str, expected: &str| Error::Adapter {
                 part: format!("{} of layer {layer}", module.name()),
                 found: found.to_owned(),
@@ -120,14 +148,17 @@ impl Adapter {
             if places[layer][module as usize].replace(loras.len()).is_some() {
                 return Err(wrong("it twice", "each matrix once"));
             }
-            loras.push(Lora { layer, module, rank, scale, inputs, outputs, at });
-            at += rank * (inputs + outputs);
+            let factors_at = magnitudes.then_some(factors);
+            factors += if magnitudes { outputs } else { 0 };
+            let lora = Lora { layer, module, rank, scale, inputs, outputs, at, factors_at };
+            at = lora.values().end;
+            loras.push(lora);
         }
         let score = labels.map(|labels| Score { labels, width: plan.width, at });
         at += score.as_ref().map_or(0, |s| s.weights().len());
         static IDS: AtomicU32 = AtomicU32::new(1);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Ok(Adapter { id, loras, places, score, values: vec![0.0; at] })
+        Ok(Adapter { id, loras, places, score, values: vec![0.0; at], factors: OnceLock::new() })
     }
 
     /// A number that no other adapter of the process has.
@@ -157,6 +188,7 @@ impl Adapter {
 
     /// All numbers, to be changed.
     pub fn values_mut(&mut self) -> &mut [f32] {
+        self.factors = OnceLock::new();
         &mut self.values
     }
 
@@ -164,7 +196,8 @@ impl Adapter {
         self.places[layer][module as usize].map(|place| &self.loras[place])
     }
 
-    /// Adds to `outs`, which side by side are (T, outputs), what `lora` adds for x: (T, inputs). `low` becomes A x: (T, R).
+    /// Adds to `outs`, which side by side are (T, outputs), what `lora` adds for x: (T, inputs), and brings them to their
+    /// magnitudes if it has such. `low` becomes A x: (T, R).
     pub(crate) fn add(&self, compute: &Compute, lora: &Lora, x: &[f32], low: &mut [f32], outs: &mut [&mut [f32]]) {
         let (rows, b) = (x.len() / lora.inputs, &self.values[lora.b()]);
         let a = Mat::new(&self.values[lora.a()], lora.inputs, lora.rank);
@@ -175,6 +208,9 @@ impl Adapter {
             let width = out.len() / rows;
             let own = Mat::strided(&b[first..], lora.rank, width, lora.outputs);
             compute.product(low, own, Join { alpha: lora.scale, add: true }, out);
+            if let Some(factors) = self.factors(lora) {
+                compute.scale_columns(out, &factors[first..first + width]);
+            }
             first += width;
         }
     }

@@ -165,6 +165,7 @@ impl Model {
         let few = wanted.rows.len() < tokens && !*keeps_states;
         let skips = few && tap.is_none() && text_alone && self.last_layer_answers_few();
         let adapters: Vec<_> = batch.seqs.iter().map(|seq| seq.adapter).collect();
+        adapters.iter().flatten().for_each(|adapter| self.measure(compute, adapter));
         let of_seqs = if adapters.iter().any(Option::is_some) { &adapters[..] } else { &[] };
         let ModelState { layers: of_layers, selected, .. } = state;
         let cx = &mut Context {

@@ -13,6 +13,8 @@ pub struct AdapterShape {
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(R) instead of alpha / R. Source: Kalajdzievski 2023.
     pub rslora: bool,
+    /// Whether each row of an adapted matrix has a length of its own, as DoRA has it. Source: Liu et al. 2024.
+    pub dora: bool,
     /// Names of the matrices, such as `q_proj`; of a mixture's, those outside its experts.
     pub targets: Vec<String>,
     /// The first layer that is adapted, counted from 0.
@@ -50,7 +52,7 @@ impl AdapterShape {
     }
 
     /// The adapter before its first step: A of chance as PEFT has it, B and a classifier's head zero: all labels
-    /// are equally probable.
+    /// are equally probable. Magnitudes are zero until `Model::set_magnitudes` makes them the model's own.
     ///
     /// # Errors
     /// When no layer of the model from the first on has a matrix that is to be adapted.
@@ -70,7 +72,13 @@ impl AdapterShape {
                 (self.from_layer..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)))
             {
                 if module.name() == name && module.shape(plan, layer).is_some() {
-                    shapes.push(LoraShape { layer, module, rank: self.rank, scale: self.scale() });
+                    shapes.push(LoraShape {
+                        layer,
+                        module,
+                        rank: self.rank,
+                        scale: self.scale(),
+                        magnitudes: self.dora,
+                    });
                 }
             }
             if shapes.len() == before {
@@ -112,7 +120,8 @@ mod tests {
         let plan = plan("qwen3-moe");
         let targets = usual_targets(&plan, 0);
         assert_eq!(targets, USUAL_TARGETS[..4]);
-        let shape = AdapterShape { rank: 2, alpha: 4.0, rslora: false, targets, from_layer: 0, labels: None };
+        let shape =
+            AdapterShape { rank: 2, alpha: 4.0, rslora: false, dora: false, targets, from_layer: 0, labels: None };
         assert_eq!(shape.start(&plan, 0).unwrap().loras().len(), 4 * plan.layers.len());
     }
 
@@ -121,7 +130,8 @@ mod tests {
         let plan = plan("qwen3-moe");
         let message = |target: &str, from_layer: usize| {
             let targets = vec![target.to_owned()];
-            let shape = AdapterShape { rank: 2, alpha: 4.0, rslora: false, targets, from_layer, labels: None };
+            let shape =
+                AdapterShape { rank: 2, alpha: 4.0, rslora: false, dora: false, targets, from_layer, labels: None };
             shape.start(&plan, 0).err().unwrap().to_string()
         };
         let of_module = message("up_proj", 1);

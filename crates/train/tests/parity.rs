@@ -1,7 +1,10 @@
 //! Training held against PyTorch and PEFT: first loss, every gradient, the losses of eight steps and the trained adapter of
 //! recorded cases, however much of the forward pass is kept; and the same bits on any number of threads and for any cut.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings, ModelFiles, SafetensorsFile, read_safetensors_file};
 use qwenkit_kernels::{Compute, Isa};
@@ -9,7 +12,8 @@ use qwenkit_models::{Adapter, LessonSize, LoraShape, Model, Module, Tape};
 use qwenkit_tensor::TokenId;
 use qwenkit_train::{AdamW, Example, Goal, Learner, Packed, Pair, StepSettings};
 
-const CASES: [&str; 5] = ["qwen2", "qwen2-tied", "qwen3", "qwen3-moe", "qwen3.5"];
+/// Those with magnitudes (DoRA) are of layers 0 and 3 of the same checkpoints.
+const CASES: [&str; 7] = ["qwen2", "qwen2-tied", "qwen3", "qwen3-moe", "qwen3.5", "qwen2-dora", "qwen3.5-dora"];
 const RATE: f64 = 1e-2;
 
 fn fixture(path: &str) -> PathBuf {
@@ -25,7 +29,8 @@ struct Case {
 
 impl Case {
     fn open(name: &str, compute: &Compute) -> Case {
-        let files = ModelFiles::open(&fixture(&format!("parity/{name}"))).unwrap();
+        let model = name.strip_suffix("-dora").unwrap_or(name);
+        let files = ModelFiles::open(&fixture(&format!("parity/{model}"))).unwrap();
         let record = read_safetensors_file(&fixture(&format!("parity-train/{name}/train.safetensors"))).unwrap();
         let numbers = |tensor: &str| -> Vec<i64> {
             bytes(&record, tensor).as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
@@ -54,7 +59,8 @@ impl Case {
         let file = learner.adapter().to_file(self.model.plan(), values, AdapterSettings::default());
         let (mut worst, mut count) = (0.0f64, 0);
         for m in &file.modules {
-            for (part, found) in [("lora_A", &m.a), ("lora_B", &m.b)] {
+            let magnitude = m.magnitude.iter().map(|magnitude| ("lora_magnitude_vector", magnitude));
+            for (part, found) in [("lora_A", &m.a), ("lora_B", &m.b)].into_iter().chain(magnitude) {
                 let name = format!("{kind}.base_model.model.{}.{part}.weight", m.name);
                 if self.record.tensor(&name).is_none() {
                     continue;
@@ -99,10 +105,9 @@ fn losses_gradients_and_trained_adapters_are_those_of_pytorch() {
             let expected = f64::from(f32s(&case.record, "losses")[0]);
             assert!((first.loss - expected).abs() < 1e-5, "{name}: first loss {}, expected {expected}", first.loss);
             let (apart, count) = case.apart(&learner, "grad", &learner.grads);
-            assert!(
-                apart < 1e-4 && count == 2 * learner.adapter().loras().len(),
-                "{name}: {count} gradients {apart:e}"
-            );
+            let parts = if name.ends_with("-dora") { 3 } else { 2 };
+            let all = parts * learner.adapter().loras().len();
+            assert!(apart < 1e-4 && count == all, "{name}: {count} gradients {apart:e}");
             // One sequence at a time gives the same up to the order of sums.
             for (step, expected) in f32s(&case.record, "losses").into_iter().enumerate() {
                 let report = learner.step(&batch, RATE, &settings(if sparing { 40 } else { usize::MAX })).unwrap();
@@ -118,32 +123,38 @@ fn losses_gradients_and_trained_adapters_are_those_of_pytorch() {
 #[test]
 fn a_step_has_the_same_bits_on_any_number_of_threads_and_whatever_is_kept() {
     for isa in Isa::available() {
-        let mut found: Vec<(Vec<u32>, String)> = Vec::new();
-        for (threads, sparing) in [(1, false), (3, false), (2, true)] {
+        let mut found: BTreeMap<&str, (Vec<u32>, String)> = BTreeMap::new();
+        for (threads, sparing, name) in [
+            (1, false, "qwen3"),
+            (3, false, "qwen3"),
+            (2, true, "qwen3"),
+            (1, false, "qwen2-dora"),
+            (3, true, "qwen2-dora"),
+        ] {
             let compute = Compute::new(threads, isa);
-            let case = Case::open("qwen3", &compute);
+            let case = Case::open(name, &compute);
             let batch: Vec<&Example> = case.examples.iter().collect();
             let mut learner = case.learner(&compute, sparing);
             for _ in 0..2 {
                 learner.step(&batch, RATE, &settings(usize::MAX)).unwrap();
             }
-            let bits = learner.values().iter().map(|x| x.to_bits()).collect();
-            found.push((bits, format!("{isa}, {threads} threads, sparing: {sparing}")));
-        }
-        for (bits, what) in &found[1..] {
-            assert!(*bits == found[0].0, "{what} differs from {}", found[0].1);
+            let bits: Vec<u32> = learner.values().iter().map(|x| x.to_bits()).collect();
+            let what = format!("{name}, {isa}, {threads} threads, sparing: {sparing}");
+            let (first, of) = found.entry(name).or_insert_with(|| (bits.clone(), what.clone()));
+            assert!(bits == *first, "{what} differs from {of}");
         }
     }
 }
 
-/// A mixture's shared expert is recorded nowhere: along each module's gradient the loss has to change as the gradient says.
+/// A mixture's shared expert is recorded nowhere: along each module's gradient the loss has to change as the gradient says. With
+/// magnitudes that is true while the lengths stay what they are, as gradients take them for constants.
 #[test]
 fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
     let compute = Compute::new(2, Isa::detect().unwrap());
-    for name in ["qwen2-moe", "qwen3.5-moe"] {
+    for (name, magnitudes) in [("qwen2-moe", false), ("qwen3.5-moe", false), ("qwen3.5-moe", true)] {
         let files = ModelFiles::open(&fixture(&format!("parity/{name}"))).unwrap();
         let model = Model::load(&files, &compute, &mut |_| {}).unwrap();
-        let shape = |(layer, module): (usize, Module)| LoraShape { layer, module, rank: 2, scale: 1.0 };
+        let shape = |(layer, module): (usize, Module)| LoraShape { layer, module, rank: 2, scale: 1.0, magnitudes };
         let places = (0..model.plan().layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
         let shapes: Vec<LoraShape> =
             places.filter(|(layer, module)| module.shape(model.plan(), *layer).is_some()).map(shape).collect();
@@ -153,7 +164,19 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
             for (i, x) in adapter.values_mut().iter_mut().enumerate() {
                 *x = 0.1 * (i as f32 * 0.73 + 0.4).sin();
             }
+            model.set_magnitudes(&compute, &mut adapter);
+            for range in adapter.loras().to_vec().iter().filter_map(|lora| lora.magnitudes()) {
+                let magnitudes = adapter.values_mut()[range].iter_mut().enumerate();
+                magnitudes.for_each(|(i, x)| *x *= 1.0 + 0.3 * (i as f32 * 1.9).sin());
+            }
             adapter
+        };
+        // With lengths in the place of magnitudes.
+        let measured = |values: &[f32]| {
+            let mut adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+            adapter.values_mut().copy_from_slice(values);
+            model.set_magnitudes(&compute, &mut adapter);
+            adapter.values().to_vec()
         };
         let adapter = made();
         let example = |seed: usize| Example {
@@ -162,20 +185,24 @@ fn losses_of_mixtures_with_a_shared_expert_change_as_their_gradients_say() {
         };
         let examples = [example(1), example(2)];
         let batch: Vec<&Example> = examples.iter().collect();
-        for sparing in [false, true] {
-            let mut learner = Learner::new(&model, &compute, made(), sparing);
+        for sparing in if magnitudes { &[true][..] } else { &[false, true] } {
+            let mut learner = Learner::new(&model, &compute, made(), *sparing);
             learner.gradients(&batch, usize::MAX).unwrap();
             let grads = learner.grads.clone();
             for lora in adapter.loras() {
-                let own: Vec<usize> = lora.a().chain(lora.b()).collect();
-                let length = own.iter().map(|&i| f64::from(grads[i]).powi(2)).sum::<f64>().sqrt();
-                let what = format!("{name}, layer {}, {:?}, sparing: {sparing}", lora.layer, lora.module);
+                let own = lora.values();
+                let length = own.clone().map(|i| f64::from(grads[i]).powi(2)).sum::<f64>().sqrt();
+                let what = format!("{name}, {magnitudes}, layer {}, {:?}, sparing: {sparing}", lora.layer, lora.module);
                 assert!(length > 0.0, "{what}");
+                let before = measured(adapter.values());
                 let mut loss = |by: f64| {
-                    learner.change(|values| {
-                        values.copy_from_slice(adapter.values());
-                        own.iter().for_each(|&i| values[i] += (by * f64::from(grads[i]) / length) as f32);
-                    });
+                    let mut values = adapter.values().to_vec();
+                    own.clone().for_each(|i| values[i] += (by * f64::from(grads[i]) / length) as f32);
+                    let after = measured(&values);
+                    for i in lora.magnitudes().into_iter().flatten() {
+                        values[i] *= after[i] / before[i];
+                    }
+                    learner.change(|own| own.copy_from_slice(&values));
                     learner.gradients(&batch, usize::MAX).unwrap().loss
                 };
                 // The nearest of the slopes of the middle and both sides: on one side a token may go to another expert, where
@@ -201,9 +228,10 @@ fn tapes_hold_no_more_than_was_reckoned() {
         let places = layers.flat_map(|layer| Module::ALL.map(|module| (layer, module)));
         let shapes: Vec<LoraShape> = places
             .filter(|(layer, module)| module.shape(model.plan(), *layer).is_some())
-            .map(|(layer, module)| LoraShape { layer, module, rank: 8, scale: 1.0 })
+            .map(|(layer, module)| LoraShape { layer, module, rank: 8, scale: 1.0, magnitudes: name.contains("3.5") })
             .collect();
-        let adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+        let mut adapter = Adapter::zeroed(model.plan(), &shapes, None).unwrap();
+        model.set_magnitudes(&compute, &mut adapter);
         for (lens, sparing) in
             [(vec![700], false), (vec![700], true), (vec![10; 60], false), (vec![300, 1, 200], false)]
         {

@@ -105,7 +105,7 @@ fn model(dtype: DType, as_f32: bool, compute: &Compute) -> Model {
 /// An adapter of all modules whose numbers are all there, B too.
 fn adapter(model: &Model, from_layer: usize) -> Adapter {
     let targets = USUAL_TARGETS.map(str::to_owned).to_vec();
-    let shape = AdapterShape { rank: 4, alpha: 8.0, rslora: false, targets, from_layer, labels: None };
+    let shape = AdapterShape { rank: 4, alpha: 8.0, rslora: false, dora: false, targets, from_layer, labels: None };
     let mut adapter = shape.start(model.plan(), 1).unwrap();
     adapter.values_mut().iter_mut().enumerate().for_each(|(i, x)| *x += 0.02 * (i as f32 * 0.73).sin());
     adapter

@@ -19,7 +19,7 @@ fn model(compute: &Compute) -> Model {
 
 fn shape(labels: Option<usize>) -> AdapterShape {
     let targets = USUAL_TARGETS.map(str::to_owned).to_vec();
-    AdapterShape { rank: 4, alpha: 8.0, rslora: false, targets, from_layer: 0, labels }
+    AdapterShape { rank: 4, alpha: 8.0, rslora: false, dora: false, targets, from_layer: 0, labels }
 }
 
 fn settings(rate: f64, steps: usize) -> RunSettings {

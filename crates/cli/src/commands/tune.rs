@@ -151,7 +151,7 @@ pub(crate) struct TuneArgs {
     ])]
     ids: Option<PathBuf>,
     /// The adapter to go on from: a PEFT folder or a GGUF file
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "rslora", "targets", "from_layer"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "rslora", "dora", "targets", "from_layer"])]
     adapter_init: Option<PathBuf>,
     /// Write losses, gradients and the trained adapter to this safetensors file
     #[arg(long, value_name = "FILE", requires = "ids")]
@@ -179,6 +179,9 @@ pub(crate) struct ShapeArgs {
     /// A scale of alpha / sqrt(rank) instead
     #[arg(long)]
     rslora: bool,
+    /// Train the length of each row of the adapted matrices too (DoRA)
+    #[arg(long)]
+    dora: bool,
     /// The matrices that are adapted
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Vec<String>,
@@ -195,8 +198,8 @@ impl ShapeArgs {
 
     /// Whether anything was said of it.
     fn is_given(&self) -> bool {
-        let ShapeArgs { rank, alpha, rslora, targets, from_layer } = self;
-        rank.is_some() || alpha.is_some() || *rslora || !targets.is_empty() || from_layer.is_some()
+        let ShapeArgs { rank, alpha, rslora, dora, targets, from_layer } = self;
+        rank.is_some() || alpha.is_some() || *rslora || *dora || !targets.is_empty() || from_layer.is_some()
     }
 }
 
@@ -280,7 +283,7 @@ pub(crate) fn run(args: &TuneArgs, offline: bool) -> anyhow::Result<()> {
     }
     let of_adapters = args.adapter_init.is_some() || args.shape.is_given();
     if args.method == Method::Full && of_adapters {
-        let flags = "--adapter-init, --rank, --alpha, --rslora, --targets and --from-layer";
+        let flags = "--adapter-init, --rank, --alpha, --rslora, --dora, --targets and --from-layer";
         return Err(usage(format!("{flags} are of adapters, and --method full trains the model itself")));
     }
     match (&args.ids, &args.out) {

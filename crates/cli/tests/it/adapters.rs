@@ -63,3 +63,30 @@ fn an_adapter_goes_into_the_other_form_and_back() {
     export(&fixture("parity-train/qwen3/adapter_init"), "other.gguf").fails_with(1, &["another model's adapter"]);
     assert!(!place.path("other.gguf").exists());
 }
+
+/// Lengths of rows (DoRA): trained, in force beside the base, the same when merged, and said to be nothing for a GGUF adapter.
+#[test]
+fn magnitudes_are_trained_and_merged_and_have_no_place_in_gguf() {
+    let (place, model) = (Place::new(), fixture("parity/qwen2"));
+    let jsonl: String = (0..8).map(|i| format!("{{\"text\": \"the number {i} comes here\"}}\n")).collect();
+    std::fs::write(place.path("text.jsonl"), jsonl).expect("writable");
+    let mut args = vec!["tune", "--model", &model, "--data", "text.jsonl", "--out", "mine", "--dora", "--rank", "4"];
+    args.extend(["--steps", "3", "--batch", "4", "--lr", "3e-2", "--validation", "0", "--warmup", "0"]);
+    place.run(&args).exits(0);
+    let config = std::fs::read_to_string(place.path("mine/adapter_config.json")).expect("settings");
+    assert!(config.contains("\"use_dora\": true"), "{config}");
+    let (base, adapted) = (answer(&place, &[]), answer(&place, &["--adapter", "mine"]));
+    assert_ne!(base, adapted);
+    place.run(&["merge", "--model", &model, "--adapter", "mine", "--out", "merged"]).exits(0);
+    let merged = place.path("merged").display().to_string();
+    let args =
+        ["run", "--model", &merged, "--prompt-ids", "5,9,77,120", "--max-tokens", "12", "--temperature", "0", "--json"];
+    let reply = place.run(&args).exits(0).json();
+    let ids: Vec<u64> = reply["ids"].as_array().expect("ids").iter().filter_map(serde_json::Value::as_u64).collect();
+    assert_eq!(ids, adapted);
+    place
+        .run(&["export", &model, "--adapter", "mine", "--out", "mine.gguf"])
+        .fails_with(1, &["DoRA", "merge it instead"]);
+    assert!(!place.path("mine.gguf").exists());
+    place.run(&["serve", &model, "--check", "--port", "0", "--adapter", "mine=mine"]).exits(0);
+}

@@ -205,7 +205,7 @@ impl Halves {
                 return Err(wrong(path, &format!("{name}.lora_magnitude_vector"), found, expected));
             }
         };
-        if let Some(index) = a.iter().chain(&b).position(|x| !x.is_finite()) {
+        if let Some(index) = a.iter().chain(&b).chain(magnitude.iter().flatten()).position(|x| !x.is_finite()) {
             let expected = "finite numbers; the training run that wrote them went wrong".into();
             return Err(wrong(path, name, format!("value {index} is not finite"), expected));
         }

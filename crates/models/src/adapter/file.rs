@@ -29,6 +29,7 @@ impl Adapter {
             module: *module,
             rank: m.rank,
             scale: m.scale,
+            magnitudes: m.magnitude.is_some(),
         };
         let shapes: Vec<_> = file.modules.iter().zip(&places).map(shape).collect();
         let mut labels = None;
@@ -64,6 +65,10 @@ impl Adapter {
                     b[r * m.outputs + output] = m.b[rows(output) * m.rank + r];
                 }
             }
+            if let (Some(range), Some(magnitude)) = (lora.magnitudes(), &m.magnitude) {
+                let to = adapter.values[range].iter_mut().enumerate();
+                to.for_each(|(output, to)| *to = magnitude[rows(output)]);
+            }
         }
         if let (Some(score), Some(tensor)) = (adapter.score.clone(), file.whole.first()) {
             adapter.values[score.weights()].copy_from_slice(&tensor.values);
@@ -98,6 +103,10 @@ impl Adapter {
                     for (i, to) in m.b.chunks_exact_mut(m.rank).enumerate() {
                         to.copy_from_slice(&b[heads.place(i, wanted, was) * m.rank..][..m.rank]);
                     }
+                    if let Some(magnitude) = &mut m.magnitude {
+                        let from = magnitude.clone();
+                        magnitude.iter_mut().enumerate().for_each(|(i, to)| *to = from[heads.place(i, wanted, was)]);
+                    }
                 }
             }
             let (hf, gguf) = module.pair();
@@ -111,7 +120,7 @@ impl Adapter {
     }
 
     /// The adapter as a file has it, with Hugging Face's names. `values` are its numbers, or others in the same order, such
-    /// as gradients. Ranks, targets and what is saved whole are filled into `settings`.
+    /// as gradients. Targets, magnitudes and what is saved whole are filled into `settings`.
     ///
     /// # Panics
     /// If there are not as many values.
@@ -134,8 +143,13 @@ impl Adapter {
                     b[rows(output) * rank + r] = from[r * outputs + output];
                 }
             }
+            let magnitude = lora.magnitudes().map(|range| {
+                let mut magnitude = vec![0.0; outputs];
+                values[range].iter().enumerate().for_each(|(output, x)| magnitude[rows(output)] = *x);
+                magnitude
+            });
             let name = format!("{}layers.{}.{}", BODIES[0].0, lora.layer, lora.module.pair().0);
-            modules.push(AdapterModule { name, inputs, outputs, rank, scale: lora.scale, a, b, magnitude: None });
+            modules.push(AdapterModule { name, inputs, outputs, rank, scale: lora.scale, a, b, magnitude });
         }
         modules.sort_by(|x, y| x.name.cmp(&y.name));
         let whole = self.score.as_ref().map(|score| AdapterTensor {
@@ -150,6 +164,7 @@ impl Adapter {
             .collect();
         settings.target_modules.sort();
         settings.target_modules.dedup();
+        settings.use_dora = self.has_magnitudes();
         settings.modules_to_save = whole.iter().map(|_| "score".to_owned()).collect();
         let whole = whole.into_iter().collect();
         File { settings, names: AdapterNames::HuggingFace, gguf_architecture: None, modules, whole }
@@ -263,10 +278,10 @@ fn place(plan: &Plan, names: AdapterNames, m: &AdapterModule) -> Result<(usize, 
         let expected = format!("a matrix of a {} model with {} layers", plan.architecture, plan.layers.len());
         return Err(wrong("this module".into(), expected));
     };
-    if m.magnitude.is_some() {
-        return Err(wrong("DoRA".into(), "plain LoRA; merge the adapter into its base to run it".into()));
-    }
     let expected = module.shape(plan, layer);
+    if let Some(found) = m.magnitude.as_ref().map(Vec::len).filter(|found| *found != m.outputs) {
+        return Err(wrong(format!("{found} magnitudes"), format!("{}, one for each output", m.outputs)));
+    }
     if expected != Some((m.inputs, m.outputs)) {
         let (inputs, outputs) = expected.unwrap_or_default();
         let found = format!("a module of {} inputs and {} outputs", m.inputs, m.outputs);

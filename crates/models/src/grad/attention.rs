@@ -1,8 +1,11 @@
 //! Softmax attention over whole sequences, both ways.
 
-use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, KeptType, Product};
+use qwenkit_kernels::{AttentionInput, AttentionShape, BackProduct, Join, Kept, KeptType, Product};
 
-use super::tape::{LayerTape, Room, SequenceState, Way, sized};
+use super::{
+    lora::Outputs,
+    tape::{LayerTape, Room, SequenceState, Way, sized},
+};
 use crate::{adapter::Module, blocks::Attention, error::Error, whole::Own};
 
 /// out: (T, D) = attention of x: (T, D), what its backward needs being kept.
@@ -34,14 +37,29 @@ pub(super) fn forward(
         block.gate_proj.as_ref().and_then(|_| way.added(Module::QProj, (queries, queries), &tape.lows)),
     ];
     compute.matmul_added(&mut room.matmul, x, &mut products, &added);
-    for (x, bias) in [(&mut *q, &block.q_bias), (&mut *k, &block.k_bias), (&mut *v, &block.v_bias)] {
+    let parts = [
+        (Outputs::all(Module::QProj, queries), &mut tape.q, &mut *q, &block.q_bias),
+        (Outputs::all(Module::KProj, keys), &mut tape.k, &mut *k, &block.k_bias),
+        (Outputs::all(Module::VProj, keys), &mut tape.v, &mut *v, &block.v_bias),
+    ];
+    for (of, kept, x, bias) in parts {
+        way.scale(of, x);
+        // A bias has no part in the gradients of magnitudes.
+        let apart = way.has_magnitudes(of.module);
+        if apart {
+            way.keep(kept, x);
+        }
         if let Some(bias) = bias {
             compute.add_bias(x, bias);
         }
+        if !apart {
+            way.keep(kept, x);
+        }
     }
-    for (kept, x) in [(&mut tape.q, &*q), (&mut tape.k, &*k), (&mut tape.v, &*v), (&mut tape.gate, &*gate)] {
-        way.keep(kept, x);
+    if block.gate_proj.is_some() {
+        way.scale(of_gate(block), gate);
     }
+    way.keep(&mut tape.gate, gate);
     turned(block, way, q, k);
     let (cache, seqs) = state.attention(plan, way.seqs)?;
     let kv_width = plan.kv_heads * plan.head_dim;
@@ -57,8 +75,30 @@ pub(super) fn forward(
     }
     way.low(&[Module::OProj], heads, &mut tape.lows);
     let added = [way.added(Module::OProj, (0, block.o_proj.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out }], &added);
+    compute.matmul_added(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out: &mut *out }], &added);
+    way.scale(of_out(block), out);
+    if way.has_magnitudes(Module::OProj) {
+        way.keep(&mut tape.mixed, out);
+    }
     Ok(())
+}
+
+/// Outputs of the module of the queries that are the gate.
+fn of_gate(block: &Attention) -> Outputs {
+    let width = block.q_proj.rows();
+    Outputs { module: Module::QProj, first: width, width }
+}
+
+fn of_out(block: &Attention) -> Outputs {
+    Outputs::all(Module::OProj, block.o_proj.rows())
+}
+
+/// x = what was kept of a module's outputs, and their bias where it was kept apart.
+fn recall(way: &Way<'_>, module: Module, kept: &Kept, bias: &Option<Vec<f32>>, x: &mut [f32]) {
+    way.compute.recall(kept, x);
+    if let Some(bias) = bias.as_ref().filter(|_| way.has_magnitudes(module)) {
+        way.compute.add_bias(x, bias);
+    }
 }
 
 /// Modules of the block's input.
@@ -93,7 +133,7 @@ pub(super) fn backward(
     let tokens = x.len() / block.q_proj.cols();
     let (q_len, kv_len) = (tokens * block.q_proj.rows(), tokens * block.k_proj.rows());
     let has_gate = block.gate_proj.is_some();
-    let Room { a, b, c, d, e, f, g, h, d_lows, part, .. } = room;
+    let Room { a, b, c, d, e, f, g, h, d_lows, part, magnitudes, .. } = room;
     // Heads before the gate, the gate, and what went into the output projection.
     let (heads, gate) = (sized(a, q_len), sized(b, if has_gate { q_len } else { 0 }));
     compute.recall(&tape.heads, heads);
@@ -107,6 +147,7 @@ pub(super) fn backward(
         }
         false => &*heads,
     };
+    let d_out = way.scale_backward_apart(of_out(block), &tape.mixed, d_out, magnitudes, grads);
     way.low_backward(Module::OProj, (gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
     let d_heads = sized(c, q_len);
     let added = way.through(&[Module::OProj], d_lows);
@@ -114,13 +155,14 @@ pub(super) fn backward(
     if has_gate {
         // `gate` becomes its own gradient.
         compute.sigmoid_mul_backward(heads, gate, d_heads, block.q_proj.rows());
+        way.scale_backward_kept(of_gate(block), &tape.gate, gate, magnitudes, grads);
     }
     // Queries, keys and values as the softmax saw them.
     let q = sized(a, q_len);
     let (k, v) = sized(d, 2 * kv_len).split_at_mut(kv_len);
-    compute.recall(&tape.q, q);
-    compute.recall(&tape.k, k);
-    compute.recall(&tape.v, v);
+    recall(way, Module::QProj, &tape.q, &block.q_bias, q);
+    recall(way, Module::KProj, &tape.k, &block.k_bias, k);
+    recall(way, Module::VProj, &tape.v, &block.v_bias, v);
     turned(block, way, q, k);
     let (dq, dk, dv) = (sized(e, q_len), sized(f, kv_len), sized(g, kv_len));
     let shape = AttentionShape {
@@ -135,12 +177,14 @@ pub(super) fn backward(
         KeptType::F32 => compute.attention_backward(shape, way.seqs, input, d_heads, towards),
         KeptType::Bf16 => compute.attention_backward_rounded(shape, way.seqs, input, d_heads, towards),
     }
-    let both =
-        [(&mut *dq, (&block.q_norm, Own::QNorm), &tape.q, q), (&mut *dk, (&block.k_norm, Own::KNorm), &tape.k, k)];
-    for (d, (norm, own), kept, raw) in both {
+    let parts = [
+        (Module::QProj, &mut *dq, (&block.q_norm, Own::QNorm), (&tape.q, &block.q_bias), q),
+        (Module::KProj, &mut *dk, (&block.k_norm, Own::KNorm), (&tape.k, &block.k_bias), k),
+    ];
+    for (module, d, (norm, own), (kept, bias), raw) in parts {
         compute.rope_backward(d, plan.head_dim, way.cos, way.sin, way.pairs);
         if let Some(norm) = norm {
-            compute.recall(kept, raw);
+            recall(way, module, kept, bias, raw);
             way.norm_backward(own, raw, d, grads);
             let through = sized(h, d.len());
             through.fill(0.0);
@@ -150,6 +194,12 @@ pub(super) fn backward(
     }
     for (own, d) in [(Own::QBias, &*dq), (Own::KBias, &*dk), (Own::VBias, &*dv)] {
         way.bias_backward(own, d, grads);
+    }
+    for (module, kept, d) in
+        [(Module::QProj, &tape.q, &mut *dq), (Module::KProj, &tape.k, &mut *dk), (Module::VProj, &tape.v, &mut *dv)]
+    {
+        let width = d.len() / tokens;
+        way.scale_backward_kept(Outputs::all(module, width), kept, d, magnitudes, grads);
     }
     let of_q = [&*dq, &*gate];
     let of_q = if has_gate { &of_q[..] } else { &of_q[..1] };

@@ -3,7 +3,10 @@
 
 use qwenkit_kernels::{BackProduct, DeltaGrads, DeltaInput, Join, Product};
 
-use super::tape::{LayerTape, Room, SequenceState, Way, sized};
+use super::{
+    lora::Outputs,
+    tape::{LayerTape, Room, SequenceState, Way, sized},
+};
 use crate::{adapter::Module, blocks::DeltaNet, error::Error, plan::GateKind};
 
 /// Modules of the block's input.
@@ -49,6 +52,9 @@ fn results(
     let added: Vec<_> =
         INPUTS.into_iter().zip(widths).map(|(module, width)| way.added(module, (0, width), &tape.lows)).collect();
     compute.matmul_added(&mut room.matmul, x, &mut products, &added);
+    for ((module, width), y) in INPUTS.into_iter().zip(widths).zip([&mut *raw, &mut *z, &mut *write, &mut *fade]) {
+        way.scale(Outputs::all(module, width), y);
+    }
     let (conv, delta, seqs) = state.recurrent(&block.plan, way.seqs)?;
     let (qkv, unit) = (sized(&mut room.d, sizes.channels), sized(&mut room.e, sizes.channels));
     compute.causal_conv_silu(conv, &seqs, &block.conv, raw, qkv);
@@ -83,7 +89,11 @@ pub(super) fn forward(
     };
     way.low(&[Module::OutProj], gated, &mut tape.lows);
     let added = [way.added(Module::OutProj, (0, block.out_proj.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out }], &added);
+    compute.matmul_added(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out: &mut *out }], &added);
+    way.scale(Outputs::all(Module::OutProj, block.out_proj.rows()), out);
+    if way.has_magnitudes(Module::OutProj) {
+        way.keep(&mut tape.mixed, out);
+    }
     Ok(())
 }
 
@@ -100,10 +110,12 @@ pub(super) fn backward(
     results(block, way, state, tape, room, x)?;
     let (shape, compute, sizes) = (block.plan.shape, way.compute, sizes(block, x));
     let width = shape.value_width();
-    let Room { a, b, c, d, e, f, g, h, i, j, k, d_lows, part, .. } = room;
+    let Room { a, b, c, d, e, f, g, h, i, j, k, d_lows, part, magnitudes, .. } = room;
     let (z, results, normed) = (sized(b, sizes.values), sized(f, sizes.values), sized(g, sizes.values));
     normed.copy_from_slice(results);
     compute.rms_norm_in_place(normed, &block.norm, way.eps);
+    let of_out = Outputs::all(Module::OutProj, block.out_proj.rows());
+    let d_out = way.scale_backward_apart(of_out, &tape.mixed, d_out, magnitudes, grads);
     if way.adapter.lora(way.layer, Module::OutProj).is_some() {
         let gated = sized(i, sizes.values);
         gated.copy_from_slice(if block.plan.gate == GateKind::Silu { &*z } else { &*normed });
@@ -116,6 +128,8 @@ pub(super) fn backward(
     let d_gated = sized(h, sizes.values);
     let out_proj = [BackProduct { weight: &block.out_proj, dy: d_out }];
     compute.matmul_backward_added(&out_proj, &way.through(&[Module::OutProj], d_lows), Join::OVER, d_gated);
+    let z_before = sized(&mut magnitudes.y, if way.has_magnitudes(Module::InProjZ) { z.len() } else { 0 });
+    z_before.copy_from_slice(&z[..z_before.len()]);
     // z and `d_normed` become gradients.
     let d_normed = match block.plan.gate {
         GateKind::Silu => {
@@ -127,6 +141,7 @@ pub(super) fn backward(
             d_gated
         }
     };
+    way.scale_backward(Outputs::all(Module::InProjZ, width), z_before, z, &mut magnitudes.sums, grads);
     let d_results = sized(i, sizes.values);
     d_results.fill(0.0);
     compute.rms_norm_backward(results, &block.norm, way.eps, d_normed, d_results);
@@ -140,6 +155,13 @@ pub(super) fn backward(
     compute.unit_heads_backward(shape, qkv, d_qkv);
     let d_raw = sized(f, sizes.channels);
     compute.causal_conv_silu_backward(block.plan.conv(), way.seqs, &block.conv, (raw, &*d_qkv), h, d_raw);
+    for (module, width, y, dy) in [
+        (Module::InProjQkv, shape.channels(), &*raw, &mut *d_raw),
+        (Module::InProjB, shape.value_heads, write, &mut *d_write),
+        (Module::InProjA, shape.value_heads, fade, &mut *d_fade),
+    ] {
+        way.scale_backward(Outputs::all(module, width), y, dy, &mut magnitudes.sums, grads);
+    }
     for (module, dy) in INPUTS.into_iter().zip([&*d_raw, &*z, &*d_write, &*d_fade]) {
         way.low_backward(module, (x, &tape.lows), &[dy], (&mut *d_lows, &mut *part), grads);
     }

@@ -2,7 +2,10 @@
 
 use qwenkit_kernels::{BackProduct, Join, Product};
 
-use super::tape::{FFN_ROWS, FfnTape, Room, Way, sized};
+use super::{
+    lora::Outputs,
+    tape::{FFN_ROWS, FfnTape, Room, Way, sized},
+};
 use crate::{adapter::Module, blocks::DenseFfn};
 
 /// out: (T, D) = the block's result of x: (T, D), what its backward needs being kept. The modules are what adapters call gate,
@@ -37,12 +40,18 @@ fn forward_rows(
     way.low(&[of_gate, of_up], x, &mut tape.lows);
     let added = [of_gate, of_up].map(|module| way.added(module, (0, width), &tape.lows));
     compute.matmul_added(&mut room.matmul, x, &mut products, &added);
+    way.scale(Outputs::all(of_gate, width), gate);
+    way.scale(Outputs::all(of_up, width), up);
     way.keep(&mut tape.gate, gate);
     way.keep(&mut tape.up, up);
     compute.silu_mul(gate, up, width);
     way.low(&[of_down], gate, &mut tape.lows);
     let added = [way.added(of_down, (0, block.down.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, gate, &mut [Product { weight: &block.down, out }], &added);
+    compute.matmul_added(&mut room.matmul, gate, &mut [Product { weight: &block.down, out: &mut *out }], &added);
+    way.scale(Outputs::all(of_down, block.down.rows()), out);
+    if way.has_magnitudes(of_down) {
+        way.keep(&mut tape.down, out);
+    }
 }
 
 /// From d_out: (T, D), the gradient towards what `forward` gave for x: (T, D), adds the adapter's gradients to `grads`; `dx`:
@@ -74,10 +83,12 @@ fn backward_rows(
 ) {
     let (compute, width) = (way.compute, block.gate.rows());
     let len = x.len() / block.gate.cols() * width;
-    let Room { a, b, c, d, d_lows, part, .. } = room;
+    let Room { a, b, c, d, d_lows, part, magnitudes, .. } = room;
     let (gate, up, d_hidden) = (sized(a, len), sized(b, len), sized(c, len));
     compute.recall(&tape.gate, gate);
     compute.recall(&tape.up, up);
+    let d_out =
+        way.scale_backward_apart(Outputs::all(of_down, block.down.rows()), &tape.down, d_out, magnitudes, grads);
     if way.learns(of_down) {
         let hidden = sized(d, len);
         hidden.copy_from_slice(gate);
@@ -87,6 +98,8 @@ fn backward_rows(
     let down = [BackProduct { weight: &block.down, dy: d_out }];
     compute.matmul_backward_added(&down, &way.through(&[of_down], d_lows), Join::OVER, d_hidden);
     compute.silu_mul_backward(gate, up, d_hidden, width);
+    way.scale_backward_kept(Outputs::all(of_gate, width), &tape.gate, gate, magnitudes, grads);
+    way.scale_backward_kept(Outputs::all(of_up, width), &tape.up, up, magnitudes, grads);
     for (module, dy) in [(of_gate, &*gate), (of_up, &*up)] {
         way.low_backward(module, (x, &tape.lows), &[dy], (&mut *d_lows, &mut *part), grads);
     }

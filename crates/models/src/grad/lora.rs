@@ -1,13 +1,46 @@
 //! Adapters both ways: what a module's LoRA adds, and its gradients. y += s (x A) B, so with h = x A:
 //! dB = s h^T dy, dh = s dy B^T, dA = x^T dh, dx += dh A^T. What is added to a product is added while that is made.
+//!
+//! With magnitudes y = c u follows, u being the sum and c = m / n; the lengths n are constants. So dm is the sum over tokens of
+//! dy u / n, which is that of dy y / m, and c dy takes the place of dy. A row whose magnitude is zero gives nothing and learns
+//! nothing.
 
-use qwenkit_kernels::{Join, LowRank, Mat};
+use qwenkit_kernels::{Join, Kept, LowRank, Mat};
 
 use super::tape::{Way, sized};
 use crate::adapter::Module;
 
 /// A matrix for each module: x A, or the gradient towards it, (T, R); empty where nothing is adapted.
 pub(super) type Lows = [Vec<f32>; Module::COUNT];
+
+/// Buffers of the way back through magnitudes: outputs, gradients towards them, sums.
+#[derive(Default)]
+pub(super) struct MagnitudeRoom {
+    pub(super) y: Vec<f32>,
+    dy: Vec<f32>,
+    pub(super) sums: Vec<f32>,
+}
+
+impl MagnitudeRoom {
+    pub(super) fn held_bytes(&self) -> usize {
+        4 * (self.y.capacity() + self.dy.capacity() + self.sums.capacity())
+    }
+}
+
+/// Some outputs of a module.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs {
+    pub(super) module: Module,
+    /// The first of them, and how many.
+    pub(super) first: usize,
+    pub(super) width: usize,
+}
+
+impl Outputs {
+    pub(super) fn all(module: Module, width: usize) -> Outputs {
+        Outputs { module, first: 0, width }
+    }
+}
 
 impl Way<'_> {
     /// Keeps x A of some modules of one x: (T, inputs).
@@ -38,6 +71,76 @@ impl Way<'_> {
             right: Mat::strided(b, lora.rank, width, lora.outputs),
             alpha: lora.scale,
         })
+    }
+
+    /// Whether a module has magnitudes.
+    pub(super) fn has_magnitudes(&self, module: Module) -> bool {
+        self.adapter.lora(self.layer, module).is_some_and(|lora| lora.magnitudes().is_some())
+    }
+
+    /// Brings y: (T, width) to its magnitudes, if the module has such.
+    pub(super) fn scale(&self, of: Outputs, y: &mut [f32]) {
+        if let Some(factors) = self.adapter.lora(self.layer, of.module).and_then(|lora| self.adapter.factors(lora)) {
+            self.compute.scale_columns(y, &factors[of.first..of.first + of.width]);
+        }
+    }
+
+    /// The way back of `scale`, y being what it gave: adds the magnitudes' gradients to `grads`; dy becomes the gradient towards
+    /// what it was given. Both (T, width).
+    pub(super) fn scale_backward(
+        &self,
+        of: Outputs,
+        y: &[f32],
+        dy: &mut [f32],
+        sums: &mut Vec<f32>,
+        grads: &mut [f32],
+    ) {
+        let magnitudes = self.adapter.lora(self.layer, of.module).and_then(|lora| lora.magnitudes());
+        let Some(magnitudes) = magnitudes else { return };
+        let own = magnitudes.start + of.first..magnitudes.start + of.first + of.width;
+        let sums = sized(sums, of.width);
+        self.compute.column_dots(y, dy, sums);
+        for ((grad, sum), m) in grads[own.clone()].iter_mut().zip(sums).zip(&self.adapter.values()[own]) {
+            if *m != 0.0 {
+                *grad += *sum / m;
+            }
+        }
+        self.scale(of, dy);
+    }
+
+    /// The same where y was kept.
+    pub(super) fn scale_backward_kept(
+        &self,
+        of: Outputs,
+        kept: &Kept,
+        dy: &mut [f32],
+        room: &mut MagnitudeRoom,
+        grads: &mut [f32],
+    ) {
+        if self.has_magnitudes(of.module) {
+            let y = sized(&mut room.y, dy.len());
+            self.compute.recall(kept, y);
+            self.scale_backward(of, y, dy, &mut room.sums, grads);
+        }
+    }
+
+    /// The same where others need dy as it is: the result is dy itself or stands in `room`.
+    pub(super) fn scale_backward_apart<'a>(
+        &self,
+        of: Outputs,
+        kept: &Kept,
+        dy: &'a [f32],
+        room: &'a mut MagnitudeRoom,
+        grads: &mut [f32],
+    ) -> &'a [f32] {
+        if !self.has_magnitudes(of.module) {
+            return dy;
+        }
+        let (y, own) = (sized(&mut room.y, dy.len()), sized(&mut room.dy, dy.len()));
+        self.compute.recall(kept, y);
+        own.copy_from_slice(dy);
+        self.scale_backward(of, y, own, &mut room.sums, grads);
+        own
     }
 
     /// From the gradients towards a module's outputs, which are `dys` side by side: adds the adapter's, or the matrix's own, to

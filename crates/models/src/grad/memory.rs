@@ -86,6 +86,7 @@ impl Tape {
         kept + inputs
             + letters
             + room.d_lows.iter().chain(others).map(floats).sum::<usize>()
+            + room.magnitudes.held_bytes()
             + room.matmul.held_bytes()
             + self.state.held_bytes()
             + self.begun.held_bytes
@@ -102,14 +103,14 @@ fn bytes(model: &Model, adapter: &Adapter, lowest: usize, sparing: bool, size: L
     let all_ranks: Vec<_> = (0..layers.len()).map(ranks).collect();
     let widest_ranks: usize =
         (0..Module::COUNT).map(|m| all_ranks.iter().map(|ranks| ranks[m]).max().unwrap_or(0)).sum();
+    // With magnitudes a layer keeps its two residuals and what its two blocks gave.
+    let residuals = if adapter.has_magnitudes() { 4 * plan.width } else { 2 * plan.width };
     let (kept, lows) = match sparing {
         true => {
-            let one = most(&|l| l.mixer) + most(&|l| l.ffn) + 2 * plan.width;
+            let one = most(&|l| l.mixer) + most(&|l| l.ffn) + residuals;
             (one + (layers.len() - lowest) * plan.width, widest_ranks)
         }
-        false => {
-            (layers[lowest..].iter().map(|l| l.mixer + l.ffn + 2 * plan.width).sum(), all_ranks.iter().flatten().sum())
-        }
+        false => (layers[lowest..].iter().map(|l| l.mixer + l.ffn + residuals).sum(), all_ranks.iter().flatten().sum()),
     };
     let tile = tokens.min(FFN_ROWS);
     let room: usize = (0..LETTERS).map(|i| (tokens * most(&|l| l.room[i])).max(tile * most(&|l| l.tiled[i]))).sum();
@@ -118,6 +119,11 @@ fn bytes(model: &Model, adapter: &Adapter, lowest: usize, sparing: bool, size: L
     let plain = 6 * plan.width + lows + widest_ranks + plan.rope.dims;
     let inputs = (tokens * most(&|l| l.widest)).max(tile * most(&|l| l.widest_tiled));
     let outputs = (tokens * most(&|l| l.outputs)).max(tile * most(&|l| l.outputs_tiled));
+    // A module's outputs, a gradient that others need too, sums.
+    let magnitudes = match adapter.has_magnitudes() {
+        true => outputs + tokens * plan.width + most(&|l| l.outputs.max(l.outputs_tiled)),
+        false => 0,
+    };
     let rounded = 4 * inputs + outputs * ROUNDED_QUARTERS / 4;
     let ops = most(&|l| l.ops) + threads * most(&|l| l.ops_each);
     let pages = tokens / PAGE_TOKENS + seqs;
@@ -140,7 +146,7 @@ fn bytes(model: &Model, adapter: &Adapter, lowest: usize, sparing: bool, size: L
     let of_labels = adapter.score().map_or(0, |score| 8 * seqs * score.labels);
     let part = 4 * adapter.loras().iter().map(|lora| lora.rank * lora.outputs).max().unwrap_or(0);
     tokens * (kept * form + 4 * plain + ops + TOKEN_BYTES)
-        + 4 * room
+        + 4 * (room + magnitudes)
         + rounded
         + kinds.iter().sum::<usize>()
         + at_head

@@ -11,7 +11,10 @@ use qwenkit_kernels::{
 };
 use qwenkit_tensor::{AllocError, DType};
 
-use super::{begun::Begun, lora::Lows};
+use super::{
+    begun::Begun,
+    lora::{Lows, MagnitudeRoom},
+};
 use crate::{
     adapter::Adapter,
     load::Model,
@@ -50,12 +53,14 @@ pub(super) struct LayerTape {
     pub(super) x: Kept,
     /// The residual after the mixer, (T, D).
     pub(super) middle: Kept,
-    /// Queries and keys before norm and rotation, values, gate, heads before the gate.
+    /// Queries and keys before norm and rotation, values, gate, heads before the gate; of modules with magnitudes before the bias.
     pub(super) q: Kept,
     pub(super) k: Kept,
     pub(super) v: Kept,
     pub(super) gate: Kept,
     pub(super) heads: Kept,
+    /// With magnitudes, what the mixer gave, (T, D).
+    pub(super) mixed: Kept,
     /// Of the feed-forward block, `FFN_ROWS` rows each.
     pub(super) ffn: Vec<FfnTape>,
     /// Of a mixture, what its shared expert gave before its factor, (T, D).
@@ -70,6 +75,8 @@ pub(super) struct FfnTape {
     /// Before the activation.
     pub(super) gate: Kept,
     pub(super) up: Kept,
+    /// With magnitudes, the block's result, (T, D).
+    pub(super) down: Kept,
     /// As the layer's.
     pub(super) lows: Lows,
 }
@@ -110,6 +117,7 @@ pub(super) struct Room {
     /// Gradients towards x A of the layer's modules.
     pub(super) d_lows: Lows,
     pub(super) part: Vec<f32>,
+    pub(super) magnitudes: MagnitudeRoom,
 }
 
 /// `buffer` with exactly `len` elements, whose values are whatever they are.
@@ -133,9 +141,9 @@ impl Room {
 impl LayerTape {
     /// Bytes that are held.
     pub(super) fn held_bytes(&self) -> usize {
-        let LayerTape { x, middle, q, k, v, gate, heads, ffn, shared, lows } = self;
-        let kept =
-            [x, middle, q, k, v, gate, heads, shared].into_iter().chain(ffn.iter().flat_map(|f| [&f.gate, &f.up]));
+        let LayerTape { x, middle, q, k, v, gate, heads, mixed, ffn, shared, lows } = self;
+        let of_ffn = ffn.iter().flat_map(|f| [&f.gate, &f.up, &f.down]);
+        let kept = [x, middle, q, k, v, gate, heads, mixed, shared].into_iter().chain(of_ffn);
         let lows = lows.iter().chain(ffn.iter().flat_map(|f| &f.lows));
         kept.map(Kept::held_bytes).sum::<usize>() + lows.map(|low| 4 * low.capacity()).sum::<usize>()
     }

@@ -23,6 +23,11 @@ fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
 }
 
+/// The checkpoint of a case.
+fn base(case: &str) -> &str {
+    case.strip_suffix("-dora").unwrap_or(case)
+}
+
 fn adapter_file(case: &str) -> File {
     File::open(&fixture(&format!("parity-train/{case}/adapter_init"))).unwrap()
 }
@@ -74,8 +79,8 @@ fn ids(seed: usize, len: usize) -> Vec<TokenId> {
 #[test]
 fn losses_are_those_of_pytorch_with_the_same_adapter() {
     let compute = Compute::new(2, Isa::detect().unwrap());
-    for case in CASES {
-        let (model, record) = (run::load(&fixture(&format!("parity/{case}")), &compute), record(case));
+    for case in CASES.into_iter().chain(["qwen2-dora", "qwen3.5-dora"]) {
+        let (model, record) = (run::load(&fixture(&format!("parity/{}", base(case))), &compute), record(case));
         let adapter = Adapter::of_file(model.plan(), &adapter_file(case)).unwrap();
         let (input, labels) = (numbers(&record, "input_ids"), numbers(&record, "labels"));
         let tokens: Vec<TokenId> = input.iter().map(|id| TokenId(*id as u32)).collect();
@@ -100,8 +105,8 @@ fn losses_are_those_of_pytorch_with_the_same_adapter() {
 #[test]
 fn an_adapter_answers_as_the_checkpoint_that_it_is_merged_into() {
     let compute = Compute::new(2, Isa::detect().unwrap());
-    for case in ["qwen2", "qwen3.5"] {
-        let (folder, file) = (fixture(&format!("parity/{case}")), adapter_file(case));
+    for case in ["qwen2", "qwen3.5", "qwen2-dora", "qwen3.5-dora"] {
+        let (folder, file) = (fixture(&format!("parity/{}", base(case))), adapter_file(case));
         let model = run::load(&folder, &compute);
         let adapter = Adapter::of_file(model.plan(), &file).unwrap();
         let merged = tempfile::tempdir().unwrap();
@@ -113,10 +118,17 @@ fn an_adapter_answers_as_the_checkpoint_that_it_is_merged_into() {
             weights.read(info, 0, &mut data).unwrap();
             if let Some(m) = file.modules.iter().find(|m| format!("{}.weight", m.name) == info.name) {
                 assert_eq!(info.dtype, DType::F32);
-                for (i, bytes) in data.as_chunks_mut().0.iter_mut().enumerate() {
-                    let (row, col) = (i / m.inputs, i % m.inputs);
-                    let sum: f32 = (0..m.rank).map(|r| m.b[row * m.rank + r] * m.a[r * m.inputs + col]).sum();
-                    *bytes = (f32::from_le_bytes(*bytes) + m.scale * sum).to_le_bytes();
+                for (row, bytes) in data.chunks_exact_mut(4 * m.inputs).enumerate() {
+                    let bytes = bytes.as_chunks_mut().0;
+                    let plain = bytes.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+                    let added = |col: usize| {
+                        let one = |r: usize| f64::from(m.b[row * m.rank + r]) * f64::from(m.a[r * m.inputs + col]);
+                        f64::from(m.scale) * (0..m.rank).map(one).sum::<f64>()
+                    };
+                    let merged: Vec<f64> = plain.enumerate().map(|(col, x)| x + added(col)).collect();
+                    let length = merged.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    let factor = m.magnitude.as_ref().map_or(1.0, |magnitude| f64::from(magnitude[row]) / length);
+                    bytes.iter_mut().zip(merged).for_each(|(to, x)| *to = ((factor * x) as f32).to_le_bytes());
                 }
             }
             tensors.push((info.name.clone(), info.dtype, info.shape.clone(), data));
@@ -130,7 +142,9 @@ fn an_adapter_answers_as_the_checkpoint_that_it_is_merged_into() {
             (logits(&model, &compute, &[(&ids, Some(&adapter))]), logits(&model, &compute, &[(&ids, None)]));
         let expected = logits(&merged, &compute, &[(&ids, None)]);
         let largest = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(largest(&found, &expected) < 1e-4, "{case}: {} apart", largest(&found, &expected));
+        // Recurrent layers whose own matrices are adapted carry the last bits on, over 40 tokens of random weights.
+        let most = if case == "qwen3.5-dora" { 1e-3 } else { 1e-4 };
+        assert!(largest(&found, &expected) < most, "{case}: {} apart", largest(&found, &expected));
         assert!(largest(&found, &plain) > 1e-2, "{case}: an adapter that does nothing proves nothing");
     }
 }
@@ -142,7 +156,7 @@ fn a_sequence_has_the_same_bits_whatever_adapters_ride_in_its_batch() {
         for case in ["qwen2", "qwen3.5"] {
             let model = run::load(&fixture(&format!("parity/{case}")), &compute);
             let one = Adapter::of_file(model.plan(), &adapter_file(case)).unwrap();
-            let mut two = Adapter::of_file(model.plan(), &adapter_file(case)).unwrap();
+            let mut two = Adapter::of_file(model.plan(), &adapter_file(&format!("{case}-dora"))).unwrap();
             two.values_mut().iter_mut().for_each(|x| *x *= -0.7);
             let texts: Vec<Vec<TokenId>> = [7, 70, 1, 33, 12].iter().enumerate().map(|(i, n)| ids(i, *n)).collect();
             let adapters = [Some(&one), None, Some(&two), Some(&two), Some(&one)];
@@ -161,13 +175,18 @@ fn a_sequence_has_the_same_bits_whatever_adapters_ride_in_its_batch() {
 #[test]
 fn files_come_back_as_they_were_and_both_formats_mean_the_same() {
     let compute = Compute::new(1, Isa::detect().unwrap());
-    for case in CASES {
-        let model = run::load(&fixture(&format!("parity/{case}")), &compute);
+    for case in CASES.into_iter().chain(["qwen2-dora", "qwen3.5-dora"]) {
+        let model = run::load(&fixture(&format!("parity/{}", base(case))), &compute);
         let file = adapter_file(case);
         let adapter = Adapter::of_file(model.plan(), &file).unwrap();
         let back = adapter.to_file(model.plan(), adapter.values(), AdapterSettings::default());
         assert_eq!(back.modules, file.modules, "{case}");
         assert_eq!(back.settings.target_modules, file.settings.target_modules, "{case}");
+        assert_eq!(back.settings.use_dora, file.settings.use_dora, "{case}");
+        if case.ends_with("-dora") {
+            // No other format has magnitudes.
+            continue;
+        }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter.gguf");
         let gguf = Adapter::in_form(model.plan(), file.clone(), &path, AdapterNames::Gguf).unwrap();
@@ -192,7 +211,7 @@ fn the_adapter_of_another_model_is_refused_and_says_what_does_not_fit() {
     says(refused(&|f| f.modules[0].name = "model.layers.9.mlp.up_proj".into()), "4 layers");
     says(refused(&|f| f.modules[0].name = "model.layers.0.mlp.experts".into()), "model.layers.0.mlp.experts");
     says(refused(&|f| f.modules.push(f.modules[0].clone())), "twice");
-    says(refused(&|f| f.modules[0].magnitude = Some(Vec::new())), "DoRA");
+    says(refused(&|f| f.modules[0].magnitude = Some(Vec::new())), "0 magnitudes");
     let tensor = |name: &str, shape: [usize; 2]| qwenkit_formats::AdapterTensor {
         name: name.into(),
         shape: shape.to_vec(),
@@ -200,7 +219,7 @@ fn the_adapter_of_another_model_is_refused_and_says_what_does_not_fit() {
     };
     says(refused(&|f| f.whole.push(tensor("lm_head.weight", [3, 64]))), "lm_head.weight");
     says(refused(&|f| f.whole.push(tensor("score.weight", [3, 63]))), "(labels, 64)");
-    let twice = LoraShape { layer: 0, module: Module::QProj, rank: 2, scale: 1.0 };
+    let twice = LoraShape { layer: 0, module: Module::QProj, rank: 2, scale: 1.0, magnitudes: false };
     says(Adapter::zeroed(model.plan(), &[twice, twice], None).err().unwrap().to_string(), "twice");
 }
 
@@ -216,7 +235,7 @@ fn adapters_of_recurrent_layers_mean_the_same_over_both_forms_of_base() {
         let places = (0..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
         let shapes: Vec<_> = places
             .filter(|(layer, module)| module.shape(plan, *layer).is_some())
-            .map(|(layer, module)| LoraShape { layer, module, rank: 2, scale: 1.0 })
+            .map(|(layer, module)| LoraShape { layer, module, rank: 2, scale: 1.0, magnitudes: false })
             .collect();
         assert!(shapes.iter().any(|shape| shape.module == Module::OutProj), "{case}");
         let mut adapter = Adapter::zeroed(plan, &shapes, None).unwrap();

@@ -35,6 +35,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
             rank: args.shape.rank().into(),
             alpha: args.shape.alpha.unwrap_or(2.0 * f64::from(args.shape.rank())),
             rslora: args.shape.rslora,
+            dora: args.shape.dora,
             targets: match &args.shape.targets[..] {
                 [] => usual_targets(&plan, from_layer),
                 targets => targets.to_vec(),
@@ -46,12 +47,13 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
             rank: file.modules.iter().map(|module| module.rank).max().unwrap_or(0),
             alpha: file.settings.alpha,
             rslora: file.settings.use_rslora,
+            dora: file.settings.use_dora,
             targets: file.modules.iter().map(|module| format!("{} {:e}", module.name, module.scale)).collect(),
             from_layer: 0,
             labels,
         },
     };
-    let start = match &init {
+    let mut start = match &init {
         None => shape.start(&plan, args.course.seed)?,
         Some(file) => Adapter::of_file(&plan, file)?,
     };
@@ -67,6 +69,9 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
     let model = Model::load(&located.files, &compute, &mut |e| bar.update(e.done_bytes, e.total_bytes))?;
     bar.clear();
     model.check_learning()?;
+    if init.is_none() {
+        model.set_magnitudes(&compute, &mut start);
+    }
     let was_sparing = if args.resume { was_sparing(&out.join(CHECKPOINT)) } else { None };
     let all_tokens = material.train.iter().chain(&material.valid).map(|example| example.ids.len()).sum();
     let needs = Needs {
@@ -83,6 +88,7 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
         format!("rank: {}", shape.rank),
         format!("alpha: {}", shape.alpha),
         format!("rslora: {}", shape.rslora),
+        format!("dora: {}", shape.dora),
         format!("targets: {}", shape.targets.join(",")),
         format!("from layer: {}", shape.from_layer),
     ];

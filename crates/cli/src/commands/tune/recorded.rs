@@ -67,6 +67,9 @@ pub(super) fn run(args: &TuneArgs, ids: &Path, offline: bool) -> anyhow::Result<
             let name = |part: &str| format!("{kind}.{PREFIX}{}.{part}.weight", m.name);
             tensors.push((name("lora_A"), vec![m.rank, m.inputs], &m.a));
             tensors.push((name("lora_B"), vec![m.outputs, m.rank], &m.b));
+            if let Some(magnitude) = &m.magnitude {
+                tensors.push((name("lora_magnitude_vector"), vec![m.outputs], magnitude));
+            }
         }
     }
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
