@@ -235,11 +235,16 @@ fn adapters_of_recurrent_layers_mean_the_same_over_both_forms_of_base() {
         let places = (0..plan.layers.len()).flat_map(|layer| Module::ALL.map(|module| (layer, module)));
         let shapes: Vec<_> = places
             .filter(|(layer, module)| module.shape(plan, *layer).is_some())
-            .map(|(layer, module)| LoraShape { layer, module, rank: 2, scale: 1.0, magnitudes: false })
+            .map(|(layer, module)| LoraShape { layer, module, rank: 2, scale: 1.0, magnitudes: case == "qwen3.5" })
             .collect();
         assert!(shapes.iter().any(|shape| shape.module == Module::OutProj), "{case}");
         let mut adapter = Adapter::zeroed(plan, &shapes, None).unwrap();
         adapter.values_mut().iter_mut().enumerate().for_each(|(i, x)| *x = 0.1 * (i as f32 * 0.73 + 0.4).sin());
+        bases[0].set_magnitudes(&compute, &mut adapter);
+        for range in adapter.loras().to_vec().iter().filter_map(|lora| lora.magnitudes()) {
+            let magnitudes = adapter.values_mut()[range].iter_mut().enumerate();
+            magnitudes.for_each(|(i, x)| *x *= 1.0 + 0.2 * (i as f32 * 1.9).sin());
+        }
         let file = adapter.to_file(plan, adapter.values(), AdapterSettings::default());
         let path = Path::new("adapter.gguf");
         let gguf = Adapter::in_form(plan, file.clone(), path, AdapterNames::Gguf).unwrap();
