@@ -81,8 +81,9 @@ impl Compute {
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = own.peek();
-                let out_step = job.weight.rows();
-                self.kernel(&Task { weight: job.weight, groups, x: job.x, out: &job.out, out_step, out_group: 0 });
+                let (out_step, joined) = (job.weight.rows(), None);
+                let (weight, x, out) = (job.weight, job.x, &job.out);
+                self.kernel(&Task { weight, groups, joined, x, out, out_step, out_group: 0 });
             }
         });
     }

@@ -176,7 +176,8 @@ impl Compute {
                     let ids = ids_of(head, piece);
                     let groups = ids.start / GROUP_ROWS..ids.end.div_ceil(GROUP_ROWS);
                     let (out, out_group) = (SharedOut::new(&mut logits), groups.start);
-                    self.kernel(&Task { weight: head, groups, x, out: &out, out_step: PIECE, out_group });
+                    let (joined, out_step) = (None, PIECE);
+                    self.kernel(&Task { weight: head, groups, joined, x, out: &out, out_step, out_group });
                     // SAFETY: each piece is handed out once.
                     let sums = unsafe { sums.slice(piece * rows, rows) };
                     for (row, (logits, sum)) in logits.chunks_exact(PIECE).zip(sums).enumerate() {

@@ -271,7 +271,7 @@ impl Layout {
     }
 
     /// The stored quants of row `r` in a unit, a word of four after the other.
-    fn unit_row(&self, unit: &[u8], r: usize) -> [u8; UNIT] {
+    pub(crate) fn unit_row(&self, unit: &[u8], r: usize) -> [u8; UNIT] {
         let (low, high) = unit.split_at(self.low_bits * UNIT * GROUP_ROWS / 8);
         let word = |plane: &[u8], vector: usize| {
             let at = 64 * vector + 4 * r;

@@ -13,8 +13,10 @@ use crate::{
     activations::{Activations, UnitFacts, tile_of},
     layout::{GROUP_ROWS, UNIT},
     matmul_back::BackRoom,
+    planes::Joined,
     pool::{Deal, Pool},
     product::{LowRank, Out},
+    screen::ScreenRoom,
     shared_out::SharedOut,
     weight::{Operand, Weight},
 };
@@ -22,6 +24,9 @@ use crate::{
 /// Groups of rows after which what is added to a product is: for 512 tokens 256 KiB of results, which the second-level cache
 /// still holds.
 const ADDED_GROUPS: usize = 8;
+
+/// Tokens up to which the memory of groups that are put together is asked for ahead of them, as `prefetch` has it.
+const JOINED_AHEAD_ROWS: usize = 8;
 
 /// The machine as the ops use it: threads and instruction set.
 pub struct Compute {
@@ -41,12 +46,12 @@ pub struct Product<'a> {
 
 /// Buffers that products reuse. One per caller.
 #[derive(Default)]
-pub struct MatmulScratch(pub(crate) Activations);
+pub struct MatmulScratch(pub(crate) Activations, pub(crate) ScreenRoom);
 
 impl MatmulScratch {
     /// Bytes of the buffers.
     pub fn held_bytes(&self) -> usize {
-        self.0.held_bytes()
+        self.0.held_bytes() + self.1.held_bytes()
     }
 }
 
@@ -54,6 +59,8 @@ impl MatmulScratch {
 pub(crate) struct Task<'a> {
     pub(crate) weight: &'a Weight,
     pub(crate) groups: Range<usize>,
+    /// The bytes of the one group, where it had to be put together.
+    pub(crate) joined: Option<&'a [u8]>,
     pub(crate) x: Rows<'a>,
     /// Rows of `out_step` values, which begin with group `out_group`: (T, N) when they are whole.
     pub(crate) out: &'a SharedOut<'a, f32>,
@@ -143,7 +150,8 @@ impl Compute {
                     for first in own.clone().step_by(step) {
                         let groups = first..(first + step).min(own.end);
                         let cols = groups.start * GROUP_ROWS..(groups.end * GROUP_ROWS).min(weight.rows());
-                        self.kernel(&Task { weight, groups, x, out, out_step: weight.rows(), out_group: 0 });
+                        let joined = None;
+                        self.kernel(&Task { weight, groups, joined, x, out, out_step: weight.rows(), out_group: 0 });
                         if let Some(added) = added {
                             added.add(self.isa, cols, &Out { to: out, at: 0, step: weight.rows() });
                         }
@@ -155,6 +163,24 @@ impl Compute {
     }
 
     pub(crate) fn kernel(&self, task: &Task<'_>) {
+        if task.weight.in_planes() {
+            let (mut room, ahead) = (Joined::default(), task.x.rows <= JOINED_AHEAD_ROWS);
+            for g in task.groups.clone() {
+                self.joined_kernel(task, g, ahead, &mut room);
+            }
+            return;
+        }
+        self.own_kernel(task);
+    }
+
+    /// Group `g` of a weight in two parts; with `ahead` the memory of the groups behind it is asked for.
+    pub(crate) fn joined_kernel(&self, task: &Task<'_>, g: usize, ahead: bool, room: &mut Joined) {
+        let Task { weight, x, out, out_step, out_group, .. } = *task;
+        let joined = Some(weight.join(self.isa, g, ahead, room));
+        self.own_kernel(&Task { weight, groups: g..g + 1, joined, x, out, out_step, out_group });
+    }
+
+    fn own_kernel(&self, task: &Task<'_>) {
         match self.isa {
             Isa::Portable => crate::portable::matmul::run(task),
             #[cfg(target_arch = "x86_64")]
@@ -170,6 +196,22 @@ impl Compute {
 }
 
 impl<'a> Task<'a> {
+    /// The packed bytes of group `g`.
+    #[inline(always)]
+    pub(crate) fn group(&self, g: usize) -> &'a [u8] {
+        match self.joined {
+            Some(group) => group,
+            None => self.weight.group(g),
+        }
+    }
+
+    /// Whether its groups follow each other in memory, and their product is for so few tokens that it waits for memory.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn asks_ahead(&self) -> bool {
+        self.joined.is_none() && self.x.rows <= crate::prefetch::TOKENS_MAX
+    }
+
     /// Where results of group `g` for token `t` go: as many as the group has rows.
     ///
     /// # Safety

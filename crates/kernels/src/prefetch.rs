@@ -25,10 +25,19 @@ pub(crate) fn ahead(start: *const u8, bytes: usize) {
     }
 }
 
+/// Asks for all of `bytes`.
+#[inline(always)]
+pub(crate) fn all(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+    }
+}
+
 /// Asks for the first of the memory of `weight` from group `group` on, before what is computed now has ended: its prefetches
 /// do not know where the next product's weights lie. `rows` are that product's.
 pub(crate) fn start_of(weight: &Weight, group: usize, rows: usize) {
-    if rows > TOKENS_MAX {
+    if rows > TOKENS_MAX || weight.in_planes() {
         return;
     }
     let start = weight.group(group).as_ptr();

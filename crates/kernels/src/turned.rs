@@ -140,13 +140,28 @@ impl Turned {
 
 /// Values of 32 columns of one group, and what becomes the largest. Rows past the matrix's end are zeros in the group.
 fn spread(isa: Isa, weight: &Weight, g: usize, unit: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
+    if weight.in_planes() {
+        return spread_group(isa, weight, (&weight.unit_group(g, unit), UNIT), 0, values, largest);
+    }
+    spread_group(isa, weight, (weight.group(g), weight.cols()), unit, values, largest);
+}
+
+/// The same of a group of rows of so many columns.
+fn spread_group(
+    isa: Isa,
+    weight: &Weight,
+    (group, cols): (&[u8], usize),
+    unit: usize,
+    values: &mut [Row; UNIT],
+    largest: &mut [Bits; UNIT],
+) {
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set; the group has this unit.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { crate::avx512::turned::spread(weight, g, unit, values, largest) },
+        Isa::Avx512 => unsafe { crate::avx512::turned::spread(weight.dtype(), (group, cols), unit, values, largest) },
         _ => {
             let Some(layout) = weight.layout else { unreachable!("only quantised weights are turned in 8 bits") };
-            spread_lanes(isa, layout, weight.group(g), weight.cols(), unit, values, largest);
+            spread_lanes(isa, layout, group, cols, unit, values, largest);
         }
     }
 }

@@ -71,7 +71,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     let layout = const { Layout::at::<D>() };
     let cols = task.x.cols;
     let units = cols / UNIT;
-    let group = task.weight.group(g).as_ptr();
+    let group = task.group(g).as_ptr();
     // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
     unsafe {
         let plane = group.add(layout.quant_plane_bytes(cols));
@@ -82,7 +82,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
         let (scale_bytes, scale_units) = layout.scale_stride();
         for half in 0..2 {
             // The second half reads the same lines again.
-            let ahead = half == 0 && task.x.rows <= prefetch::TOKENS_MAX;
+            let ahead = half == 0 && task.asks_ahead();
             let mut acc = [_mm256_setzero_ps(); C];
             for u in 0..units {
                 let unit = group.add(u * layout.unit_bytes());
@@ -242,7 +242,7 @@ unsafe fn plain(task: &Task<'_>, g: usize, tokens: Range<usize>) {
 /// Group `g` by tokens `t..t + C`; returns C.
 #[inline(always)]
 unsafe fn plain_tile<const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
-    let group = task.weight.group(g).as_ptr();
+    let group = task.group(g).as_ptr();
     let cols = task.x.cols;
     // SAFETY: the group holds every k of K (BF16: pairs, zero-padded), and rows t..t + C of the activations exist.
     unsafe {

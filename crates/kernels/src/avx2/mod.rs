@@ -9,3 +9,4 @@ pub(crate) mod matmul_back;
 mod panel;
 pub(crate) mod product;
 pub(crate) mod quantize;
+pub(crate) mod screen;

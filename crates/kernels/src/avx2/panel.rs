@@ -81,7 +81,7 @@ impl Apart {
     #[inline(always)]
     unsafe fn fill<const D: usize>(&mut self, task: &Task<'_>, g: usize, units: Range<usize>) {
         let layout = const { Layout::at::<D>() };
-        let group = task.weight.group(g).as_ptr();
+        let group = task.group(g).as_ptr();
         // SAFETY: the group has these units; stores are of 32 bytes.
         unsafe {
             let plane = group.add(layout.quant_plane_bytes(task.x.cols));

@@ -79,7 +79,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     let layout = const { Layout::at::<D>() };
     let cols = task.x.cols;
     let units = cols / UNIT;
-    let group = task.weight.group(g).as_ptr();
+    let group = task.group(g).as_ptr();
     debug_assert!(t + C <= task.x.rows && task.x.quants.len() >= (t + C) * cols);
     // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
     unsafe {
@@ -87,7 +87,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
         // Tokens `t..t + C` are a tile of the activations.
         let (x, facts) = (task.x.quants.as_ptr().add(t * cols), task.x.facts.as_ptr().add(t * units));
         let (scale_bytes, scale_units) = layout.scale_stride();
-        let ahead = task.x.rows <= prefetch::TOKENS_MAX;
+        let ahead = task.asks_ahead();
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
             if ahead {
@@ -340,11 +340,11 @@ unsafe fn plain_tiles<P: Plain>(task: &Task<'_>, g: usize, tokens: Range<usize>)
 /// Group `g` by tokens `t..t + C`; returns C.
 #[inline(always)]
 unsafe fn plain_tile<P: Plain, const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usize {
-    let group = task.weight.group(g).as_ptr();
+    let group = task.group(g).as_ptr();
     // SAFETY: the group holds every step of K, zero-padded, and rows t..t + C of the activations exist.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); C];
-        let ahead = task.x.rows <= prefetch::TOKENS_MAX;
+        let ahead = task.asks_ahead();
         for s in 0..task.x.cols.div_ceil(P::STEP) {
             if ahead {
                 prefetch::ahead(group.wrapping_add(s * P::STEP_BYTES), 1);

@@ -15,19 +15,24 @@ use super::{
 use crate::{
     layout::{GROUP_ROWS, Layout, UNIT},
     turned::{Bits, HALF, Row, Spread, Step, scale_of_bits},
-    weight::Weight,
 };
 
-/// Values of unit `u` of group `g`, and what becomes the largest of each column.
+/// Values of unit `u` of a group of `dtype` of rows of `cols`, and what becomes the largest of each column.
 ///
 /// # Safety
-/// The machine has what `Isa::Avx512` stands for; the quantised weight has this group and unit.
-pub(crate) unsafe fn spread(weight: &Weight, g: usize, u: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
+/// The machine has what `Isa::Avx512` stands for; the type is a quantised one, and the group has this unit.
+pub(crate) unsafe fn spread(
+    dtype: DType,
+    (group, cols): (&[u8], usize),
+    u: usize,
+    values: &mut [Row; UNIT],
+    largest: &mut [Bits; UNIT],
+) {
     macro_rules! by_type {
         ($($dtype:ident)*) => {
-            match weight.dtype() {
+            match dtype {
                 // SAFETY: the caller's promise.
-                $(DType::$dtype => unsafe { spread_of::<{ DType::$dtype as usize }>(weight, g, u, values, largest) },)*
+                $(DType::$dtype => unsafe { spread_of::<{ DType::$dtype as usize }>(group, cols, u, values, largest) },)*
                 other => unreachable!("{other} is not quantised"),
             }
         };
@@ -37,19 +42,18 @@ pub(crate) unsafe fn spread(weight: &Weight, g: usize, u: usize, values: &mut [R
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,avx2")]
 unsafe fn spread_of<const D: usize>(
-    weight: &Weight,
-    g: usize,
+    group: &[u8],
+    cols: usize,
     u: usize,
     values: &mut [Row; UNIT],
     largest: &mut [Bits; UNIT],
 ) {
     let layout = const { Layout::at::<D>() };
-    let group = weight.group(g);
-    debug_assert!(u < weight.cols() / UNIT);
+    debug_assert!(u < cols / UNIT && group.len() == layout.group_bytes(cols));
     // SAFETY: the group holds both planes for all units of its rows.
     unsafe {
         let quants = unit::quants::<D>(group.as_ptr().add(u * layout.unit_bytes()));
-        let factors = unit::factors::<D>(group.as_ptr().add(layout.quant_plane_bytes(weight.cols())), u);
+        let factors = unit::factors::<D>(group.as_ptr().add(layout.quant_plane_bytes(cols)), u);
         let offset = _mm512_set1_epi32(match const { offset_log2(Layout::at::<D>().encoding) } {
             Some(log2) => 1 << log2,
             None => 0,

@@ -18,7 +18,7 @@ pub(crate) fn run(task: &Task<'_>) {
     let weight = task.weight;
     let mut unpacked = Unpacked::default();
     for g in task.groups.clone() {
-        let group = weight.group(g);
+        let group = task.group(g);
         if let Some(layout) = &weight.layout {
             unpacked.fill(layout, group, weight.cols());
         }

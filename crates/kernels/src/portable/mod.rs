@@ -5,3 +5,4 @@ pub(crate) mod matmul;
 pub(crate) mod matmul_back;
 pub(crate) mod product;
 pub(crate) mod quantize;
+pub(crate) mod screen;
