@@ -30,6 +30,8 @@ pub(crate) struct Alone {
     pub(crate) prompt_tokens_per_s: Option<f64>,
     /// After the first token.
     pub(crate) generate_tokens_per_s: Option<f64>,
+    /// How often the output head was read for it, and how many bytes of it.
+    pub(crate) head: (u64, u64),
 }
 
 impl Load {
@@ -92,11 +94,14 @@ fn prompt_ids(number: usize, tokens: usize, vocab: usize) -> Vec<TokenId> {
 /// # Errors
 /// When the session fails, or the context does not hold the run.
 pub(crate) fn alone(session: &Session, load: &Load, run: usize) -> anyhow::Result<Alone> {
+    let before = session.load();
     let summary = answer::answer(session, load.ask(session, run, load.batch), Show::Nothing)?.summary;
     load.check(session, &summary)?;
+    let after = session.load();
     Ok(Alone {
         prompt_tokens_per_s: answer::prompt_tokens_per_s(&summary),
         generate_tokens_per_s: answer::generate_tokens_per_s(&summary),
+        head: (after.head_reads - before.head_reads, after.head_bytes - before.head_bytes),
     })
 }
 

@@ -23,6 +23,10 @@ pub struct Load {
     pub drafted_tokens: u64,
     /// Of these, tokens that were what the answer said.
     pub accepted_tokens: u64,
+    /// Batches that have gone through the output head since the start.
+    pub head_reads: u64,
+    /// Bytes of it that they read.
+    pub head_bytes: u64,
     /// Requests that ended since the start.
     pub finished: u64,
     /// Times that a running request gave its pages to another since the start.

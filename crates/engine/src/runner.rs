@@ -23,8 +23,10 @@ pub(crate) trait Runner {
     /// How many tokens behind the one at `position` can be taken back after they were computed with it: the sequence's next
     /// part then begins before the end of the last one.
     fn can_take_back(&self, position: usize) -> usize;
-    /// Computes `batch`; `logits` becomes (rows that want them, V).
+    /// Computes `batch`; `logits` becomes (rows that want them, V), of which those that a part's `best` leaves out may be -infinity.
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>);
+    /// Bytes of the output head that the last batch read.
+    fn head_bytes(&self) -> usize;
     /// The last batch's hidden states, (parts that want one, D).
     fn hidden(&self) -> &[f32];
     /// The last batch's states, (T, D), of a runner with a block that guesses; empty where it has none.
@@ -87,6 +89,10 @@ impl Runner for ModelRunner {
 
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.model.forward(&self.compute, &mut self.state, batch, &mut self.buffers, None, logits);
+    }
+
+    fn head_bytes(&self) -> usize {
+        self.buffers.head_bytes()
     }
 
     fn hidden(&self) -> &[f32] {

@@ -10,6 +10,9 @@ use qwenkit_tensor::TokenId;
 
 use crate::{error::Error, random::Random, request::TokenLogprobs};
 
+/// Logits up to which it pays to look for the largest alone.
+const FEW_MAX: usize = 64;
+
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -54,6 +57,11 @@ impl Sampling {
     /// Plain greedy decoding.
     pub fn greedy() -> Sampling {
         Sampling { temperature: 0.0, ..Sampling::default() }
+    }
+
+    /// Whether tokens that were said have other logits than the model's.
+    pub(crate) fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// Refuses settings outside their range.
@@ -102,6 +110,21 @@ impl Sampler {
         Sampler { sampling, random, seen, candidates: Vec::new() }
     }
 
+    /// How many of the largest logits decide what `choose` says, where a few do: one for greedy, else top-k's. What penalties
+    /// lower is not among them, and nothing else may be changed.
+    pub(crate) fn few(&self) -> Option<usize> {
+        let s = &self.sampling;
+        // What is divided, multiplied or subtracted like this becomes smaller, or stays.
+        let lowers = s.repetition_penalty >= 1.0 && s.presence_penalty >= 0.0 && s.frequency_penalty >= 0.0;
+        let count = if s.temperature == 0.0 { 1 } else { s.top_k };
+        (lowers && s.logit_bias.is_empty() && (1..=FEW_MAX).contains(&count)).then_some(count)
+    }
+
+    /// The tokens whose logits penalties change.
+    pub(crate) fn lowered(&self) -> impl Iterator<Item = TokenId> {
+        self.seen.keys().copied().filter(|_| self.sampling.penalises())
+    }
+
     /// Chooses from `logits`: (V) and remembers the choice. Penalties and bias change `logits` in place.
     pub(crate) fn choose(&mut self, logits: &mut [f32]) -> TokenId {
         self.penalise(logits);
@@ -115,7 +138,7 @@ impl Sampler {
 
     fn penalise(&self, logits: &mut [f32]) {
         let s = &self.sampling;
-        if s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 {
+        if s.penalises() {
             for (id, &times) in &self.seen {
                 let Some(logit) = logits.get_mut(id.index()) else { continue };
                 *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qwenkit_kernels::PAGE_TOKENS;
+use qwenkit_kernels::{Best, PAGE_TOKENS};
 use qwenkit_models::{Batch, BatchSeq, Outputs, Seen};
 use qwenkit_tensor::SeqId;
 
@@ -233,16 +233,31 @@ impl<R: Runner> Scheduler<R> {
         let seen: Vec<_> = parts.iter().map(seen).collect();
         let seen: Vec<_> =
             seen.iter().map(|seen| seen.as_ref().map(|(positions, rows)| Seen { positions, rows })).collect();
-        for (&(i, rows), seen) in parts.iter().zip(&seen) {
+        let few: Vec<_> = parts.iter().map(|&(i, rows)| self.running[i].few(rows)).collect();
+        for ((&(i, rows), seen), few) in parts.iter().zip(&seen).zip(&few) {
             let s = &self.running[i];
             let from = tokens.len();
             tokens.extend(s.tokens[s.computed..].iter().chain(&s.draft).take(rows));
             let (rows, outputs) = (from..tokens.len(), s.outputs(rows));
             let seen = seen.as_ref();
             let adapter = s.adapter.as_deref();
-            seqs.push(BatchSeq { rows, first: s.computed, pages: &s.pages, slot: s.slot, outputs, seen, adapter });
+            let among = self.real_tokens;
+            let best = few.as_ref().map(|(count, lowered)| Best { count: *count, among, lowered });
+            seqs.push(BatchSeq {
+                rows,
+                first: s.computed,
+                pages: &s.pages,
+                slot: s.slot,
+                outputs,
+                seen,
+                adapter,
+                best,
+            });
         }
         self.runner.forward(&Batch { tokens: &tokens, seqs: &seqs }, &mut self.logits);
+        let mut load = self.gauges.lock();
+        load.head_reads += u64::from(self.runner.head_bytes() > 0);
+        load.head_bytes += self.runner.head_bytes() as u64;
     }
 
     /// Hands out what the batch has given.

@@ -35,6 +35,9 @@ struct Mock {
     /// What slots remember, of a mock with recurrent state.
     slots: Option<Vec<Vec<TokenId>>>,
     batches: Vec<usize>,
+    /// Parts of which only the best logits were wanted.
+    left_out: usize,
+    leaves_out: bool,
     /// Of the last batch.
     hidden: Vec<f32>,
     /// What visuals it takes, and how often it was asked for each.
@@ -135,13 +138,22 @@ impl Runner for Mock {
                 Some(slots) => (self.plan)(&slots[seq.slot][..end]),
                 None => (self.plan)(&(0..end).map(held).collect::<Vec<_>>()),
             };
+            let before = logits.len();
             match seq.outputs {
                 Outputs::None => {}
                 Outputs::Hidden => self.hidden.extend(&at(end)[..WIDTH]),
                 Outputs::Last => logits.extend(at(end)),
                 Outputs::All => (seq.first + 1..=end).for_each(|end| logits.extend(at(end))),
             }
+            if let Some(best) = seq.best.filter(|_| self.leaves_out) {
+                logits[before..].chunks_exact_mut(VOCAB + PADDING).for_each(|row| few::leave_best(best, row));
+                self.left_out += 1;
+            }
         }
+    }
+
+    fn head_bytes(&self) -> usize {
+        0
     }
 
     fn hidden(&self) -> &[f32] {
@@ -209,6 +221,8 @@ impl Bench {
             pages: vec![[None; PAGE_TOKENS]; pages],
             slots,
             batches: Vec::new(),
+            left_out: 0,
+            leaves_out: true,
             hidden: Vec::new(),
             vision,
             block: None,
@@ -765,6 +779,9 @@ fn values_need_a_known_token_and_no_room_for_an_answer() {
 
 #[path = "scheduler_block_tests.rs"]
 mod block;
+
+#[path = "scheduler_few_tests.rs"]
+mod few;
 
 #[path = "scheduler_guess_tests.rs"]
 mod guesses;

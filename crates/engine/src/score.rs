@@ -71,7 +71,7 @@ impl<'a> Scorer<'a> {
         let seen = self.view.map(|view| (view.positions(range.clone()), view.rows(range)));
         let seen = seen.as_ref().map(|(positions, rows)| Seen { positions, rows });
         let (pages, adapter) = (&self.pages, self.adapter);
-        let seq = BatchSeq { rows, first, pages, slot: 0, outputs, seen: seen.as_ref(), adapter };
+        let seq = BatchSeq { rows, first, pages, slot: 0, outputs, seen: seen.as_ref(), adapter, best: None };
         let batch = Batch { tokens: ids, seqs: &[seq] };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut self.logits);
         self.position += ids.len();

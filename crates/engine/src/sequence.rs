@@ -189,6 +189,19 @@ impl Sequence {
         }
     }
 
+    /// What its next rows' choices are made of, where a few of their logits are enough: how many of the largest, and the tokens
+    /// whose logits are lowered before they are compared.
+    pub(crate) fn few(&self, rows: usize) -> Option<(usize, Vec<u32>)> {
+        let chooses = self.goal == Goal::Answer && (self.outputs(rows) == Outputs::Last || !self.draft.is_empty());
+        if !chooses || self.guide.is_some() || self.logprobs.is_some() {
+            return None;
+        }
+        let count = self.sampler.few()?;
+        // Behind a guess, that guess was said.
+        let said = self.draft.iter().copied().filter(|_| self.sampler.lowered().next().is_some());
+        Some((count, self.sampler.lowered().chain(said).map(|id| id.0).collect()))
+    }
+
     /// Ends it before its time, for a reason that is nobody's wish.
     pub(crate) fn give_up(&mut self, reason: String) {
         if self.finish.is_none() {

@@ -85,6 +85,8 @@ pub struct Info {
     pub weight_bytes: usize,
     /// Bytes of weights read for each generated token.
     pub bytes_per_token: usize,
+    /// Of these, the output head's. Where only the best tokens are wanted, less of it may be read: `Load` has how much was.
+    pub head_bytes: usize,
     /// Tokens of context in force.
     pub context_tokens: usize,
     /// Tokens of context that the model was made for.
@@ -210,6 +212,7 @@ impl Session {
             parameters: files.tensors().iter().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
             weight_bytes: model.weight_bytes() + eyes.as_ref().map_or(0, Eyes::weight_bytes),
             bytes_per_token: model.bytes_per_token(),
+            head_bytes: model.head_bytes(),
             context_tokens,
             model_context_tokens: plan.context_tokens,
             kv_bytes_per_token: ModelState::page_bytes(plan, kv_type) / PAGE_TOKENS,

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use qwenkit_kernels::{AttentionSeq, Compute, Product, RecurrentSeq};
+use qwenkit_kernels::{AttentionSeq, Best, Compute, Product, RecurrentSeq};
 use qwenkit_tensor::TokenId;
 
 use crate::{
@@ -46,6 +46,9 @@ pub struct BatchSeq<'a> {
     pub seen: Option<&'a Seen<'a>>,
     /// What is added to the model's matrices for this sequence; the same from its first token to its last.
     pub adapter: Option<&'a Adapter>,
+    /// Which logits are wanted of each row that wants logits; all where absent. Those that are not wanted are what they are or
+    /// -infinity.
+    pub best: Option<Best<'a>>,
 }
 
 /// What a sequence's part has of images.
@@ -95,12 +98,18 @@ pub struct Buffers {
     /// (T, D), or empty where they are not kept
     states: Vec<f32>,
     keeps_states: bool,
+    head_bytes: usize,
 }
 
 impl Buffers {
     /// Buffers that keep the states of all rows behind the final norm, from which the next tokens' guesses are made.
     pub fn keeping_states() -> Buffers {
         Buffers { keeps_states: true, ..Buffers::default() }
+    }
+
+    /// Of the last batch, the bytes of the output head that were read.
+    pub fn head_bytes(&self) -> usize {
+        self.head_bytes
     }
 
     /// Of the last batch, all rows' states, where they are kept: (T, D).
@@ -131,7 +140,7 @@ impl Model {
     ) {
         let (plan, tokens) = (self.plan(), batch.tokens.len());
         let (width, residual) = (plan.width, plan.stream_count() * plan.width);
-        let Buffers { x, normed, out, cos, sin, block, hidden, states, keeps_states } = buffers;
+        let Buffers { x, normed, out, cos, sin, block, hidden, states, keeps_states, head_bytes } = buffers;
         x.resize(tokens * residual, 0.0);
         for buffer in [&mut *normed, &mut *out] {
             buffer.resize(tokens * width, 0.0);
@@ -216,7 +225,16 @@ impl Model {
         visit(cx.tap, Site::HeadInput, 0, normed);
         logits.resize(normed.len() / width * plan.vocab, 0.0);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
-        compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+        let best: Vec<Best<'_>> = batch.seqs.iter().flat_map(BatchSeq::best_of_rows).collect();
+        *head_bytes = match normed.len() / width {
+            0 => 0,
+            // Where some row wants all its logits, the head is read for it.
+            rows if best.len() == rows => compute.best(&mut block.matmul, normed, weight, &best, logits),
+            _ => {
+                compute.matmul(&mut block.matmul, normed, &mut [Product { weight, out: logits }]);
+                weight.size_bytes()
+            }
+        };
     }
 }
 

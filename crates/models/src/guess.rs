@@ -76,7 +76,7 @@ impl Model {
             of_attention.push(AttentionSeq { rows: rows.clone(), first: *first, pages });
             let outputs = if *wanted { Outputs::Last } else { Outputs::None };
             let (rows, first) = (rows.clone(), *first);
-            parts.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None, adapter: None });
+            parts.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None, adapter: None, best: None });
         }
         assert_eq!(cos.len(), tokens.len() * self.rope.pairs(), "the sequences' rows cover the batch");
         let wanted = Wanted::new(&parts, (&*cos, &*sin), self.rope.pairs());

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use qwenkit_kernels::AttentionSeq;
+use qwenkit_kernels::{AttentionSeq, Best};
 
 use crate::forward::{BatchSeq, Outputs};
 
@@ -20,7 +20,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) sin: Vec<f32>,
 }
 
-impl BatchSeq<'_> {
+impl<'a> BatchSeq<'a> {
     /// The rows whose results are wanted.
     pub(crate) fn wanted_rows(&self) -> Range<usize> {
         match self.outputs {
@@ -28,6 +28,12 @@ impl BatchSeq<'_> {
             Outputs::Last | Outputs::Hidden => self.rows.end.saturating_sub(1).max(self.rows.start)..self.rows.end,
             Outputs::All => self.rows.clone(),
         }
+    }
+
+    /// For each row whose logits are wanted which of these, unless all are.
+    pub(crate) fn best_of_rows(&self) -> impl Iterator<Item = Best<'a>> {
+        let rows = if self.outputs == Outputs::Hidden { 0 } else { self.wanted_rows().len() };
+        self.best.into_iter().flat_map(move |best| std::iter::repeat_n(best, rows))
     }
 }
 

@@ -105,6 +105,7 @@ fn last_logits(model: &Model, ids: &[TokenId], cut: usize) -> Vec<f32> {
             outputs,
             seen: None,
             adapter: None,
+            best: None,
         };
         let batch = Batch { tokens: &ids[rows], seqs: &[seq] };
         model.forward(&compute, &mut state, &batch, &mut buffers, None, &mut logits);

@@ -111,8 +111,16 @@ fn load_within_bounds(path: &Path, file_bytes: usize, compute: &Compute) -> bool
 fn compute_three_tokens(model: &Model, compute: &Compute) {
     let mut state = ModelState::new(model.plan(), model.kv_type(), 1, 1).unwrap();
     let tokens = [0, 1, 2].map(|id| TokenId(id % model.plan().vocab as u32));
-    let seq =
-        BatchSeq { rows: 0..3, first: 0, pages: &[0], slot: 0, outputs: Outputs::Last, seen: None, adapter: None };
+    let seq = BatchSeq {
+        rows: 0..3,
+        first: 0,
+        pages: &[0],
+        slot: 0,
+        outputs: Outputs::Last,
+        seen: None,
+        adapter: None,
+        best: None,
+    };
     let (batch, mut logits) = (Batch { tokens: &tokens, seqs: &[seq] }, Vec::new());
     model.forward(compute, &mut state, &batch, &mut Buffers::default(), None, &mut logits);
     assert_eq!(logits.len(), model.plan().vocab);

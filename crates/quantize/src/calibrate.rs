@@ -69,6 +69,7 @@ fn read(
         outputs: Outputs::All,
         seen: None,
         adapter: None,
+        best: None,
     };
     let rows = ids.len();
     let mut tap = |site: Site, layer: usize, x: &mut [f32]| {

@@ -63,6 +63,8 @@ struct Figures {
     /// Tokens guessed, and those of them that were said, where tokens are guessed.
     guessed: Option<(u64, u64)>,
     peak_rss_bytes: Option<u64>,
+    /// Bytes of weights that a token read, with as much of the output head as its batches have read.
+    bytes_per_token: u64,
 }
 
 /// Runs the command.
@@ -93,6 +95,7 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
     let session = opening::open_with(&located.files, &Sight::Text, &options)?;
     let load_s = began.elapsed().as_secs_f64();
     let (mut reading, mut writing, mut together) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut head_reads, mut head_bytes) = (0, 0);
     for run in 0..=usize::from(args.repeat) {
         let alone = measure::alone(&session, &load, run)?;
         let batch = (load.batch > 1).then(|| measure::together(&session, &load, run)).transpose()?;
@@ -100,6 +103,8 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         if run > 0 {
             reading.extend(alone.prompt_tokens_per_s);
             writing.extend(alone.generate_tokens_per_s);
+            head_reads += alone.head.0;
+            head_bytes += alone.head.1;
             together.extend(batch);
         }
     }
@@ -117,6 +122,8 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
         bandwidth: machine::read_bandwidth(threads),
         guessed: (args.speculate != SpeculateArg::Off).then_some((drafted_tokens, accepted_tokens)),
         peak_rss_bytes,
+        bytes_per_token: (info.bytes_per_token - info.head_bytes) as u64
+            + head_bytes.checked_div(head_reads).unwrap_or(0),
     };
     if args.json {
         return terminal::print_json(&figures.to_json(args, &located.stored.name, &info));
@@ -126,8 +133,8 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
 
 impl Figures {
     /// Bytes a second of weights that generation reads.
-    fn bytes_per_s(&self, info: &Info) -> f64 {
-        self.generate_tokens_per_s * info.bytes_per_token as f64
+    fn bytes_per_s(&self) -> f64 {
+        self.generate_tokens_per_s * self.bytes_per_token as f64
     }
 
     fn to_json(&self, args: &BenchArgs, model: &str, info: &Info) -> Value {
@@ -149,10 +156,10 @@ impl Figures {
             "accepted_tokens": self.guessed.map(|(_, accepted)| accepted),
             "load_s": self.load_s,
             "weight_bytes": info.weight_bytes,
-            "bytes_per_token": info.bytes_per_token,
-            "read_bytes_per_s": self.bytes_per_s(info),
+            "bytes_per_token": self.bytes_per_token,
+            "read_bytes_per_s": self.bytes_per_s(),
             "bandwidth_bytes_per_s": self.bandwidth,
-            "bandwidth_share": self.bandwidth.map(|bandwidth| self.bytes_per_s(info) / bandwidth),
+            "bandwidth_share": self.bandwidth.map(|bandwidth| self.bytes_per_s() / bandwidth),
             "peak_rss_bytes": self.peak_rss_bytes,
         })
     }
@@ -160,7 +167,7 @@ impl Figures {
     fn to_table(&self, args: &BenchArgs, model: &str, info: &Info) -> String {
         let gigabytes = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
         let share = self.bandwidth.map(|bandwidth| {
-            let percent = 100.0 * self.bytes_per_s(info) / bandwidth;
+            let percent = 100.0 * self.bytes_per_s() / bandwidth;
             format!(", {percent:.0}% of the {}/s that {} threads read here", gigabytes(bandwidth), info.threads)
         });
         let behind = match args.depth {
@@ -178,8 +185,8 @@ impl Figures {
             ("load", format!("{:.2} s", self.load_s)),
             ("prompt", format!("{:.1} tokens/s ({} tokens{behind})", self.prompt_tokens_per_s, args.prompt)),
             ("generation", format!("{:.1} tokens/s ({} tokens{behind})", self.generate_tokens_per_s, args.generate)),
-            ("weights read", format!("{} a token{read}", gigabytes(info.bytes_per_token as f64))),
-            ("bandwidth", format!("{}/s{}", gigabytes(self.bytes_per_s(info)), share.unwrap_or_default())),
+            ("weights read", format!("{} a token{read}", gigabytes(self.bytes_per_token as f64))),
+            ("bandwidth", format!("{}/s{}", gigabytes(self.bytes_per_s()), share.unwrap_or_default())),
             ("peak memory", self.peak_rss_bytes.map_or("unknown".to_owned(), qwenkit_hub::bytes_in_words)),
         ];
         if let Some((drafted, accepted)) = self.guessed {

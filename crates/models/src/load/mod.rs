@@ -91,7 +91,10 @@ impl Model {
     ) -> Result<Model, Error> {
         let mut loader = Loader::new(files, compute, &plan, progress)?;
         loader.instead = instead;
-        let embedding = loader.outer(names::EMBEDDING, plan.vocab, plan.width)?;
+        let embedding = match plan.tied && !plan.headless {
+            true => loader.head(names::EMBEDDING, plan.vocab, plan.width)?,
+            false => loader.outer(names::EMBEDDING, plan.vocab, plan.width)?,
+        };
         let is_hybrid = plan.has_recurrent_state();
         let layer = |(i, layer)| loader.layer(i, layer, plan.streams, is_hybrid);
         let layers = (0..).zip(&plan.layers).map(layer).collect::<Result<_, _>>()?;
@@ -101,7 +104,7 @@ impl Model {
         };
         let head = match plan.tied {
             _ if plan.headless => None,
-            false => Some(loader.outer(names::HEAD, plan.vocab, plan.width)?),
+            false => Some(loader.head(names::HEAD, plan.vocab, plan.width)?),
             true => {
                 // Some exports of tied models hold a copy of the embedding as head.
                 loader.copy_of(names::HEAD, names::EMBEDDING)?;
@@ -139,7 +142,12 @@ impl Model {
         layers + self.norm.weight_bytes() + outer
     }
 
-    /// Bytes of weights that one generated token reads: the layers, of experts those it visits, and the output head.
+    /// Bytes of the output head.
+    pub fn head_bytes(&self) -> usize {
+        self.head.as_ref().unwrap_or(&self.embedding).size_bytes()
+    }
+
+    /// Bytes of weights that one generated token reads when all its logits are wanted: the layers, of experts those it visits, and the output head.
     pub fn bytes_per_token(&self) -> usize {
         let idle: usize = self.layers.iter().map(Layer::idle_bytes).sum();
         let idle = idle + self.mtp.as_ref().map_or(0, Mtp::weight_bytes);

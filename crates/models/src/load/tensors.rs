@@ -126,6 +126,20 @@ impl<'a> Loader<'a> {
         self.matrix(self.naming.outer(pair), rows, cols)
     }
 
+    /// An output head, in the form from which the best tokens are found soonest.
+    pub(super) fn head(&mut self, pair: Pair, rows: usize, cols: usize) -> Result<Weight, Error> {
+        if self.instead.is_some() {
+            return self.outer(pair, rows, cols);
+        }
+        let info = self.find(self.naming.outer(pair), &[&[rows, cols]])?;
+        let files = self.files;
+        let read = |start: usize, out: &mut [u8]| files.read(info, start, out);
+        let weight = Weight::load_head(self.compute.pool(), &self.arena, info.dtype, rows, cols, read);
+        let weight = weight.map_err(|e| self.load_error(info, e))?;
+        self.done(info.len_bytes);
+        Ok(weight)
+    }
+
     pub(super) fn inner(&mut self, layer: usize, pair: Pair, rows: usize, cols: usize) -> Result<Weight, Error> {
         self.matrix(self.naming.inner(layer, pair), rows, cols)
     }

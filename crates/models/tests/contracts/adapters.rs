@@ -62,7 +62,16 @@ fn logits(model: &Model, compute: &Compute, seqs: &[(&[TokenId], Option<&Adapter
         let rows = tokens.len()..tokens.len() + ids.len();
         tokens.extend_from_slice(ids);
         let (first, outputs) = (0, Outputs::All);
-        parts.push(BatchSeq { rows, first, pages: &pages[slot], slot, outputs, seen: None, adapter: *adapter });
+        parts.push(BatchSeq {
+            rows,
+            first,
+            pages: &pages[slot],
+            slot,
+            outputs,
+            seen: None,
+            adapter: *adapter,
+            best: None,
+        });
     }
     let all_pages = pages.iter().map(Vec::len).sum();
     let mut state = ModelState::new(model.plan(), model.kv_type(), all_pages, seqs.len()).unwrap();

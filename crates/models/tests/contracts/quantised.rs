@@ -4,11 +4,12 @@
 //! weights, bf16 beside BF16, none beside F16 - and keys and values cached in half precision.
 
 use half::{bf16, f16};
-use qwenkit_kernels::{Compute, Isa, dequantize_row, is_weight_type};
+use qwenkit_kernels::{Best, Compute, Isa, dequantize_row, is_weight_type};
+use qwenkit_models::Outputs;
 use qwenkit_tensor::{DType, TokenId};
 
 use crate::{
-    run::{self, assert_same_bits, largest},
+    run::{self, Run, assert_same_bits, largest},
     tiny::{Noise, Shape, Tiny, bytes_of},
 };
 
@@ -176,6 +177,38 @@ fn greedy_through_the_cache_is_greedy_from_scratch() {
                 ids.push(id);
             }
         }
+    }
+}
+
+/// Of a head in Q8_0 less is read where only the best logits are wanted, and these have the same bits.
+#[test]
+fn the_best_logits_are_those_of_the_whole_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    pair(DType::Q8_0).0.write_gguf(&path);
+    let (compute, ids, vocab) = (Compute::new(2, Isa::detect().unwrap()), prompt(), SHAPE.vocab_size);
+    let model = run::load(&path, &compute);
+    let parts: [run::Part<'_>; 2] = [(&ids[..40], 0, &[0]), (&ids[40..], 0, &[1])];
+    let best = Best { count: 1, among: vocab - 2, lowered: &[5, 6] };
+    for (outputs, rows) in [(Outputs::Last, 2), (Outputs::All, ids.len())] {
+        let mut run = Run::new(&model, &compute, 2);
+        let full = run.feed(&parts, outputs);
+        assert_eq!((full.len(), run.head_bytes()), (rows * vocab, model.head_bytes()));
+        for some in [[Some(best), Some(best)], [Some(best), None]] {
+            let found = run.feed_for_best(&parts, outputs, &some);
+            for (full, found) in full.chunks_exact(vocab).zip(found.chunks_exact(vocab)) {
+                let measure = |i: &usize| *i < best.among && !best.lowered.contains(&(*i as u32));
+                let bar = (0..vocab).filter(measure).map(|i| full[i]).fold(f32::NEG_INFINITY, f32::max);
+                for i in (0..best.among).filter(|&i| full[i] >= bar || found[i] > f32::NEG_INFINITY) {
+                    assert_eq!(found[i].to_bits(), full[i].to_bits(), "{outputs:?}, logit {i}");
+                }
+            }
+            let screens = rows == 2 && some[1].is_some();
+            assert_eq!(found.contains(&f32::NEG_INFINITY), screens, "{outputs:?}");
+            assert_eq!(run.head_bytes() < model.head_bytes(), screens, "{outputs:?}");
+        }
+        let none = run.feed_for_best(&parts, Outputs::None, &[Some(best), None]);
+        assert_eq!((none.len(), run.head_bytes()), (0, 0));
     }
 }
 

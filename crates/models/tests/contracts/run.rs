@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qwenkit_formats::ModelFiles;
-use qwenkit_kernels::{Compute, PAGE_TOKENS};
+use qwenkit_kernels::{Best, Compute, PAGE_TOKENS};
 use qwenkit_models::{Batch, BatchSeq, Buffers, Model, ModelState, Outputs};
 use qwenkit_tensor::TokenId;
 
@@ -31,15 +31,30 @@ impl<'a> Run<'a> {
 
     /// Computes one batch of `parts`; logits (rows wanted, V) in their order.
     pub(crate) fn feed(&mut self, parts: &[Part<'_>], outputs: Outputs) -> Vec<f32> {
+        self.feed_for_best(parts, outputs, &vec![None; parts.len()])
+    }
+
+    /// The same, where of some parts only the best logits are wanted.
+    pub(crate) fn feed_for_best(
+        &mut self,
+        parts: &[Part<'_>],
+        outputs: Outputs,
+        best: &[Option<Best<'_>>],
+    ) -> Vec<f32> {
         let (mut tokens, mut seqs, mut logits) = (Vec::new(), Vec::new(), Vec::new());
-        for &(ids, first, pages) in parts {
+        for (&(ids, first, pages), &best) in parts.iter().zip(best) {
             let rows = tokens.len()..tokens.len() + ids.len();
             tokens.extend_from_slice(ids);
-            seqs.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None, adapter: None });
+            seqs.push(BatchSeq { rows, first, pages, slot: 0, outputs, seen: None, adapter: None, best });
         }
         let batch = Batch { tokens: &tokens, seqs: &seqs };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut logits);
         logits
+    }
+
+    /// Of the last batch, the bytes of the output head that were read.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.buffers.head_bytes()
     }
 }
 

@@ -235,8 +235,16 @@ fn the_states_of_all_rows_are_kept_for_guesses_and_change_nothing() {
     for outputs in [Outputs::Last, Outputs::All] {
         let mut state = ModelState::new(with.plan(), with.kv_type(), 2, 1).unwrap();
         let (mut buffers, mut logits) = (Buffers::keeping_states(), Vec::new());
-        let seq =
-            BatchSeq { rows: 0..ids.len(), first: 0, pages: &[0, 1], slot: 0, outputs, seen: None, adapter: None };
+        let seq = BatchSeq {
+            rows: 0..ids.len(),
+            first: 0,
+            pages: &[0, 1],
+            slot: 0,
+            outputs,
+            seen: None,
+            adapter: None,
+            best: None,
+        };
         let batch = Batch { tokens: &ids, seqs: &[seq] };
         with.forward(&compute, &mut state, &batch, &mut buffers, None, &mut logits);
         assert_same_bits(&logits, &plain[plain.len() - logits.len()..], "with states kept");

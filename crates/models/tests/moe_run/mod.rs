@@ -65,7 +65,16 @@ impl<'a> Run<'a> {
         for &(ids, first, pages, slot) in parts {
             let rows = tokens.len()..tokens.len() + ids.len();
             tokens.extend_from_slice(ids);
-            seqs.push(BatchSeq { rows, first, pages, slot, outputs: Outputs::All, seen: None, adapter: None });
+            seqs.push(BatchSeq {
+                rows,
+                first,
+                pages,
+                slot,
+                outputs: Outputs::All,
+                seen: None,
+                adapter: None,
+                best: None,
+            });
         }
         let batch = Batch { tokens: &tokens, seqs: &seqs };
         self.model.forward(self.compute, &mut self.state, &batch, &mut self.buffers, None, &mut logits);

@@ -253,7 +253,16 @@ impl<'a> Run<'a> {
         for (&(ids, first, pages, slot, _), seen) in parts.iter().zip(&seen) {
             let rows = tokens.len()..tokens.len() + ids.len();
             tokens.extend_from_slice(ids);
-            seqs.push(BatchSeq { rows, first, pages, slot, outputs: Outputs::All, seen: seen.as_ref(), adapter: None });
+            seqs.push(BatchSeq {
+                rows,
+                first,
+                pages,
+                slot,
+                outputs: Outputs::All,
+                seen: seen.as_ref(),
+                adapter: None,
+                best: None,
+            });
         }
         let batch = Batch { tokens: &tokens, seqs: &seqs };
         let Sighted { model, compute, .. } = self.seeing;
