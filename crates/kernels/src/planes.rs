@@ -12,6 +12,9 @@
 //! difference between the row and its first part, `d (8 (n - 16) + 3.5)`, and more than that by what rounding can make of it:
 //! see `slack`.
 
+// Vectors of a unit are indexed in step with each other; iterators would hide which byte is meant.
+#![allow(clippy::needless_range_loop)]
+
 use half::f16;
 use qwenkit_tensor::DType;
 
@@ -120,12 +123,13 @@ fn split_unit(quants: &[u8; 512], coarse: &mut [u8; 320], rest: &mut [u8; 192]) 
 #[inline(always)]
 fn join_unit(coarse: &[u8; 320], rest: &[u8; 192], out: &mut [u8; 512]) {
     let (coarse, rest) = (coarse.as_chunks::<64>().0, rest.as_chunks::<64>().0);
-    for (s, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        let (low, two) = (&coarse[s % 4], &rest[s / 4]);
-        for l in 0..64 {
-            let n = low[l] >> (s / 4 * 4) & 15 | (coarse[4][l] >> s & 1) << 4;
-            let lo = two[l] >> (s % 4 * 2) & 3 | (rest[2][l] >> s & 1) << 2;
-            out[l] = n << 3 | lo;
+    let out = out.as_chunks_mut::<64>().0;
+    // Steps inside, so that they are unrolled and their shifts are constants: no machine shifts bytes by variables.
+    for l in 0..64 {
+        for s in 0..8 {
+            let n = coarse[s % 4][l] >> (s / 4 * 4) & 15 | (coarse[4][l] >> s & 1) << 4;
+            let lo = rest[s / 4][l] >> (s % 4 * 2) & 3 | (rest[2][l] >> s & 1) << 2;
+            out[s][l] = n << 3 | lo;
         }
     }
 }

@@ -254,13 +254,20 @@ fn bar(results: &[f32], groups: &[u32], measures: &[u16], count: usize) -> f32 {
 for_each_isa! {
     /// The largest `sum + bound |x|` of the rows in each mask; -infinity where there is none.
     pub(crate) fn highest(sums: &[f32; GROUP_ROWS], bounds: &[f32; GROUP_ROWS], norm: f32, masks: [u16; 2]) -> [f32; 2] {
+        let upper: [f32; GROUP_ROWS] = std::array::from_fn(|r| sums[r] + bounds[r] * norm);
         masks.map(|mask| {
-            let mut highest = [f32::NEG_INFINITY; GROUP_ROWS];
-            for r in 0..GROUP_ROWS {
-                let upper = sums[r] + bounds[r] * norm;
-                highest[r] = if mask >> r & 1 == 1 { upper } else { f32::NEG_INFINITY };
+            let in_mask = |r: usize| mask >> r & 1 == 1;
+            let mut highest: [f32; GROUP_ROWS] =
+                std::array::from_fn(|r| if in_mask(r) { upper[r] } else { f32::NEG_INFINITY });
+            // Halves onto halves, which the compiler does side by side.
+            let mut width = GROUP_ROWS / 2;
+            while width > 0 {
+                for i in 0..width {
+                    highest[i] = if highest[i] > highest[i + width] { highest[i] } else { highest[i + width] };
+                }
+                width /= 2;
             }
-            crate::lanes::max(highest)
+            highest[0]
         })
     }
 }
