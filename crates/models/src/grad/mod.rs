@@ -145,7 +145,7 @@ impl Model {
         grads: Option<&mut [f32]>,
     ) -> Result<(), Error> {
         self.check_learning()?;
-        self.measure(compute, adapter);
+        self.measure(compute, learnt.adapter);
         let (width, count) = (self.plan().width, self.layers.len());
         let tokens: usize = lesson.seqs.iter().map(Range::len).sum();
         let covered = tokens == lesson.tokens.len() && lesson.seqs.last().map_or(0, |seq| seq.end) == tokens;
