@@ -145,7 +145,7 @@ impl Job for Tuning {
         let mut figures = Figures { out: out.clone(), method: settings.method, has_begun: false, lines: 0 };
         let has = |name: &str| out.join(name).exists();
         // The record is the last thing that a run writes, and then its checkpoint goes.
-        if !(has(RECORD) && !has(CHECKPOINT)) {
+        if !has(RECORD) || has(CHECKPOINT) {
             let resume = has(CHECKPOINT);
             if !resume && out.exists() {
                 fs::remove_dir_all(&out).map_err(|error| failed(format!("{}: {error}", out.display())))?;

@@ -265,7 +265,7 @@ pub(crate) fn is_claimed(out: &Path) -> bool {
 }
 
 /// What lies ahead, for who follows the run by its figures.
-fn write_course(out: &Path, settings: &RunSettings, material: &Material) -> Result<(), Error> {
+fn write_course(out: &Path, settings: &RunSettings, material: &Material) -> anyhow::Result<()> {
     let (samples, validation) = (material.train.len() / material.each(), material.valid.len() / material.each());
     let (steps, batch) = (settings.schedule.steps, settings.batch);
     let epochs = steps as f64 / samples.div_ceil(batch).max(1) as f64;
@@ -274,7 +274,7 @@ fn write_course(out: &Path, settings: &RunSettings, material: &Material) -> Resu
     });
     let (path, half) = (out.join(COURSE), out.join(format!("{COURSE}.part")));
     let written = fs::write(&half, format!("{course}\n")).and_then(|()| fs::rename(&half, &path));
-    written.map_err(|source| Error::Write { path, source })
+    Ok(written.map_err(|source| Error::Write { path, source })?)
 }
 
 fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
