@@ -107,7 +107,7 @@ fn check(compute: &Compute, head: &Weight, x: &[f32], wanted: &[Best<'_>], what:
         measures.sort_by(|a, b| b.total_cmp(a));
         let bar = measures.get(best.count - 1).copied().unwrap_or(f32::NEG_INFINITY);
         for (row, (full, found)) in full.iter().zip(found).enumerate() {
-            let is_wanted = row < best.among && !(*full < bar);
+            let is_wanted = row < best.among && (*full >= bar || full.is_nan());
             let is_there = found.to_bits() == full.to_bits();
             let fits = is_there || !is_wanted && *found == f32::NEG_INFINITY;
             assert!(fits, "{what}, row {t}, {best:?}: {row} is {found} for {full}, bar {bar}");
