@@ -9,7 +9,7 @@ use qwenkit_models::{Model, Tape};
 use qwenkit_tensor::TokenId;
 use qwenkit_train::{
     AdamW, AdapterShape, Curve, Error, Example, Goal, Happening, Learner, Lessons, Packed, Pair, Place, Precision,
-    RunSettings, Schedule, StepSettings, USUAL_TARGETS, run, validate,
+    RunSettings, Schedule, StepSettings, USUAL_TARGETS, references, run, validate,
 };
 
 fn model(compute: &Compute) -> Model {
@@ -169,6 +169,36 @@ fn a_rate_that_diverges_is_said() {
         matches!(error, Error::Diverged { hint, .. } if hint == 1e30 / 5.0) && message.contains("--lr"),
         "{message}"
     );
+}
+
+/// What is measured before a run of preferences is kept as far as it has come, of this run alone.
+#[test]
+fn measuring_that_was_stopped_goes_on_where_it_was() {
+    let compute = Compute::new(2, Isa::detect().unwrap());
+    let (model, all) = (model(&compute), counting(16));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("references.safetensors");
+    let mut learner = Learner::new(&model, &compute, shape(None).start(model.plan(), 1).unwrap(), false);
+    let mut measured = |identity: &str, stop: usize| {
+        let mut told = Vec::new();
+        let leads = references(&mut learner, &all, 40, (&path, identity), &mut |done| {
+            told.push(done);
+            done < stop
+        });
+        (leads, told)
+    };
+    let (stopped, told) = measured("this run", 3);
+    assert!(matches!(stopped, Err(Error::StoppedBefore { done: 3, pairs: 8 })), "{stopped:?}");
+    assert_eq!(told, [0, 1, 2, 3]);
+    let (rest, told) = measured("this run", 99);
+    assert_eq!(told, [3, 4, 5, 6, 7, 8]);
+    let (again, told) = measured("this run", 99);
+    assert!(told.is_empty(), "all was there");
+    let (anew, told) = measured("another run", 99);
+    assert_eq!(told.first(), Some(&0), "another run's is not taken");
+    let bits = |leads: Result<Vec<f64>, Error>| -> Vec<u64> { leads.unwrap().iter().map(|x| x.to_bits()).collect() };
+    let (rest, again, anew) = (bits(rest), bits(again), bits(anew));
+    assert!(rest == anew && again == anew && rest.len() == 8);
 }
 
 #[test]
