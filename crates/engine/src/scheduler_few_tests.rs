@@ -56,7 +56,8 @@ fn answers_are_those_from_all_logits() {
             Sampling { top_k: 39, presence_penalty: 2.0, ..sampled.clone() },
         ] {
             let (events, left_out) = told(plan, &sampling, None, true);
-            assert!(left_out > 100, "{sampling:?}: {left_out}");
+            // Where most is guessed, a part is many tokens.
+            assert!(left_out >= 15, "{sampling:?}: {left_out}");
             assert_eq!(events, told(plan, &sampling, None, false).0, "{sampling:?}");
         }
     }
