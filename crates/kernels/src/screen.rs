@@ -193,14 +193,15 @@ impl Compute {
         let task = Task { weight, groups: 0..0, joined: None, x, out: &out, out_step: weight.rows(), out_group: 0 };
         let work = |list: &[u32]| {
             let mut room = Joined::default();
-            for (i, &g) in list.iter().enumerate() {
+            let mut rest = list;
+            while let Some((&g, behind)) = rest.split_first() {
+                rest = behind;
                 // They lie anywhere, so the memory of the next is asked for while this one is computed.
                 #[cfg(target_arch = "x86_64")]
-                if let Some(&next) = list.get(i + 1) {
+                if let Some(&next) = rest.first() {
                     crate::prefetch::all(weight.coarse(next as usize).0);
                     crate::prefetch::all(weight.rest(next as usize));
                 }
-                let _ = i;
                 self.joined_kernel(&task, g as usize, false, &mut room);
             }
         };

@@ -18,9 +18,9 @@ use crate::{
     app::{App, unix_s},
     error::ApiError,
     fields::{Fields, wrong},
-    files::{self, none, shown},
+    files::{self, shown},
     keys::Caller,
-    listing::{Page, page},
+    listing::{Page, all_own, own, page},
     store::BATCHES,
     text::blocking,
 };
@@ -87,7 +87,7 @@ pub(crate) async fn create(
 }
 
 fn find(app: &App, caller: &Caller, id: &str) -> Result<Value, ApiError> {
-    app.store.get(BATCHES, id)?.filter(|batch| batch["owner"] == caller.id).ok_or_else(|| none("batch", id))
+    own(app, caller, (BATCHES, "batch"), id)
 }
 
 /// One batch.
@@ -105,9 +105,8 @@ pub(crate) async fn list(
     Extension(caller): Extension<Caller>,
     Query(wanted): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {
-    let all = blocking(move || app.store.all(BATCHES)).await?;
-    let own = all.into_iter().filter(|batch| batch["owner"] == caller.id).map(shown);
-    page(own.collect(), &wanted).map(Json)
+    let own = blocking(move || all_own(&app, &caller, BATCHES)).await?;
+    page(own.into_iter().map(shown).collect(), &wanted).map(Json)
 }
 
 /// Ends a batch early; what is done of it stays.

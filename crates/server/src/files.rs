@@ -16,7 +16,7 @@ use crate::{
     error::ApiError,
     fields::wrong,
     keys::Caller,
-    listing::{Page, page},
+    listing::{Page, all_own, none, own, page},
     store::FILES,
     text::blocking,
 };
@@ -94,14 +94,7 @@ pub(crate) fn shown(mut object: Value) -> Value {
 
 /// The file of this id that belongs to the caller.
 pub(crate) fn find(app: &App, caller: &Caller, id: &str) -> Result<Value, ApiError> {
-    app.store.get(FILES, id)?.filter(|file| file["owner"] == caller.id).ok_or_else(|| none("file", id))
-}
-
-/// There is no such object.
-pub(crate) fn none(kind: &str, id: &str) -> ApiError {
-    let shown: String = id.chars().take(80).collect();
-    let message = format!("there is no {kind} {shown:?} here");
-    ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).with_code("not_found")
+    own(app, caller, (FILES, "file"), id)
 }
 
 /// The caller's files.
@@ -110,9 +103,8 @@ pub(crate) async fn list(
     Extension(caller): Extension<Caller>,
     Query(wanted): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {
-    let all = blocking(move || app.store.all(FILES)).await?;
-    let own = all.into_iter().filter(|file| file["owner"] == caller.id);
-    let own = own.filter(|file| wanted.purpose.as_ref().is_none_or(|purpose| file["purpose"] == *purpose));
+    let own = blocking(move || all_own(&app, &caller, FILES)).await?;
+    let own = own.into_iter().filter(|file| wanted.purpose.as_ref().is_none_or(|purpose| file["purpose"] == *purpose));
     page(own.map(shown).collect(), &wanted).map(Json)
 }
 

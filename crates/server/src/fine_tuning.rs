@@ -26,9 +26,9 @@ use crate::{
     AdapterSource, Job,
     app::{App, unix_s},
     error::ApiError,
-    files::{self, none},
+    files,
     keys::Caller,
-    listing::{Page, window},
+    listing::{Page, all_own, own, window},
     models::Slot,
     store::{FILES, JOBS},
     text::blocking,
@@ -113,7 +113,7 @@ fn base<'a>(app: &'a App, name: &str) -> Result<(&'a Arc<Slot>, Option<PathBuf>)
 }
 
 fn find(app: &App, caller: &Caller, id: &str) -> Result<Value, ApiError> {
-    app.store.get(JOBS, id)?.filter(|job| job["owner"] == caller.id).ok_or_else(|| none("fine-tuning job", id))
+    own(app, caller, (JOBS, "fine-tuning job"), id)
 }
 
 /// One job.
@@ -131,8 +131,7 @@ pub(crate) async fn list(
     Extension(caller): Extension<Caller>,
     Query(wanted): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {
-    let all = blocking(move || app.store.all(JOBS)).await?;
-    let mut own: Vec<Value> = all.into_iter().filter(|job| job["owner"] == caller.id).collect();
+    let mut own = blocking(move || all_own(&app, &caller, JOBS)).await?;
     own.sort_by_key(record::order);
     if !wanted.is_ascending()? {
         own.reverse();
@@ -274,7 +273,7 @@ pub(crate) async fn delete_model(
 ) -> Result<Json<Value>, ApiError> {
     blocking(move || {
         let made = |job: &Value| job["fine_tuned_model"] == *name && record::adapter(job).is_some();
-        let job = app.store.all(JOBS)?.into_iter().find(|job| made(job) && job["owner"] == caller.id);
+        let job = all_own(&app, &caller, JOBS)?.into_iter().find(made);
         let Some(job) = job else {
             if !app.models.has_name(&name) {
                 return Err(app.models.unknown(&name));

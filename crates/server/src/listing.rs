@@ -1,9 +1,10 @@
-//! Lists of kept objects, page by page, as OpenAI's interface has them.
+//! Kept objects as OpenAI's interface has them: one, or a list page by page, of the caller's own.
 
+use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::ApiError;
+use crate::{app::App, error::ApiError, keys::Caller, store::Kind};
 
 /// Objects of a page where the request does not say.
 const LIMIT: usize = 20;
@@ -30,6 +31,23 @@ impl Page {
             Some(other) => Err(ApiError::invalid("order", format!("`order` is {other:?}, expected asc or desc"))),
         }
     }
+}
+
+/// There is no such object.
+pub(crate) fn none(kind: &str, id: &str) -> ApiError {
+    let shown: String = id.chars().take(80).collect();
+    let message = format!("there is no {kind} {shown:?} here");
+    ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).with_code("not_found")
+}
+
+/// The object of this id that belongs to the caller; people know its kind as `word`.
+pub(crate) fn own(app: &App, caller: &Caller, (kind, word): (Kind, &str), id: &str) -> Result<Value, ApiError> {
+    app.store.get(kind, id)?.filter(|object| object["owner"] == caller.id).ok_or_else(|| none(word, id))
+}
+
+/// All of a kind that belong to the caller.
+pub(crate) fn all_own(app: &App, caller: &Caller, kind: Kind) -> Result<Vec<Value>, ApiError> {
+    Ok(app.store.all(kind)?.into_iter().filter(|object| object["owner"] == caller.id).collect())
 }
 
 /// A page of objects, the newest first unless asked otherwise.

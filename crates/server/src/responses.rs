@@ -19,9 +19,8 @@ use crate::{
     app::App,
     error::ApiError,
     fields::Fields,
-    files::none,
     keys::Caller,
-    listing::{Page, window},
+    listing::{Page, own, window},
     run::Run,
     sse,
     store::RESPONSES,
@@ -105,7 +104,7 @@ fn history(app: &App, caller: &Caller, id: &str) -> Result<Vec<Value>, ApiError>
 }
 
 fn find(app: &App, caller: &Caller, id: &str) -> Result<Value, ApiError> {
-    app.store.get(RESPONSES, id)?.filter(|record| record["owner"] == caller.id).ok_or_else(|| none("response", id))
+    own(app, caller, (RESPONSES, "response"), id)
 }
 
 async fn drain(mut run: Run, mut reply: Reply) -> Result<Value, ApiError> {

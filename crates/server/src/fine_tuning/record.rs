@@ -15,9 +15,9 @@ use super::request::Asked;
 use crate::{
     app::{App, unix_s},
     error::ApiError,
-    files::none,
     jobs::{Course, Progress},
     keys::Caller,
+    listing::none,
     store::JOBS,
 };
 
