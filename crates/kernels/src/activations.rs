@@ -1,9 +1,9 @@
 //! The input of a matrix product in the form that a weight's kernel reads: f32, bf16, or 8-bit blocks.
 //!
 //! 8-bit form: each 32 values of a row share `scale = max|x| / 127`; a value is `round(x / scale)`. It is a function of
-//! the row alone, so that a token's result does not depend on its neighbours in the batch. Rows lie in tiles of 8, the
-//! last ones in tiles of 4, 2 and 1; a tile holds unit after unit of 32 values, and in each unit row after row, so that a
-//! kernel that goes through a tile reads straight ahead.
+//! the row alone, so that a token's result does not depend on its neighbours in the batch. Rows lie in tiles of 8 - of 16 for
+//! AMX - and the last ones in tiles of half as many, down to 1; a tile holds unit after unit of 32 values, and in each unit row
+//! after row, so that a kernel that goes through a tile reads straight ahead.
 
 use std::ops::Range;
 
@@ -23,14 +23,21 @@ pub(crate) struct UnitFacts {
     _to_32_bytes: u32,
 }
 
-/// Rows of a whole tile: what the widest kernel takes at once.
-pub(crate) const TILE_ROWS: usize = 8;
+/// Rows of a whole tile: what the widest kernel of an instruction set takes at once.
+pub(crate) const fn tile_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Amx => 16,
+        _ => 8,
+    }
+}
 
 /// The rows of one matrix product, (T, K), in every form that was asked for. Buffers are kept for the next product.
 #[derive(Default)]
 pub(crate) struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// Rows of whole tiles.
+    pub(crate) widest: usize,
     /// Tiles of (K/32, rows of the tile, 32); valid for `Operand::Quantized`.
     pub(crate) quants: Vec<i8>,
     /// Tiles of (K/32, rows of the tile)
@@ -57,8 +64,7 @@ impl Activations {
         needed: &[Operand],
         segments: &[Range<usize>],
     ) {
-        self.cols = cols;
-        self.rows = x.len() / cols;
+        (self.rows, self.cols, self.widest) = (x.len() / cols, cols, tile_rows(isa));
         // A fork pays only for several rows.
         let parallel = self.rows >= 4;
         if needed.contains(&Operand::Quantized) {
@@ -85,7 +91,7 @@ impl Activations {
             for row in range {
                 let Some(own) = segments.get(segments.partition_point(|s| s.end <= row)) else { continue };
                 let Some(in_own) = row.checked_sub(own.start) else { continue };
-                let (first, width) = tile_of(in_own, own.len());
+                let (first, width) = tile_of(self.widest, in_own, own.len());
                 let first = (own.start + first) * units + (in_own - first);
                 let mut place = Place { quants: &quants, facts: &facts, first, width };
                 quantize_row(isa, &x[row * cols..][..cols], &mut place);
@@ -132,9 +138,9 @@ fn for_rows<A: Send, B: Send>(
     if parallel { pool.run_split(rows, 1, work) } else { work(0..rows) }
 }
 
-/// The tile of row `row` of `rows`: its first row and its width.
-pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
-    let (mut first, mut width) = (row / TILE_ROWS * TILE_ROWS, TILE_ROWS);
+/// The tile of row `row` of `rows`, where whole tiles have `widest` rows: its first row and its width.
+pub(crate) fn tile_of(widest: usize, row: usize, rows: usize) -> (usize, usize) {
+    let (mut first, mut width) = (row / widest * widest, widest);
     while first + width > rows || row >= first + width {
         match first + width > rows {
             true => width /= 2,
@@ -177,7 +183,7 @@ fn quantize_row(isa: Isa, x: &[f32], place: &mut Place<'_>) {
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { crate::avx512::quantize::row(units, place) },
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::quantize::row(units, place) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { crate::avx2::quantize::row(units, place) },
@@ -197,10 +203,12 @@ mod tests {
 
     #[test]
     fn tiles_cover_rows_once_and_narrow_at_the_end() {
-        let tiles = |rows: usize| (0..rows).map(|row| tile_of(row, rows)).collect::<Vec<_>>();
+        let tiles = |rows: usize| (0..rows).map(|row| tile_of(8, row, rows)).collect::<Vec<_>>();
         assert_eq!(tiles(1), [(0, 1)]);
         assert_eq!(tiles(3), [(0, 2), (0, 2), (2, 1)]);
         assert_eq!(tiles(15)[8..], [(8, 4), (8, 4), (8, 4), (8, 4), (12, 2), (12, 2), (14, 1)]);
+        assert_eq!(tile_of(16, 31, 40), (16, 16));
+        assert_eq!(tile_of(16, 39, 40), (32, 8));
         assert!(tiles(16).iter().enumerate().all(|(row, tile)| *tile == (row / 8 * 8, 8)));
     }
 
@@ -214,7 +222,7 @@ mod tests {
         for row in 0..rows {
             let mut one = Activations::default();
             one.prepare(Isa::Portable, &pool, &x[row * cols..][..cols], cols, &[Operand::Quantized]);
-            let (first, width) = tile_of(row, rows);
+            let (first, width) = tile_of(8, row, rows);
             for u in 0..cols / UNIT {
                 let at = (first * cols / UNIT + u * width + row - first) * UNIT;
                 assert_eq!(one.quants[u * UNIT..][..UNIT], all.quants[at..][..UNIT], "row {row}, unit {u}");

@@ -100,7 +100,7 @@ impl<F: KvForm> Tile<'_, F> {
         match isa {
             // SAFETY: `Compute::new` has checked that the machine has this instruction set.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { crate::avx512::attention::span(self, chunks, out) },
+            Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::attention::span(self, chunks, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { crate::avx2::attention::span(self, chunks, out) },

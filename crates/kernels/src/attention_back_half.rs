@@ -38,7 +38,7 @@ impl Compute {
         grads: [&mut [f32]; 3],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512 && half::fits(shape.head_dim) {
+        if self.isa >= Isa::Avx512 && half::fits(shape.head_dim) {
             shape.check(seqs, input, d_out, &grads);
             return self.half_backward(shape, seqs, input, d_out, grads);
         }

@@ -50,7 +50,7 @@ impl Compute {
             match isa {
                 // SAFETY: `Compute::new` has checked that the machine has this instruction set.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { crate::avx512::elementwise::silu_mul_row(up, gate) },
+                Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::elementwise::silu_mul_row(up, gate) },
                 _ => silu_mul_row(isa, up, gate),
             }
         });

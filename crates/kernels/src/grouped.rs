@@ -95,6 +95,7 @@ fn rows_of<'a>(prepared: &'a Activations, x: &'a [f32], rows: &Range<usize>) -> 
     Rows {
         rows: rows.len(),
         cols,
+        widest: prepared.widest,
         values: &x[rows.start * cols..rows.end * cols],
         quants: prepared.quants.get(rows.start * cols..).unwrap_or_default(),
         facts: prepared.facts.get(rows.start * (cols / crate::layout::UNIT)..).unwrap_or_default(),

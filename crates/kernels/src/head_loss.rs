@@ -148,14 +148,7 @@ impl Compute {
     ) -> bool {
         let (head, rows, width) = (loss.head, losses.len(), loss.head.cols());
         scratch.0.prepare(self.isa, &self.pool, x, width, &[head.operand()]);
-        let x = Rows {
-            rows,
-            cols: width,
-            values: x,
-            quants: &scratch.0.quants,
-            facts: &scratch.0.facts,
-            bf16: &scratch.0.bf16,
-        };
+        let x = Rows::of(&scratch.0, x);
         let (pieces, threads) = (head.groups().div_ceil(PIECE_GROUPS), self.pool.threads());
         let mut sums = vec![PieceSum::default(); pieces * rows];
         let mut at_target = vec![0.0; rows];

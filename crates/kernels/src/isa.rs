@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; BF16 products where the machine has them.
     Avx512,
+    /// That with AMX: tiles of 8-bit and bf16 products, which the operating system lets this process use.
+    Amx,
 }
 
 /// `QWENKIT_ISA` names an instruction set that is unknown or that this machine lacks.
@@ -30,7 +32,7 @@ impl fmt::Display for IsaError {
 impl std::error::Error for IsaError {}
 
 impl Isa {
-    const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The name that `QWENKIT_ISA` takes.
     pub fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -74,6 +77,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
+            }
+            Isa::Amx => {
+                Isa::Avx512.is_present() && is_x86_feature_detected!("avx512bf16") && crate::amx::is_usable()
             }
         }
     }

@@ -5,6 +5,8 @@
 //! model, a file or a vocabulary, and nothing above asks which instruction set runs.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod attention_back;
 mod attention_back_half;

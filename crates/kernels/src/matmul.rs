@@ -73,6 +73,8 @@ pub(crate) struct Task<'a> {
 pub(crate) struct Rows<'a> {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// Rows of whole tiles of the 8-bit form.
+    pub(crate) widest: usize,
     pub(crate) values: &'a [f32],
     pub(crate) quants: &'a [i8],
     pub(crate) facts: &'a [UnitFacts],
@@ -133,8 +135,7 @@ impl Compute {
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
         scratch.0.prepare(self.isa, &self.pool, x, cols, &needed);
-        let x =
-            Rows { rows, cols, values: x, quants: &scratch.0.quants, facts: &scratch.0.facts, bf16: &scratch.0.bf16 };
+        let x = Rows::of(&scratch.0, x);
         let jobs: Vec<_> = products.iter_mut().map(|p| (p.weight, SharedOut::new(&mut *p.out))).collect();
         let groups: usize = jobs.iter().map(|(weight, _)| weight.groups()).sum();
         let deal = Deal::new(groups, self.pool.threads());
@@ -189,8 +190,11 @@ impl Compute {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { crate::avx512::matmul::run(task) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Amx => unsafe { crate::amx::matmul::run(task) },
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("`new` has refused an instruction set of x86-64"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("`new` has refused an instruction set of x86-64"),
         }
     }
 }
@@ -235,10 +239,16 @@ impl<'a> Task<'a> {
     }
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    /// All that was prepared from `values`.
+    pub(crate) fn of(prepared: &'a Activations, values: &'a [f32]) -> Rows<'a> {
+        let Activations { rows, cols, widest, ref quants, ref facts, ref bf16 } = *prepared;
+        Rows { rows, cols, widest, values, quants, facts, bf16 }
+    }
+
     /// Quants (32) and facts of unit `u` of row `t`.
     pub(crate) fn unit(&self, t: usize, u: usize) -> (&[i8], &UnitFacts) {
-        let (first, width) = tile_of(t, self.rows);
+        let (first, width) = tile_of(self.widest, t, self.rows);
         let at = first * (self.cols / UNIT) + u * width + (t - first);
         (&self.quants[at * UNIT..][..UNIT], &self.facts[at])
     }

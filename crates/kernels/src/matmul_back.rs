@@ -14,7 +14,7 @@ use qwenkit_tensor::DType;
 use crate::attention_back_half::AttentionRoom;
 use crate::{
     Isa,
-    activations::{TILE_ROWS, tile_of},
+    activations::{tile_of, tile_rows},
     layout::{GROUP_ROWS, UNIT},
     matmul::Compute,
     pool::{Deal, Pool},
@@ -103,7 +103,16 @@ impl Compute {
                 for unit in mine {
                     turned.take(self.isa, products.iter().map(|p| p.weight), unit);
                     let first = unit * UNIT;
-                    BackTask { turned, grads, width, first, into, out: &out }.run(self.isa);
+                    let on_tiles = if self.isa == Isa::Amx { grads.rows - grads.rows % grads.widest } else { 0 };
+                    let tokens = on_tiles..grads.rows;
+                    BackTask { turned, grads, tokens, width, first, into, out: &out }.run(self.isa);
+                    #[cfg(target_arch = "x86_64")]
+                    if on_tiles > 0 {
+                        turned.sign(self.isa);
+                        let task = BackTask { turned, grads, tokens: 0..on_tiles, width, first, into, out: &out };
+                        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+                        unsafe { crate::amx::matmul_back::run(&task) };
+                    }
                     for added in added {
                         added.add(self.isa, first..first + UNIT, &Out { to: &out, at: 0, step: width });
                     }
@@ -127,6 +136,8 @@ pub(crate) struct BackRoom {
 pub(crate) struct BackTask<'a> {
     pub(crate) turned: &'a Turned,
     pub(crate) grads: &'a Grads,
+    /// Rows of gradients that it is for: whole tiles, but for the last.
+    pub(crate) tokens: Range<usize>,
     /// K
     pub(crate) width: usize,
     /// The first of the columns
@@ -141,7 +152,7 @@ impl BackTask<'_> {
         match isa {
             // SAFETY: `Compute::new` has checked that the machine has this instruction set.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { crate::avx512::matmul_back::run(self) },
+            Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::matmul_back::run(self) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { crate::avx2::matmul_back::run(self) },
@@ -151,12 +162,13 @@ impl BackTask<'_> {
 }
 
 /// Gradients of all products side by side, each padded to whole blocks with zeros: 8 bits, a scale for each 32 values.
-/// Rows lie in tiles as those of `Activations` do: of 8, and the last ones of 4, 2 and 1; a tile holds block after block, and
-/// in each block row after row.
+/// Rows lie in tiles as those of `Activations` do; a tile holds block after block, and in each block row after row.
 #[derive(Default)]
 pub(crate) struct Grads {
     /// T
     pub(crate) rows: usize,
+    /// Rows of whole tiles.
+    pub(crate) widest: usize,
     pub(crate) blocks: usize,
     /// Tiles of (blocks, rows of the tile, `BLOCK`)
     pub(crate) quants: Vec<i8>,
@@ -183,7 +195,7 @@ impl GradFacts {
 
 impl Grads {
     fn quantize(&mut self, isa: Isa, pool: &Pool, products: &[&BackProduct<'_>], rows: usize) {
-        self.rows = rows;
+        (self.rows, self.widest) = (rows, tile_rows(isa));
         self.blocks = products.iter().map(|p| blocks_of(p.weight.rows())).sum();
         let blocks = self.blocks;
         if self.facts.len() < rows * blocks {
@@ -191,9 +203,9 @@ impl Grads {
             self.facts.resize(rows * blocks, GradFacts::default());
         }
         let (quants, facts) = (SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts));
-        pool.run_split(rows, TILE_ROWS, |range| {
+        pool.run_split(rows, self.widest, |range| {
             for row in range {
-                let (first, width) = tile_of(row, rows);
+                let (first, width) = tile_of(tile_rows(isa), row, rows);
                 let mut at = first * blocks + (row - first);
                 for BackProduct { weight, dy } in products {
                     let n = weight.rows();
@@ -218,7 +230,7 @@ impl Grads {
 
     /// Quants and facts of block `b` of row `t`.
     pub(crate) fn block(&self, t: usize, b: usize) -> (&[i8; BLOCK], &GradFacts) {
-        let (first, width) = tile_of(t, self.rows);
+        let (first, width) = tile_of(self.widest, t, self.rows);
         let at = first * self.blocks + b * width + (t - first);
         (&self.quants.as_chunks().0[at], &self.facts[at])
     }
@@ -228,7 +240,7 @@ fn quantize_block(isa: Isa, x: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> GradF
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { crate::avx512::matmul_back::quantize(x, quants) },
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::matmul_back::quantize(x, quants) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { crate::avx2::matmul_back::quantize(x, quants) },

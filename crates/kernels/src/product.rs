@@ -216,7 +216,7 @@ impl Compute {
             b.cols
         );
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512 && a.rows * b.cols * a.cols >= 1 << 15 {
+        if self.isa >= Isa::Avx512 && a.rows * b.cols * a.cols >= 1 << 15 {
             // A gradient of an adapter sums over tokens: few rows of one side, many of the other, both with tokens as rows.
             if a.rows <= SKINNY_RANK && a.row_step == 1 && b.col_step == 1 && b.cols >= 2 * SKINNY_RANK {
                 return self.skinny(a, b, into, out, false);
@@ -347,7 +347,7 @@ fn sum(isa: Isa, tile: &Tile<'_>, count: usize, width: usize, sums: &mut Sums) {
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set, and the operands' ends are checked above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { crate::avx512::product::sum(tile, count, width, sums) },
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::product::sum(tile, count, width, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { crate::avx2::product::sum(tile, count, width, sums) },

@@ -79,7 +79,7 @@ impl Compute {
         if few && weight.is_bounded() {
             scratch.0.prepare(self.isa, &self.pool, x, cols, &[Operand::Quantized]);
             let MatmulScratch(prepared, room) = &mut *scratch;
-            let x = Rows { rows, cols, values: x, quants: &prepared.quants, facts: &prepared.facts, bf16: &[] };
+            let x = Rows::of(prepared, x);
             let norms: Vec<f64> = (0..rows).map(|t| norm(&x, t)).collect();
             if norms.iter().all(|norm| NORMS.contains(norm)) {
                 return self.screen(room, weight, (x, &norms), wanted, out);
@@ -280,7 +280,7 @@ fn coarse(isa: Isa, weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut [[f32; G
         // SAFETY: `Compute::new` has checked that the machine has this instruction set; AVX-512 has all of AVX2. Reading is what
         // takes time, so wider registers would change little.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => unsafe { crate::avx2::screen::coarse(weight, g, x, sums) },
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe { crate::avx2::screen::coarse(weight, g, x, sums) },
         _ => crate::portable::screen::coarse(weight, g, x, sums),
     }
 }

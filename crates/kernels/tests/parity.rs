@@ -112,7 +112,7 @@ fn matmul(compute: &Compute, weight: &Weight, x: &[f32]) -> Vec<f32> {
 }
 
 fn shapes(dtype: DType) -> Vec<(usize, usize, usize)> {
-    // (tokens, rows, cols): one, odd, tails of every tile, several groups and panels.
+    // (tokens, rows, cols): one, odd, tails of every tile, several groups, panels and blocks of columns.
     let block = dtype.block_len();
     let cols = |n: usize| if block == 1 { n } else { n.div_ceil(block) * block };
     [
@@ -125,6 +125,7 @@ fn shapes(dtype: DType) -> Vec<(usize, usize, usize)> {
         (8, 16, 256),
         (9, 33, 768),
         (29, 40, 513),
+        (50, 40, 2305),
     ]
     .map(|(t, n, k)| (t, n, cols(k)))
     .to_vec()
@@ -219,7 +220,7 @@ fn a_token_has_the_same_bits_in_any_batch_and_on_any_number_of_threads() {
     let mut random = Random(4);
     for isa in Isa::available() {
         for dtype in WEIGHT_TYPES {
-            let (tokens, rows, cols) = (23, 50, 512);
+            let (tokens, rows, cols) = (43, 50, 512);
             let bytes = stored(dtype, rows, cols, &mut random);
             let x = random.values(tokens * cols);
             let one = Compute::new(1, isa);
@@ -229,7 +230,7 @@ fn a_token_has_the_same_bits_in_any_batch_and_on_any_number_of_threads() {
             for (x, expected) in x.chunks_exact(cols).zip(all.chunks_exact(rows)) {
                 assert_eq!(matmul(&one, &weight, x), expected, "{dtype} on {isa}");
             }
-            for cut in [1, 2, 3, 5, 8, 13] {
+            for cut in [1, 2, 3, 5, 8, 13, 20] {
                 let mut parts = matmul(&one, &weight, &x[..cut * cols]);
                 parts.extend(matmul(&one, &weight, &x[cut * cols..]));
                 assert_eq!(parts, all, "{dtype} on {isa}, cut at {cut}");

@@ -76,7 +76,7 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     unsafe {
         let plane = group.add(layout.quant_plane_bytes(cols));
         // The tile of activations is as wide as this one or twice as wide.
-        let (first, width) = tile_of(t, task.x.rows);
+        let (first, width) = tile_of(task.x.widest, t, task.x.rows);
         let at = first * units + (t - first);
         let (x, facts) = (task.x.quants.as_ptr().add(at * UNIT), task.x.facts.as_ptr().add(at));
         let (scale_bytes, scale_units) = layout.scale_stride();

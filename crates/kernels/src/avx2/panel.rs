@@ -124,7 +124,7 @@ unsafe fn tile<const D: usize, const C: usize>(
     let (parts, steps) = if layout.has_half_scales() { (2, STEPS / 2) } else { (1, STEPS) };
     let together = const { steps_of_16_bits(&Layout::at::<D>()) }.min(steps);
     // The tile of activations is as wide as this one or twice as wide.
-    let (first, width) = tile_of(t, task.x.rows);
+    let (first, width) = tile_of(task.x.widest, t, task.x.rows);
     let at = first * (task.x.cols / UNIT) + (t - first);
     assert!(sums.len() >= C);
     // SAFETY: rows t..t + C of the activations exist, and `apart` has the units.

@@ -45,7 +45,7 @@ pub(crate) unsafe fn coarse(weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut 
 unsafe fn tile<const C: usize>(group: &[u8], x: &Rows<'_>, t: usize, out: &mut [[f32; GROUP_ROWS]]) -> usize {
     let units = x.cols / UNIT;
     // The tile of activations is as wide as this one or twice as wide.
-    let (first, width) = tile_of(t, x.rows);
+    let (first, width) = tile_of(x.widest, t, x.rows);
     let at = first * units + (t - first);
     assert!(out.len() >= C && group.len() >= COARSE.group_bytes(x.cols));
     // SAFETY: the group holds quants and scales of `units` units, and rows t..t + C of the activations exist.

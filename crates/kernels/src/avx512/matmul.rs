@@ -58,7 +58,7 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
 
 /// One group of a quantised weight by `tokens`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2")]
-unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+pub(crate) unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
     let mut t = tokens.start;
     // SAFETY: each tile stays inside `tokens`.
     unsafe {

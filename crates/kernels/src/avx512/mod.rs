@@ -12,4 +12,4 @@ pub(crate) mod product;
 pub(crate) mod quantize;
 mod transpose;
 pub(crate) mod turned;
-mod unit;
+pub(crate) mod unit;

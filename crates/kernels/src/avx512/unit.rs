@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// log2 of what is subtracted from a stored quant, `None` for types that store the value itself.
-pub(super) const fn offset_log2(encoding: Encoding) -> Option<u32> {
+pub(crate) const fn offset_log2(encoding: Encoding) -> Option<u32> {
     match encoding {
         Encoding::Offset { log2 } => Some(log2),
         Encoding::Plain => None,
@@ -29,7 +29,7 @@ pub(super) const fn offset_log2(encoding: Encoding) -> Option<u32> {
 /// # Safety
 /// AVX-512 F, BW; `unit` points at the unit's `unit_bytes` bytes.
 #[inline(always)]
-pub(super) unsafe fn quants<const D: usize>(unit: *const u8) -> [__m512i; 8] {
+pub(crate) unsafe fn quants<const D: usize>(unit: *const u8) -> [__m512i; 8] {
     let layout = const { Layout::at::<D>() };
     // SAFETY: the loads stay within the unit: `low_bits` vectors and then `high_bits` vectors of 64 bytes.
     unsafe {
@@ -107,9 +107,9 @@ const CODEBOOK: [u8; 16] = {
 };
 
 /// Scales and addends of 16 rows, for the first and the last 16 k-values of a unit (equal where the type has one).
-pub(super) struct Factors {
-    pub(super) scale: [__m512; 2],
-    pub(super) addend: [__m512; 2],
+pub(crate) struct Factors {
+    pub(crate) scale: [__m512; 2],
+    pub(crate) addend: [__m512; 2],
 }
 
 /// The factors of unit `u`.
@@ -117,7 +117,7 @@ pub(super) struct Factors {
 /// # Safety
 /// AVX-512 F, BW, F16C; `plane` points at the scale plane of a group that has unit `u`.
 #[inline(always)]
-pub(super) unsafe fn factors<const D: usize>(plane: *const u8, u: usize) -> Factors {
+pub(crate) unsafe fn factors<const D: usize>(plane: *const u8, u: usize) -> Factors {
     let scales = const { Layout::at::<D>().scales };
     // SAFETY: offsets are those of the layout; every load is 32 or 16 bytes of a field that long.
     unsafe {

@@ -29,7 +29,7 @@ impl Chunk<'_> {
         match self.head.isa {
             // SAFETY: an `Isa` reaches the ops only through `Compute::new`, which has checked that it is present.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512(self, state, writes) },
+            Isa::Avx512 | Isa::Amx => unsafe { avx512(self, state, writes) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(self, state, writes) },

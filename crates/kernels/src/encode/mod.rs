@@ -58,7 +58,7 @@ fn quantize_blocks(isa: Isa, dtype: DType, values: &[f32], importance: Option<&[
         // Registers of 512 bits gain nothing here (docs/LOG.md).
         // SAFETY: an instruction set is named only where the processor has it, and AVX-512 comes with AVX2.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx2 => unsafe { with_avx2(dtype, values, importance, out) },
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe { with_avx2(dtype, values, importance, out) },
         _ => encode(dtype, values, importance, out),
     }
 }
