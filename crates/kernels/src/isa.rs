@@ -78,9 +78,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            Isa::Amx => {
-                Isa::Avx512.is_present() && is_x86_feature_detected!("avx512bf16") && crate::amx::is_usable()
-            }
+            Isa::Amx => Isa::Avx512.is_present() && is_x86_feature_detected!("avx512bf16") && crate::amx::is_usable(),
         }
     }
 

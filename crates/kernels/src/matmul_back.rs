@@ -14,7 +14,7 @@ use qwenkit_tensor::DType;
 use crate::attention_back_half::AttentionRoom;
 use crate::{
     Isa,
-    activations::{tile_of, tile_rows},
+    activations::tile_of,
     layout::{GROUP_ROWS, UNIT},
     matmul::Compute,
     pool::{Deal, Pool},
@@ -24,6 +24,9 @@ use crate::{
     turned::{BLOCK, OFFSET_LOG2, SUBS, Turned, blocks_of},
     weight::{Operand, Weight},
 };
+
+/// Rows of a whole tile of gradients.
+pub(crate) const TILE_ROWS: usize = 8;
 
 /// One product of several whose gradients towards the same x are added.
 pub struct BackProduct<'a> {
@@ -103,16 +106,7 @@ impl Compute {
                 for unit in mine {
                     turned.take(self.isa, products.iter().map(|p| p.weight), unit);
                     let first = unit * UNIT;
-                    let on_tiles = if self.isa == Isa::Amx { grads.rows - grads.rows % grads.widest } else { 0 };
-                    let tokens = on_tiles..grads.rows;
-                    BackTask { turned, grads, tokens, width, first, into, out: &out }.run(self.isa);
-                    #[cfg(target_arch = "x86_64")]
-                    if on_tiles > 0 {
-                        turned.sign(self.isa);
-                        let task = BackTask { turned, grads, tokens: 0..on_tiles, width, first, into, out: &out };
-                        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
-                        unsafe { crate::amx::matmul_back::run(&task) };
-                    }
+                    BackTask { turned, grads, width, first, into, out: &out }.run(self.isa);
                     for added in added {
                         added.add(self.isa, first..first + UNIT, &Out { to: &out, at: 0, step: width });
                     }
@@ -136,8 +130,6 @@ pub(crate) struct BackRoom {
 pub(crate) struct BackTask<'a> {
     pub(crate) turned: &'a Turned,
     pub(crate) grads: &'a Grads,
-    /// Rows of gradients that it is for: whole tiles, but for the last.
-    pub(crate) tokens: Range<usize>,
     /// K
     pub(crate) width: usize,
     /// The first of the columns
@@ -162,13 +154,12 @@ impl BackTask<'_> {
 }
 
 /// Gradients of all products side by side, each padded to whole blocks with zeros: 8 bits, a scale for each 32 values.
-/// Rows lie in tiles as those of `Activations` do; a tile holds block after block, and in each block row after row.
+/// Rows lie in tiles as those of `Activations` do, of 8 everywhere, and the last ones of 4, 2 and 1; a tile holds block after block, and
+/// in each block row after row.
 #[derive(Default)]
 pub(crate) struct Grads {
     /// T
     pub(crate) rows: usize,
-    /// Rows of whole tiles.
-    pub(crate) widest: usize,
     pub(crate) blocks: usize,
     /// Tiles of (blocks, rows of the tile, `BLOCK`)
     pub(crate) quants: Vec<i8>,
@@ -195,7 +186,7 @@ impl GradFacts {
 
 impl Grads {
     fn quantize(&mut self, isa: Isa, pool: &Pool, products: &[&BackProduct<'_>], rows: usize) {
-        (self.rows, self.widest) = (rows, tile_rows(isa));
+        self.rows = rows;
         self.blocks = products.iter().map(|p| blocks_of(p.weight.rows())).sum();
         let blocks = self.blocks;
         if self.facts.len() < rows * blocks {
@@ -203,9 +194,9 @@ impl Grads {
             self.facts.resize(rows * blocks, GradFacts::default());
         }
         let (quants, facts) = (SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts));
-        pool.run_split(rows, self.widest, |range| {
+        pool.run_split(rows, TILE_ROWS, |range| {
             for row in range {
-                let (first, width) = tile_of(tile_rows(isa), row, rows);
+                let (first, width) = tile_of(TILE_ROWS, row, rows);
                 let mut at = first * blocks + (row - first);
                 for BackProduct { weight, dy } in products {
                     let n = weight.rows();
@@ -230,7 +221,7 @@ impl Grads {
 
     /// Quants and facts of block `b` of row `t`.
     pub(crate) fn block(&self, t: usize, b: usize) -> (&[i8; BLOCK], &GradFacts) {
-        let (first, width) = tile_of(self.widest, t, self.rows);
+        let (first, width) = tile_of(TILE_ROWS, t, self.rows);
         let at = first * self.blocks + b * width + (t - first);
         (&self.quants.as_chunks().0[at], &self.facts[at])
     }

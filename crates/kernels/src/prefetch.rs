@@ -4,7 +4,7 @@
 //! core can read; on their way to the second level it can have more. So lines are asked for into the second level, and
 //! far ahead. Measured on one and two threads: docs/LOG.md.
 
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 use crate::weight::Weight;
 
@@ -23,6 +23,22 @@ pub(crate) fn ahead(start: *const u8, bytes: usize) {
         // SAFETY: a prefetch reads nothing that the program could see, and faults on no address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(DISTANCE_BYTES + at).cast()) }
     }
+}
+
+/// Asks for `bytes` from `start` on into the first-level cache.
+#[inline(always)]
+pub(crate) fn near(start: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) }
+    }
+}
+
+/// Asks for the line at `start` in order to write it.
+#[inline(always)]
+pub(crate) fn to_write(start: *const f32) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.cast()) }
 }
 
 /// Asks for all of `bytes`.

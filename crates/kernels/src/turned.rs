@@ -136,18 +136,6 @@ impl Turned {
             }
         }
     }
-
-    /// Makes quants what they are instead of with 128 added, for kernels that multiply signed bytes.
-    pub(crate) fn sign(&mut self, isa: Isa) {
-        sign(isa, &mut self.quants[..2 * self.blocks * STEPS]);
-    }
-}
-
-for_each_isa! {
-    /// Quants as they are instead of with 128 added.
-    pub(crate) fn sign(steps: &mut [Step]) {
-        steps.iter_mut().flat_map(|step| &mut step.0).for_each(|q| *q ^= 128);
-    }
 }
 
 /// Values of 32 columns of one group, and what becomes the largest. Rows past the matrix's end are zeros in the group.
@@ -170,7 +158,9 @@ fn spread_group(
     match isa {
         // SAFETY: `Compute::new` has checked that the machine has this instruction set; the group has this unit.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::turned::spread(weight.dtype(), (group, cols), unit, values, largest) },
+        Isa::Avx512 | Isa::Amx => unsafe {
+            crate::avx512::turned::spread(weight.dtype(), (group, cols), unit, values, largest)
+        },
         _ => {
             let Some(layout) = weight.layout else { unreachable!("only quantised weights are turned in 8 bits") };
             spread_lanes(isa, layout, group, cols, unit, values, largest);

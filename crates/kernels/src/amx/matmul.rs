@@ -19,6 +19,7 @@ use qwenkit_tensor::DType;
 
 use super::tile::{self, ROW_BYTES, ROWS, Room, Tiles};
 use crate::{
+    activations::UnitFacts,
     avx512::{
         self,
         unit::{self, offset_log2},
@@ -37,6 +38,8 @@ const BLOCK_UNITS: usize = 32;
 const UNIT_BYTES: usize = UNIT * GROUP_ROWS;
 /// Sums that tiles are ahead of the registers.
 const AHEAD: usize = 2;
+/// Units of activations that are asked into the first-level cache ahead: tiles wait for what they load.
+const NEAR_UNITS: usize = 6;
 /// Tiles of sums, used in turn.
 const SLOTS: usize = 4;
 /// k-values of a bf16 tile's row.
@@ -152,6 +155,10 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
         let mut room = MaybeUninit::<[Room<i32>; SLOTS]>::uninit();
         let room = room.as_mut_ptr().cast::<Room<i32>>();
         let results: [*mut f32; ROWS] = std::array::from_fn(|c| task.results(g, t + c).as_mut_ptr());
+        // What tiles write can be read when all that was written before it is in cache, so results should not wait for memory.
+        for c in t + ROWS..(t + 2 * ROWS).min(task.x.rows) {
+            prefetch::to_write(task.results(g, c).as_ptr());
+        }
         let mut acc = [_mm512_setzero_ps(); ROWS];
         if units.start > 0 {
             for c in 0..ROWS {
@@ -163,6 +170,11 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
             ($p:expr, $slot:literal) => {
                 let p = $p;
                 tile::load::<{ 6 + $slot % 2 }>(quants.add(p * (UNIT_BYTES / parts)), ROW_BYTES);
+                if p % parts == 0 {
+                    let at = p / parts + NEAR_UNITS;
+                    prefetch::near(x.wrapping_add(at * ROWS * UNIT).cast(), ROWS * UNIT);
+                    prefetch::near(facts.wrapping_add(at * ROWS).cast(), ROWS * size_of::<UnitFacts>());
+                }
                 let of_unit = x.add(p / parts * ROWS * UNIT + p % parts * (UNIT / 2));
                 tile::load::<{ 4 + $slot % 2 }>(of_unit.cast(), UNIT);
                 tile::zero::<$slot>();

@@ -1,10 +1,11 @@
 //! Kernels for x86-64 with AMX: matrix products of many tokens on tiles, all else as with AVX-512.
+//!
+//! The backward of quantised products was tried too and gained nothing: docs/LOG.md.
 
 // Fixed-size register arrays are indexed in step with each other; iterators would hide which register is meant.
 #![allow(clippy::needless_range_loop)]
 
 pub(crate) mod matmul;
-pub(crate) mod matmul_back;
 mod tile;
 
 use std::{arch::x86_64::__cpuid_count, sync::OnceLock};

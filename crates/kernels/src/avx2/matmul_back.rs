@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use crate::{
     activations::tile_of,
-    matmul_back::{BackTask, GradFacts},
+    matmul_back::{BackTask, GradFacts, TILE_ROWS},
     portable,
     turned::{BLOCK, HALF, STEPS, SUBS},
 };
@@ -19,17 +19,18 @@ const TILE_TOKENS: usize = 4;
 /// Columns in one register.
 const QUARTER: usize = HALF / 2;
 
-/// Computes the task's 32 columns for its tokens.
+/// Computes the task's 32 columns for all rows.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx2` stands for.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) unsafe fn run(task: &BackTask<'_>) {
-    let mut t = task.tokens.start;
-    // SAFETY: each tile stays inside the tokens.
+    let rows = task.grads.rows;
+    let mut t = 0;
+    // SAFETY: each tile stays inside the rows.
     unsafe {
-        while t < task.tokens.end {
-            t += match task.tokens.end - t {
+        while t < rows {
+            t += match rows - t {
                 TILE_TOKENS.. => tile::<4>(task, t),
                 2.. => tile::<2>(task, t),
                 _ => tile::<1>(task, t),
@@ -44,7 +45,7 @@ unsafe fn tile<const C: usize>(task: &BackTask<'_>, t: usize) -> usize {
     let (turned, grads) = (task.turned, task.grads);
     let blocks = turned.blocks;
     // The tile of gradients is as wide as this one or twice as wide.
-    let (first, width) = tile_of(grads.widest, t, grads.rows);
+    let (first, width) = tile_of(TILE_ROWS, t, grads.rows);
     let at = first * blocks + (t - first);
     assert!(
         (first + width) * blocks <= grads.facts.len()

@@ -15,17 +15,18 @@ use crate::{
 /// Tokens of a tile: eight accumulators hide the latency of the multiply-add.
 const TILE_TOKENS: usize = 8;
 
-/// Computes the task's 32 columns for its tokens.
+/// Computes the task's 32 columns for all rows.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2")]
 pub(crate) unsafe fn run(task: &BackTask<'_>) {
-    let mut t = task.tokens.start;
-    // SAFETY: each tile stays inside the tokens.
+    let rows = task.grads.rows;
+    let mut t = 0;
+    // SAFETY: each tile stays inside the rows.
     unsafe {
-        while t < task.tokens.end {
-            t += match task.tokens.end - t {
+        while t < rows {
+            t += match rows - t {
                 TILE_TOKENS.. => tile::<8>(task, t),
                 4.. => tile::<4>(task, t),
                 2.. => tile::<2>(task, t),
@@ -73,28 +74,16 @@ unsafe fn tile<const C: usize>(task: &BackTask<'_>, t: usize) -> usize {
                 }
             }
             for (c, acc) in acc.into_iter().enumerate() {
-                join(task, t + c, half, acc);
+                let out = task.out.slice((t + c) * task.width + task.first + half * HALF, HALF);
+                let mut x = _mm512_mul_ps(acc, _mm512_set1_ps(task.into.alpha));
+                if task.into.add {
+                    x = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), x);
+                }
+                _mm512_storeu_ps(out.as_mut_ptr(), x);
             }
         }
     }
     C
-}
-
-/// Lets sixteen sums of token `t` join its results.
-///
-/// # Safety
-/// The machine has what `Isa::Avx512` stands for; the token and the half exist, and are this thread's.
-#[inline(always)]
-pub(crate) unsafe fn join(task: &BackTask<'_>, t: usize, half: usize, sums: __m512) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let out = task.out.slice(t * task.width + task.first + half * HALF, HALF);
-        let mut x = _mm512_mul_ps(sums, _mm512_set1_ps(task.into.alpha));
-        if task.into.add {
-            x = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), x);
-        }
-        _mm512_storeu_ps(out.as_mut_ptr(), x);
-    }
 }
 
 /// One step of a block: adds the products of `q` with the four values that each token has at `x`, tokens a block apart.

@@ -7,13 +7,13 @@ use crate::{
     turned::{BLOCK, HALF, STEPS, SUB, Step, scale_of_bits},
 };
 
-/// Computes the task's 32 columns for its tokens.
+/// Computes the task's 32 columns for all rows.
 pub(crate) fn run(task: &BackTask<'_>) {
     let turned = task.turned;
     for half in 0..2 {
         let blocks = half * turned.blocks..(half + 1) * turned.blocks;
         let (steps, scales) = (&turned.quants[blocks.start * STEPS..blocks.end * STEPS], &turned.scales[blocks]);
-        for t in task.tokens.clone() {
+        for t in 0..task.grads.rows {
             let mut acc = [0.0f32; HALF];
             for (b, (steps, scales)) in steps.as_chunks::<STEPS>().0.iter().zip(scales).enumerate() {
                 let (x, facts) = task.grads.block(t, b);
