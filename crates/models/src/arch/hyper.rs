@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    missing::Place,
     plan::{AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, NormWeights, Plan, RopePlan, RopeSections, Yarn},
 };
 
@@ -359,12 +360,10 @@ fn embedding_rows(gguf: &Gguf, architecture: &'static str, hidden_size: usize) -
     match gguf.tensor(name).map(|t| t.shape.as_slice()) {
         Some([rows, ..]) => Ok(*rows),
         // The rows are what is not known; a whole model has at least one.
-        _ => Err(Error::TensorMissing {
-            path: gguf.path().to_owned(),
-            name: name.to_owned(),
-            shape: vec![1, hidden_size],
-            architecture,
-        }),
+        _ => {
+            let place = Place { path: gguf.path(), architecture, tensors: gguf.tensors(), plan: None };
+            Err(place.missing(name.to_owned(), vec![1, hidden_size]))
+        }
     }
 }
 
