@@ -143,13 +143,15 @@ pub enum Error {
 
     /// Guesses by a block that the model does not have.
     #[error(
-        "{path}: expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found none in this \
-         {architecture} model; leave --speculate to its default, or take a file that was made with the block",
+        "{path}: expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found {found} in this \
+         {architecture} model; leave --speculate to its default, or take a file that was made with the whole block",
         path = path.display()
     )]
     NoMtp {
         /// The file or folder.
         path: PathBuf,
+        /// What is there of it.
+        found: String,
         /// What the file says it is.
         architecture: &'static str,
     },

@@ -119,6 +119,29 @@ impl Place<'_> {
     }
 }
 
+/// What a file lacks of the block `layer` that guesses the token after the next, in words; none where it is whole.
+pub(crate) fn lacking_in_block(
+    plan: &Plan,
+    naming: Naming,
+    layer: &LayerPlan,
+    has: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    let (mut count, mut first) = (0, Vec::new());
+    let _ = wanted_of_block(plan, naming, layer, has, &mut |spellings| {
+        if !spellings.iter().any(|name| has(name)) {
+            count += 1;
+            first.extend(spellings.into_iter().next().filter(|_| count <= NAMED_MAX).map(|name| format!("`{name}`")));
+        }
+        if count < COUNTED_MAX { Continue(()) } else { Break(()) }
+    });
+    let more = match count - first.len() {
+        0 => String::new(),
+        1 => " and 1 other".to_owned(),
+        more => format!(" and {more} others"),
+    };
+    (count > 0).then(|| format!("{}{more}", first.join(", ")))
+}
+
 struct Survey<'a> {
     /// Other tensors that are missing.
     count: usize,

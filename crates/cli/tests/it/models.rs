@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use qwenkit_tensor::DType;
+
 use crate::program::{Place, fixture, list, parity_models};
-use crate::recorded;
+use crate::recorded::{self, Tensor};
 
 #[test]
 fn logits_are_those_on_record_for_every_checkpoint() {
@@ -185,6 +187,37 @@ fn guesses_change_no_token() {
     assert!(drafted > 0 && accepted <= drafted, "{figures}");
     let refusal = "expected a block that guesses tokens";
     place.run(&["run", "--model", &fixture("parity/qwen3.5"), "--speculate", "mtp", "hello"]).fails_with(1, &[refusal]);
+}
+
+#[test]
+fn a_block_for_guesses_that_is_not_whole_is_told_once_and_asked_for_in_vain() {
+    let place = Place::new();
+    let (from, to) = (fixture("parity/qwen3.5"), place.path("half"));
+    std::fs::create_dir(&to).expect("a folder");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(format!("{from}/{file}"), to.join(file)).expect("copied");
+    }
+    let mut tensors = recorded::read(format!("{from}/model.safetensors").as_ref());
+    let fc = Tensor { dtype: DType::F32, shape: vec![64, 128], bytes: vec![0; 64 * 128 * 4] };
+    tensors.insert("mtp.fc.weight".to_owned(), fc);
+    recorded::write(&to.join("model.safetensors"), &tensors);
+    let found = "found one that lacks `mtp.pre_fc_norm_embedding.weight`, ";
+    let ask = |model: &str, more: &[&str]| {
+        let args = ["run", "--model", model, "hello", "--raw", "--max-tokens", "4", "--temperature", "0", "--json"];
+        place.run(&[&args[..], more].concat())
+    };
+    let told = ask("./half", &[]).exits(0);
+    let notes = told.err.lines().filter(|line| line.contains("(MTP) is not used")).collect::<Vec<_>>();
+    assert!(notes.len() == 1 && notes[0].starts_with("note: ") && notes[0].contains(found), "{told:?}");
+    assert_eq!(told.json()["ids"], ask(&from, &[]).exits(0).json()["ids"]);
+    for from in ["ngram", "off"] {
+        let silent = ask("./half", &["--speculate", from]).exits(0);
+        assert!(!silent.err.contains("MTP"), "{silent:?}");
+    }
+    ask("./half", &["--speculate", "mtp"])
+        .fails_with(1, &["expected a block that guesses tokens", found, "--speculate"]);
+    let served = place.run(&["serve", "./half", "--check", "--port", "0"]).exits(0);
+    assert!(served.err.contains(found), "{served:?}");
 }
 
 #[test]
