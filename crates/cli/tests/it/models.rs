@@ -1,11 +1,12 @@
 //! `run`, `logits` and `bench` over the tiny checkpoints, held against what transformers computed for them.
 
+#[path = "../../../../fixtures/guessing_block.rs"]
+mod guessing_block;
+
 use std::path::Path;
 
-use qwenkit_tensor::DType;
-
 use crate::program::{Place, fixture, list, parity_models};
-use crate::recorded::{self, Tensor};
+use crate::recorded;
 
 #[test]
 fn logits_are_those_on_record_for_every_checkpoint() {
@@ -194,14 +195,8 @@ fn a_block_for_guesses_that_is_not_whole_is_told_once_and_asked_for_in_vain() {
     let place = Place::new();
     let (from, to) = (fixture("parity/qwen3.5"), place.path("half"));
     std::fs::create_dir(&to).expect("a folder");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(format!("{from}/{file}"), to.join(file)).expect("copied");
-    }
-    let mut tensors = recorded::read(format!("{from}/model.safetensors").as_ref());
-    let fc = Tensor { dtype: DType::F32, shape: vec![64, 128], bytes: vec![0; 64 * 128 * 4] };
-    tensors.insert("mtp.fc.weight".to_owned(), fc);
-    recorded::write(&to.join("model.safetensors"), &tensors);
-    let found = "found one that lacks `mtp.pre_fc_norm_embedding.weight`, ";
+    guessing_block::with_block(from.as_ref(), &to, &["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"]);
+    let found = "found one that lacks `mtp.fc.weight`, `mtp.layers.0.mlp.up_proj.weight`";
     let ask = |model: &str, more: &[&str]| {
         let args = ["run", "--model", model, "hello", "--raw", "--max-tokens", "4", "--temperature", "0", "--json"];
         place.run(&[&args[..], more].concat())

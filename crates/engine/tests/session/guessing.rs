@@ -1,14 +1,18 @@
 //! Sessions that guess ahead answer as those that do not, to the last log-probability.
 
-use std::{collections::BTreeMap, path::Path};
+#[path = "../../../../fixtures/guessing_block.rs"]
+mod guessing_block;
+
+use std::path::Path;
 
 use qwenkit_engine::{Ask, Hold, Options, Prompt, Sampling, Session, Speculate, TokenLogprobs};
-use qwenkit_formats::{Adapter, ModelFiles, read_safetensors_file, write_safetensors};
-use qwenkit_tensor::{DType, TokenId};
+use qwenkit_formats::{Adapter, ModelFiles};
+use qwenkit_tensor::TokenId;
 use qwenkit_text::Form;
 use serde_json::json;
+use tempfile::TempDir;
 
-use crate::fixture::{checkpoint, copy, greedy, options, read};
+use crate::fixture::{checkpoint, greedy, options, read};
 
 fn open(path: &Path, speculate: Speculate) -> Session {
     let files = ModelFiles::open(path).unwrap();
@@ -83,33 +87,10 @@ fn guesses_under_an_adapter_are_checked_under_it() {
     assert_eq!(found, expected);
 }
 
-/// The checkpoint `name` with a block that guesses, without the parts of it that `left_out` names: the last layer's weights once more,
-/// and some of its own.
-fn with_block(name: &str, left_out: &[&str]) -> tempfile::TempDir {
-    let folder = copy(name);
-    let path = folder.path().join("model.safetensors");
-    let file = read_safetensors_file(&path).unwrap();
-    let mut tensors: Vec<(String, DType, Vec<usize>, Vec<u8>)> = Vec::new();
-    for info in file.tensors() {
-        let mut bytes = vec![0; info.len_bytes];
-        file.read(info, 0, &mut bytes).unwrap();
-        if let Some(rest) = info.name.strip_prefix("model.layers.3.") {
-            tensors.push((format!("mtp.layers.0.{rest}"), info.dtype, info.shape.clone(), bytes.clone()));
-        }
-        tensors.push((info.name.clone(), info.dtype, info.shape.clone(), bytes));
-    }
-    let mut add = |name: &str, shape: &[usize]| {
-        let values = (0..shape.iter().product::<usize>()).map(|i| (i as f32 * 0.37).sin() * 0.1);
-        let bytes = values.flat_map(f32::to_le_bytes).collect();
-        tensors.push((format!("mtp.{name}.weight"), DType::F32, shape.to_vec(), bytes));
-    };
-    add("fc", &[64, 128]);
-    ["norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"].into_iter().for_each(|name| add(name, &[64]));
-    drop(file);
-    tensors.retain(|(name, ..)| !left_out.contains(&name.as_str()));
-    let views: Vec<_> =
-        tensors.iter().map(|(name, dtype, shape, bytes)| (&**name, *dtype, &**shape, &**bytes)).collect();
-    write_safetensors(&path, &views, &BTreeMap::new()).unwrap();
+/// The checkpoint `name` with a block that guesses, without the parts of it that are `left_out`.
+fn with_block(name: &str, left_out: &[&str]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    guessing_block::with_block(&checkpoint(name), folder.path(), left_out);
     folder
 }
 
