@@ -66,7 +66,7 @@ pub enum Error {
         /// What the file says it is.
         architecture: &'static str,
         /// How many others are missing, what is there instead, and what to do: the end of the sentence.
-        beside: String,
+        beside: Box<str>,
     },
 
     /// A tensor of another shape than the plan's.

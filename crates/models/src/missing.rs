@@ -49,7 +49,7 @@ impl Place<'_> {
                 format!(", and so {others} ({shown}{dots})")
             }
         };
-        let beside = format!("{more}; {}", self.nearest(&name, &survey.foreign));
+        let beside = format!("{more}; {}", self.nearest(&name, &survey.foreign)).into_boxed_str();
         Error::TensorMissing { path: self.path.to_owned(), name, shape, architecture: self.architecture, beside }
     }
 
