@@ -90,6 +90,11 @@ pub(crate) fn open_with(files: &ModelFiles, sight: &Sight, options: &Options) ->
         Sight::Images(mmproj) => Session::open_seeing(files, mmproj.as_deref(), options, progress)?,
     };
     bar.clear();
+    if let Some(found) = session.block_gap() {
+        note(&format!(
+            "note: the model's own block for guesses of next tokens (MTP) is not used: found {found}; answers are the same without it"
+        ));
+    }
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
     if in_force > made_for {
         note(&format!("note: the context is {in_force} tokens; beyond the {made_for} it was made for, the model errs"));

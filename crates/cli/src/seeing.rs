@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use qwenkit_engine::{View, VisionInfo, Visual, VisualKind, image_processor};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Compute;
@@ -13,6 +13,9 @@ use qwenkit_tensor::TokenId;
 
 use crate::tensors::Recorded;
 use crate::terminal;
+
+/// Grids that a refusal names.
+const GRIDS_SHOWN: usize = 8;
 
 /// The file of the model's tower: the one named, else the one that lies beside a GGUF model. `None` where the model has its
 /// tower in itself, or there is none.
@@ -103,17 +106,23 @@ impl Eyes {
 fn visuals(info: &VisionInfo, recorded: &Recorded) -> anyhow::Result<Vec<Visual>> {
     let mut found = Vec::new();
     if recorded.has("pixel_values") {
-        for pixels in apart(recorded, "pixel_values", "image_grid_thw")? {
+        for pixels in apart(info, recorded, "pixel_values", "image_grid_thw")? {
             found.push(Visual::image(pixels));
         }
     }
     if recorded.has("pixel_values_videos") {
-        let films = apart(recorded, "pixel_values_videos", "video_grid_thw")?;
+        let films = apart(info, recorded, "pixel_values_videos", "video_grid_thw")?;
         let seconds = match recorded.has("second_per_grid_ts") {
             true => recorded.f32s("second_per_grid_ts", 1)?.1,
             false => vec![1.0; films.len()],
         };
-        ensure!(seconds.len() == films.len(), "{} films and {} times of a step", films.len(), seconds.len());
+        ensure!(
+            seconds.len() == films.len(),
+            "`second_per_grid_ts` in `{}`: found {} times of a step, expected {}, one for each film",
+            recorded.path().display(),
+            seconds.len(),
+            films.len()
+        );
         for (pixels, seconds_per_step) in films.into_iter().zip(seconds) {
             found.extend(info.visuals(pixels, VisualKind::Film { seconds_per_step })?);
         }
@@ -127,20 +136,41 @@ fn visuals(info: &VisionInfo, recorded: &Recorded) -> anyhow::Result<Vec<Visual>
 }
 
 /// Patches of several images one after the other, taken apart by their grids.
-fn apart(recorded: &Recorded, values: &str, grids: &str) -> anyhow::Result<Vec<Pixels>> {
+fn apart(info: &VisionInfo, recorded: &Recorded, values: &str, grids: &str) -> anyhow::Result<Vec<Pixels>> {
+    const HINT: &str = "hint: a grid is (time steps, rows, columns), counted in patches; take both tensors from one call of the \
+                        model's own processor";
+    let (path, each) = (recorded.path().display(), info.plan.patch.values());
     let (shape, pixels) = recorded.f32s(values, 2)?;
-    let (patches, width) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
-    let grids = recorded.numbers(grids, 2)?;
-    let (mut found, mut first) = (Vec::new(), 0);
-    for grid in grids.chunks_exact(3) {
-        let grid = Grid { steps: grid[0], rows: grid[1], cols: grid[2] };
-        let end = grid.patches().map_or(usize::MAX, |count| count.saturating_add(first));
-        let Some(own) = pixels.get(first.saturating_mul(width)..end.saturating_mul(width)) else {
-            bail!("`{values}` has {patches} patches, fewer than its grids ask for");
+    ensure!(
+        shape[1] == each,
+        "`{values}` in `{path}`: found patches of {} values, expected {each}, as this model's tower takes\n{HINT}",
+        shape[1]
+    );
+    let (of_grids, numbers) = recorded.numbers(grids, 2)?;
+    ensure!(of_grids[1] == 3, "`{grids}` in `{path}`: found the shape {of_grids:?}, expected (images, 3)\n{HINT}");
+    let wanted: Vec<Grid> =
+        numbers.chunks_exact(3).map(|grid| Grid { steps: grid[0], rows: grid[1], cols: grid[2] }).collect();
+    let sum = wanted.iter().try_fold(0usize, |sum, grid| sum.checked_add(grid.patches()?));
+    if sum != Some(shape[0]) {
+        let grid = |grid: &Grid| match grid.patches() {
+            Some(patches) => format!("{patches} of ({}, {}, {})", grid.steps, grid.rows, grid.cols),
+            None => format!("too many of ({}, {}, {})", grid.steps, grid.rows, grid.cols),
         };
-        found.push(Pixels { values: own.to_vec(), grid });
-        first = end;
+        let shown = wanted.iter().take(GRIDS_SHOWN).map(grid).collect::<Vec<_>>().join(", ");
+        let dots = if wanted.len() > GRIDS_SHOWN { ", ..." } else { "" };
+        let expected = sum.map_or("no image's number".to_owned(), |sum| sum.to_string());
+        bail!(
+            "`{values}` in `{path}`: found {} patches, expected {expected} by `{grids}`: {shown}{dots}\n{HINT}",
+            shape[0]
+        );
     }
-    ensure!(first == patches, "`{values}` has {patches} patches and its grids ask for {first}");
+    let (mut found, mut rest) = (Vec::new(), pixels.as_slice());
+    for grid in wanted {
+        let own;
+        (own, rest) = rest.split_at(grid.patches().unwrap_or(0) * each);
+        let pixels = Pixels { values: own.to_vec(), grid };
+        pixels.check(&info.plan).map_err(|error| anyhow!("`{path}`: {error}\n{HINT}"))?;
+        found.push(pixels);
+    }
     Ok(found)
 }

@@ -42,12 +42,13 @@ impl Recorded {
         &self.path
     }
 
-    /// Numbers of 0 or more, stored as i64 with this many axes.
-    pub(crate) fn numbers(&self, name: &str, axes: usize) -> anyhow::Result<Vec<usize>> {
-        let (_, bytes) = self.bytes(name, DType::I64, axes)?;
+    /// Numbers of 0 or more, stored as i64 with this many axes: their shape and the numbers.
+    pub(crate) fn numbers(&self, name: &str, axes: usize) -> anyhow::Result<(Vec<usize>, Vec<usize>)> {
+        let (shape, bytes) = self.bytes(name, DType::I64, axes)?;
         let number = |chunk: &[u8; 8]| usize::try_from(i64::from_le_bytes(*chunk)).ok();
         let numbers: Option<Vec<usize>> = bytes.as_chunks().0.iter().map(number).collect();
-        numbers.with_context(|| format!("tensor `{name}` in `{}`: expected numbers of 0 or more", self.path.display()))
+        let expected = || format!("tensor `{name}` in `{}`: expected numbers of 0 or more", self.path.display());
+        Ok((shape, numbers.with_context(expected)?))
     }
 
     /// A list of token ids, stored as i64.

@@ -95,7 +95,7 @@ impl WritingArgs {
             return terminal::print_json(&json!({
                 "model": written.model, "tower": written.tower, "type": kind.name(), "read_bytes": written.bytes.0,
                 "written_bytes": written.bytes.1, "tensors": types, "seconds": seconds,
-                "proof": written.proof.as_ref().map(Proof::to_json), "without_block": written.without_block,
+                "proof": written.proof.as_ref().map(Proof::to_json), "without_block": written.without_block.is_some(),
             }));
         }
         let types: Vec<String> = written.types.iter().map(|(dtype, tensors, _)| format!("{tensors} {dtype}")).collect();
@@ -106,10 +106,8 @@ impl WritingArgs {
             bytes_in_words(written.bytes.1),
             types.join(", "),
         ));
-        if written.without_block {
-            terminal::note(
-                "note: the model's block that guesses tokens (MTP) is left out: other programs would take it for a layer",
-            );
+        if let Some(why) = &written.without_block {
+            terminal::note(&format!("note: the model's block that guesses tokens (MTP) is left out: {why}"));
         }
         if let Some(proof) = &written.proof {
             terminal::note(&format!("proof {}", proof.in_words()));

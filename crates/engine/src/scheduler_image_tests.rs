@@ -205,5 +205,9 @@ fn placeholders_become_as_many_as_their_visuals_need() {
     assert!(vision.expand(&ids[..4], visuals()).is_err(), "an image too many");
     assert!(vision.expand(&ids, vec![image(1, 1, 1), film(1)]).is_err(), "an image too few");
     assert!(vision.place(&expanded[..10], visuals()).is_err(), "a vector without a place");
+    let swapped = vec![image(2, 2, 2), film(3), image(1, 1, 2)];
+    let message = vision.place(&expanded, swapped).unwrap_err().to_string();
+    let told = "9 placeholder tokens of images, expected 9 in runs of 4, 3, 2, found runs of 3, 2, 4\nhint: ";
+    assert!(message.contains(told), "{message}");
     assert!(vision.place(&[expanded.clone(), vec![IMAGE]].concat(), visuals()).is_err(), "a place without a vector");
 }

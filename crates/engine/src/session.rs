@@ -66,6 +66,8 @@ pub struct Session {
     processor: Option<Processor>,
     /// Made when the first answer is held to a form.
     grammars: OnceLock<GrammarFactory>,
+    /// What was found of the model's block for guesses, where it is not used.
+    block_gap: Option<String>,
 }
 
 /// What a session runs.
@@ -183,12 +185,10 @@ impl Session {
         memory::check_weights(files.size_bytes() + tower_bytes, memory::available_memory_bytes())?;
         let text = text_of(files)?;
         let processor = tower.map(|mmproj| image_processor(files, mmproj)).transpose()?;
-        if options.speculate == Speculate::Mtp {
-            let Plan { mtp, architecture, .. } = arch::plan(files)?;
-            if mtp.is_none() {
-                return Err(ModelError::NoMtp { path: files.path().to_owned(), architecture }.into());
-            }
-        }
+        let block_gap = match options.speculate.asks_block() {
+            true => block_gap(files, options.speculate)?,
+            false => None,
+        };
         let compute = Compute::new(options.threads, options.isa);
         let model = match options.speculate.asks_block() {
             true => Model::load_guessing(files, &compute, progress)?,
@@ -232,7 +232,12 @@ impl Session {
         let scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);
         let engine = Engine::start(scheduler, options.max_waiting)?;
         let origin = files.path().display().to_string();
-        Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars: OnceLock::new() })
+        Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars: OnceLock::new(), block_gap })
+    }
+
+    /// What was found of a block that guesses tokens which would be asked if it were whole, in words.
+    pub fn block_gap(&self) -> Option<&str> {
+        self.block_gap.as_deref()
     }
 
     /// What visuals prompts may have; none where absent.
@@ -449,6 +454,20 @@ impl Session {
         };
         Ok(factory.compile(form)?)
     }
+}
+
+/// What the files hold of a block that guesses tokens, where it is not whole.
+///
+/// # Errors
+/// When nothing else is to guess.
+fn block_gap(files: &ModelFiles, speculate: Speculate) -> Result<Option<String>, Error> {
+    let plan = arch::plan(files)?;
+    let gap = arch::mtp_gap(files, &plan);
+    if speculate == Speculate::Mtp && plan.mtp.is_none() {
+        let (path, found) = (files.path().to_owned(), gap.unwrap_or_else(|| "none".to_owned()));
+        return Err(ModelError::NoMtp { path, found, architecture: plan.architecture }.into());
+    }
+    Ok(gap)
 }
 
 /// The tower that lets `model` see.

@@ -163,11 +163,10 @@ impl VisionInfo {
     /// Says where each visual begins in `ids`, which have a placeholder for each vector already.
     ///
     /// # Errors
-    /// When there are more or fewer placeholders than the visuals have vectors.
+    /// When there are more or fewer placeholders than the visuals have vectors, or they stand in other runs.
     pub fn place(&self, ids: &[TokenId], visuals: Vec<Visual>) -> Result<Vec<Placed>, Error> {
-        let found = ids.iter().filter(|id| self.is_placeholder(**id)).count();
-        let wanted: usize = visuals.iter().map(|v| self.tokens(v)).sum();
-        let error = || Error::Placeholders { found, expected: format!("{wanted}, in a row for each image") };
+        let wanted: Vec<usize> = visuals.iter().map(|v| self.tokens(v)).collect();
+        let error = || self.misplaced(ids, &wanted);
         let mut left = self.queues(visuals);
         let (mut at, mut placed) = (0, Vec::new());
         while let Some(start) = (at..ids.len()).find(|&i| self.is_placeholder(ids[i])) {
@@ -179,6 +178,21 @@ impl VisionInfo {
             placed.push(Placed { visual, start });
         }
         if left.iter().any(|queue| !queue.is_empty()) { Err(error()) } else { Ok(placed) }
+    }
+
+    /// The refusal of `ids` whose placeholders do not stand in runs of these lengths.
+    fn misplaced(&self, ids: &[TokenId], wanted: &[usize]) -> Error {
+        let runs = ids.chunk_by(|a, b| a == b).filter(|run| self.is_placeholder(run[0]));
+        let found: Vec<usize> = runs.map(<[_]>::len).collect();
+        let expected = format!(
+            "{} in runs of {}, found runs of {}\n\
+             hint: each image has one run, as long as its grid is large, and they come in the order of the images; \
+             take prompt, patches and grids from one call of the processor",
+            wanted.iter().sum::<usize>(),
+            told(wanted),
+            told(&found)
+        );
+        Error::Placeholders { found: found.iter().sum(), expected }
     }
 
     /// Images and films apart, in their order.
@@ -220,6 +234,17 @@ impl VisionInfo {
             (VisualKind::Film { seconds_per_step }, Some(per_second)) => per_second * seconds_per_step,
             _ => 1.0,
         }
+    }
+}
+
+/// The first of some numbers, in words.
+fn told(numbers: &[usize]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = numbers.iter().take(SHOWN).map(usize::to_string).collect();
+    match (numbers.len(), shown.join(", ")) {
+        (0, _) => "none".to_owned(),
+        (..=SHOWN, shown) => shown,
+        (count, shown) => format!("{shown}, ... ({count} in all)"),
     }
 }
 

@@ -51,9 +51,9 @@ pub enum Error {
         expected: String,
     },
 
-    /// A tensor that the plan names is not in the file.
+    /// Tensors that the plan names are not in the file.
     #[error(
-        "{path}: tensor `{name}` {shape:?} is missing; the file is incomplete or of another architecture than its {architecture}",
+        "{path}, read as {architecture}: tensor `{name}` {shape:?} is missing{beside}",
         path = path.display()
     )]
     TensorMissing {
@@ -65,10 +65,16 @@ pub enum Error {
         shape: Vec<usize>,
         /// What the file says it is.
         architecture: &'static str,
+        /// How many others are missing, what is there instead, and what to do: the end of the sentence.
+        beside: Box<str>,
     },
 
     /// A tensor of another shape than the plan's.
-    #[error("{path}: tensor `{name}`: expected {expected:?}, found {found:?}", path = path.display())]
+    #[error(
+        "{path}: tensor `{name}`: expected {expected:?}, found {found:?}\n\
+         hint: the weights are not those that the configuration describes; take both from one place",
+        path = path.display()
+    )]
     TensorShape {
         /// The file or folder.
         path: PathBuf,
@@ -95,8 +101,9 @@ pub enum Error {
 
     /// Tensors that the plan does not name.
     #[error(
-        "{path}: {count} tensors belong to no part of a {architecture} model, the first is `{first}`; \
-         running without them would give wrong answers",
+        "{path}: {count} tensors belong to no part of a {architecture} model, the first is `{first}`{looks}; \
+         running without them would give wrong answers\n\
+         hint: the weights are not those that the configuration describes, or somebody has added to them; take both from one place",
         path = path.display()
     )]
     TensorsUnused {
@@ -108,6 +115,8 @@ pub enum Error {
         first: String,
         /// What the file says it is.
         architecture: &'static str,
+        /// Which models have such tensors, in the middle of the sentence.
+        looks: String,
     },
 
     /// An image for a model that takes none.
@@ -134,13 +143,15 @@ pub enum Error {
 
     /// Guesses by a block that the model does not have.
     #[error(
-        "{path}: expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found none in this \
-         {architecture} model; leave --speculate to its default, or take a file that was made with the block",
+        "{path}: expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found {found} in this \
+         {architecture} model; leave --speculate to its default, or take a file that was made with the whole block",
         path = path.display()
     )]
     NoMtp {
         /// The file or folder.
         path: PathBuf,
+        /// What is there of it.
+        found: String,
         /// What the file says it is.
         architecture: &'static str,
     },

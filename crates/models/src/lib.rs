@@ -13,6 +13,7 @@ mod forward;
 mod grad;
 mod guess;
 mod load;
+mod missing;
 mod names;
 mod plan;
 mod rope;

@@ -168,6 +168,14 @@ impl Naming {
         Naming::HuggingFace { body, head }
     }
 
+    /// This world's of a tensor's two names, without what leads to it; empty where it has none.
+    pub(crate) fn own(self, (hugging_face, gguf): Pair) -> &'static str {
+        match self {
+            Naming::HuggingFace { .. } => hugging_face,
+            Naming::Gguf => gguf,
+        }
+    }
+
     /// The name of a tensor outside the layers.
     pub(crate) fn outer(self, pair: Pair) -> String {
         match self {

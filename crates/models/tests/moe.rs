@@ -5,7 +5,7 @@ mod moe_run;
 
 use moe_run::{
     Tensor, assert_any_cut, assert_batch_as_alone, assert_hostile_numbers, assert_parity, assert_quantised,
-    assert_same_bits, checkpoint, compute, expected, fixture, logits, tensors, try_load,
+    assert_same_bits, checkpoint, compute, expected, fixture, gguf, logits, tensors, try_load,
 };
 use qwenkit_formats::ModelFiles;
 use qwenkit_models::{Ffn, LayerPlan, Mixer, Model, arch};
@@ -141,6 +141,44 @@ fn packed_experts_are_the_same_experts() {
 #[test]
 fn quantised_experts_stay_near_and_keep_their_bits_in_any_cut() {
     assert_quantised("qwen3-moe", |name| name.ends_with("_exps.weight"));
+}
+
+#[test]
+fn biases_that_a_file_goes_without_are_zeros() {
+    let (name, compute) = ("qwen2-moe", compute());
+    let ids = expected(name).input_ids;
+    let is_bias = |t: &Tensor| t.name.ends_with(".bias");
+    for form in ["", "model.gguf"] {
+        let write = |all: &[Tensor], qkv_bias: Option<bool>| match form {
+            "" => {
+                let folder = checkpoint(name, |config| config["qkv_bias"] = json!(qkv_bias), all);
+                let path = folder.path().to_owned();
+                (folder, path)
+            }
+            _ => gguf(name, |_| {}, all),
+        };
+        let load = |all: &[Tensor], qkv_bias| try_load(&write(all, qkv_bias).1, &compute);
+        let refusal = |all: &[Tensor], qkv_bias| load(all, qkv_bias).map(|_: Model| ()).unwrap_err().to_string();
+        let mut all = tensors(&fixture(name).join(form));
+        all.iter_mut().filter(|t| is_bias(t)).for_each(|t| t.bytes.fill(0));
+        let zeros = load(&all, Some(true)).unwrap();
+        let without: Vec<Tensor> = all.iter().filter(|t| !is_bias(t)).cloned().collect();
+        assert_eq!(all.len() - without.len(), 3 * 4, "queries, keys and values of four layers");
+        let model = load(&without, Some(false)).unwrap();
+        let of = |model: &Model| logits(model, &compute, &ids, &[]);
+        assert_same_bits(&of(&model), &of(&zeros), "zeros and nothing");
+        // A layer that lacks one among others that have them is not whole.
+        let first = all.iter().position(is_bias).unwrap();
+        let named = format!("`{}`", all.remove(first).name);
+        let message = refusal(&all, Some(true));
+        assert!(message.contains(&named) && message.contains("is missing"), "{message}");
+        if form.is_empty() {
+            let message = refusal(&all, Some(false));
+            assert!(message.contains("11 tensors belong to no part of a qwen2_moe model"), "{message}");
+            let message = refusal(&without, None);
+            assert!(message.contains("is missing, and so are 11 others"), "{message}");
+        }
+    }
 }
 
 /// Why a checkpoint with a changed config.json is refused.

@@ -143,6 +143,18 @@ fn a_tensor_that_is_missing_is_named() {
                 name = name.replace("attn_q.weight", "attn_qkv.weight");
             }
             let named = format!("`{name}`");
+            // Nothing else of a whole text model is missing, and nothing else is there.
+            if matches!(whole.form, Form::Checkpoint | Form::Gguf) && !name.contains(".shard_") {
+                let alone = match name.as_str() {
+                    "lm_head.weight" => "is missing; the nearest is the embedding",
+                    // One tensor in place of two.
+                    _ if name != whole.tensors[i].name && !name.contains("ngram") => "is missing, and so is 1 other",
+                    // Where the text model is in a checkpoint, and how wide a vocabulary is, is told by it.
+                    _ if name.ends_with("embed_tokens.weight") || name.starts_with("token_embd") => "is missing",
+                    _ => "is missing; what is there belongs to the model",
+                };
+                problems.extend(whole.problem(&compute, &tensors, &[alone]));
+            }
             // Parts of a table are counted until one is missing; what is there has too few rows then.
             let parts = if name.contains(".shard_") {
                 ["ngram_embedding.weight", "expected"]

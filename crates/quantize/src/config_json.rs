@@ -103,6 +103,9 @@ fn attention(plan: &Plan) -> Keys {
         if a.qk_norm {
             keys.push(("attention_bias", json!(false)));
         }
+        if plan.architecture == "qwen2_moe" {
+            keys.push(("qkv_bias", json!(a.qkv_bias)));
+        }
     }
     if is_hybrid || !windows.is_empty() {
         keys.push(("layer_types", json!(kinds)));

@@ -48,9 +48,8 @@ pub struct Converted {
     pub types: Vec<(DType, usize, u64)>,
     /// What the proof found.
     pub proof: Option<Proof>,
-    /// Whether the model has a block that guesses tokens (MTP) which other programs would take for a layer there, so that it was
-    /// left out.
-    pub without_block: bool,
+    /// Why the model's block that guesses tokens (MTP) was left out, where it has one or parts of one.
+    pub without_block: Option<String>,
 }
 
 /// A step's beginning: what it is called, and what the model answered before it.
@@ -112,7 +111,7 @@ impl Step<'_> {
             proof.set(&mut meta);
             replace_metadata(unproved.path(), &meta)?;
         }
-        let mut converted = self.converted(&plan, specs, &types, proof);
+        let mut converted = self.converted((start.files, &plan), specs, &types, proof);
         let mut written = vec![unproved];
         if let (ModelFiles::Checkpoint(checkpoint), Some(tower)) = (files, tower_plan(files, &plan)?) {
             let twins = Twins::of_tower(checkpoint, &tower)?;
@@ -153,7 +152,7 @@ impl Step<'_> {
         folder::companions(start.files, dtype, unproved.path())?;
         folder::weights(tensors, &types, self.threads, unproved.path(), progress)?;
         let proof = self.prove(&start, tensors, unproved.path())?;
-        let converted = self.converted(&arch::plan(start.files)?, tensors.specs(), &types, proof);
+        let converted = self.converted((start.files, &arch::plan(start.files)?), tensors.specs(), &types, proof);
         let record = unproved.path().join(record::IN_FOLDER);
         let files = record::files_of(unproved.path())?;
         let record = self.record(&start, converted.proof.as_ref(), &record, &files)?;
@@ -226,7 +225,13 @@ impl Step<'_> {
         meta
     }
 
-    fn converted(&self, plan: &Plan, specs: &[Spec], types: &[DType], proof: Option<Proof>) -> Converted {
+    fn converted(
+        &self,
+        (files, plan): (&ModelFiles, &Plan),
+        specs: &[Spec],
+        types: &[DType],
+        proof: Option<Proof>,
+    ) -> Converted {
         let size = |spec: &Spec, dtype: DType| dtype.tensor_bytes(&spec.shape).unwrap_or(0) as u64;
         let mut counts: Vec<(DType, usize, u64)> = Vec::new();
         for (spec, &dtype) in specs.iter().zip(types) {
@@ -239,7 +244,11 @@ impl Step<'_> {
         let read = specs.iter().map(|spec| size(spec, spec.dtype)).sum();
         let written = counts.iter().map(|(_, _, bytes)| bytes).sum();
         let of_block = |spec: &Spec| spec.name.starts_with("mtp.") || spec.name.contains(".nextn.");
-        let without_block = plan.mtp.is_some() && !specs.iter().any(of_block);
+        let without_block = match plan.mtp {
+            _ if specs.iter().any(of_block) => None,
+            Some(_) => Some("other programs would take it for a layer".to_owned()),
+            None => arch::mtp_gap(files, plan).map(|found| format!("found {found}")),
+        };
         let (model, bytes) = (self.out.to_path_buf(), (read, written));
         Converted { model, tower: None, bytes, types: counts, proof, without_block }
     }

@@ -16,6 +16,7 @@ use crate::{
     Config, Job, Keys, Limits,
     audit::AuditLog,
     error::ApiError,
+    fine_tuning::Tuned,
     metrics::Responses,
     models::{ModelSource, Models, ServedModel},
     store::Store,
@@ -49,6 +50,8 @@ pub(crate) struct App {
     pub(crate) job_order: Mutex<()>,
     /// The id of the job that runs.
     running_job: Mutex<Option<String>>,
+    /// What jobs have done since the start.
+    pub(crate) tuned: Tuned,
     /// Responses that run with nobody waiting, by id.
     background: Mutex<HashMap<String, AbortHandle>>,
     requests: AtomicU64,
@@ -77,6 +80,7 @@ impl App {
             job_work: Notify::new(),
             job_order: Mutex::new(()),
             running_job: Mutex::new(None),
+            tuned: Tuned::default(),
             background: Mutex::new(HashMap::new()),
             requests: AtomicU64::new(0),
             secret: RandomState::new(),

@@ -5,8 +5,10 @@
 
 mod record;
 mod request;
+mod standing;
 mod worker;
 
+pub(crate) use standing::{Standing, Tuned, standing};
 pub(crate) use worker::work;
 
 use std::{
@@ -45,7 +47,7 @@ impl App {
     ///
     /// # Errors
     /// When this server has none, or keeps nothing.
-    fn tuning(&self) -> Result<(&Arc<dyn Job>, PathBuf), ApiError> {
+    pub(crate) fn tuning(&self) -> Result<(&Arc<dyn Job>, PathBuf), ApiError> {
         let missing = |message: &str| {
             let error = ApiError::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", message);
             Err(error.with_code("unsupported"))

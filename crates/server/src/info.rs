@@ -14,7 +14,9 @@ use crate::{
     app::App,
     chat::FINGERPRINT,
     error::ApiError,
+    fine_tuning::standing,
     models::{ServedModel, Slot},
+    text::blocking,
 };
 
 /// Whether the process answers.
@@ -82,8 +84,10 @@ pub(crate) fn adapter(app: &App, slot: &Slot, name: &str) -> Value {
     object
 }
 
-/// What is served and how.
-pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
+/// What is served and how, and how fine-tuning stands.
+pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let kept_app = Arc::clone(&app);
+    let tuning = blocking(move || Ok(standing(&kept_app)?.to_json(kept_app.tuning().is_ok()))).await?;
     let model = |m: &Arc<ServedModel>| {
         let info = m.session.info();
         json!({
@@ -99,12 +103,13 @@ pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
             "isa": info.isa.name(),
         })
     };
-    Json(json!({
+    Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "fingerprint": FINGERPRINT,
         "uptime_s": app.started.elapsed().as_secs(),
         "models": app.models.loaded().iter().map(model).collect::<Vec<_>>(),
-    }))
+        "fine_tuning": tuning,
+    })))
 }
 
 /// How busy each model is.

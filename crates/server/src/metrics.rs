@@ -17,7 +17,12 @@ use axum::{
 };
 use qwenkit_engine::{Load, Summary};
 
-use crate::app::App;
+use crate::{
+    app::App,
+    error::ApiError,
+    fine_tuning::{Standing, standing},
+    text::blocking,
+};
 
 /// Upper ends of the classes of times, in seconds.
 const CLASSES_S: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0];
@@ -85,7 +90,7 @@ impl Responses {
 }
 
 /// The handler.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let mut out = String::new();
     head(&mut out, "qwenkit_http_responses_total", "counter", "Responses by path and status.");
     for ((path, status), count) in &*app.responses.0.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -97,12 +102,36 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     }
     head(&mut out, "qwenkit_uptime_seconds", "gauge", "Seconds since the start.");
     line(&mut out, "qwenkit_uptime_seconds", app.started.elapsed().as_secs_f64());
+    let kept_app = Arc::clone(&app);
+    tuning(&blocking(move || standing(&kept_app)).await?, &mut out);
     for prefix in ["qwenkit_", "vllm:"] {
         gauges(&app, prefix, &mut out);
         counters(&app, prefix, &mut out);
         times(&app, prefix, &mut out);
     }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], out).into_response()
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], out).into_response())
+}
+
+/// Fine-tuning, which no other server has names for.
+fn tuning(standing: &Standing, out: &mut String) {
+    let name = "qwenkit_fine_tuning_jobs";
+    head(out, name, "gauge", "Fine-tuning jobs that the server keeps, by state.");
+    for (state, count) in &standing.jobs {
+        line(out, &format!("{name}{{status=\"{state}\"}}"), *count as f64);
+    }
+    let mut one = |name: &str, kind: &str, help: &str, value: Option<f64>| {
+        let name = format!("qwenkit_fine_tuning_{name}");
+        head(out, &name, kind, help);
+        value.into_iter().for_each(|value| line(out, &name, value));
+    };
+    one("steps_total", "counter", "Steps of fine-tuning since the start.", Some(standing.steps as f64));
+    one("trained_tokens_total", "counter", "Tokens learnt from since the start.", Some(standing.tokens as f64));
+    // Absent where no job is under way.
+    let running = standing.running.as_ref();
+    one("running_step", "gauge", "Steps done of the job under way.", running.map(|job| job.step as f64));
+    one("running_steps", "gauge", "Steps in all of the job under way.", running.map(|job| job.steps as f64));
+    let speed = running.and_then(|job| job.tokens_per_s);
+    one("running_tokens_per_second", "gauge", "Tokens that the job under way learns from in a second.", speed);
 }
 
 fn gauges(app: &App, prefix: &str, out: &mut String) {

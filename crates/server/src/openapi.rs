@@ -12,7 +12,7 @@ const PATHS: [(&str, &str, &str); 57] = [
     ("get", "/health", "Whether the process answers"),
     ("get", "/ready", "Whether requests are taken"),
     ("get", "/version", "The program's version"),
-    ("get", "/server_info", "What is served and how"),
+    ("get", "/server_info", "What is served and how, and how fine-tuning stands"),
     ("get", "/metrics", "Load and work in Prometheus' format"),
     ("get", "/openapi.json", "This document"),
     ("get", "/v1/loads", "How busy each model is"),

@@ -1,5 +1,8 @@
 //! `run`, `logits` and `bench` over the tiny checkpoints, held against what transformers computed for them.
 
+#[path = "../../../../fixtures/guessing_block.rs"]
+mod guessing_block;
+
 use std::path::Path;
 
 use crate::program::{Place, fixture, list, parity_models};
@@ -185,6 +188,31 @@ fn guesses_change_no_token() {
     assert!(drafted > 0 && accepted <= drafted, "{figures}");
     let refusal = "expected a block that guesses tokens";
     place.run(&["run", "--model", &fixture("parity/qwen3.5"), "--speculate", "mtp", "hello"]).fails_with(1, &[refusal]);
+}
+
+#[test]
+fn a_block_for_guesses_that_is_not_whole_is_told_once_and_asked_for_in_vain() {
+    let place = Place::new();
+    let (from, to) = (fixture("parity/qwen3.5"), place.path("half"));
+    std::fs::create_dir(&to).expect("a folder");
+    guessing_block::with_block(from.as_ref(), &to, &["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"]);
+    let found = "found one that lacks `mtp.fc.weight`, `mtp.layers.0.mlp.up_proj.weight`";
+    let ask = |model: &str, more: &[&str]| {
+        let args = ["run", "--model", model, "hello", "--raw", "--max-tokens", "4", "--temperature", "0", "--json"];
+        place.run(&[&args[..], more].concat())
+    };
+    let told = ask("./half", &[]).exits(0);
+    let notes = told.err.lines().filter(|line| line.contains("(MTP) is not used")).collect::<Vec<_>>();
+    assert!(notes.len() == 1 && notes[0].starts_with("note: ") && notes[0].contains(found), "{told:?}");
+    assert_eq!(told.json()["ids"], ask(&from, &[]).exits(0).json()["ids"]);
+    for from in ["ngram", "off"] {
+        let silent = ask("./half", &["--speculate", from]).exits(0);
+        assert!(!silent.err.contains("MTP"), "{silent:?}");
+    }
+    ask("./half", &["--speculate", "mtp"])
+        .fails_with(1, &["expected a block that guesses tokens", found, "--speculate"]);
+    let served = place.run(&["serve", "./half", "--check", "--port", "0"]).exits(0);
+    assert!(served.err.contains(found), "{served:?}");
 }
 
 #[test]

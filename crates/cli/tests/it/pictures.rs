@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::program::{Outcome, Place, fixture};
+use crate::recorded::{self, Tensor};
 
 /// `run` with a greedy answer as JSON.
 fn ask(place: &Place, model: &str, images: &[&str], more: &[&str]) -> Outcome {
@@ -138,4 +139,38 @@ fn what_cannot_be_seen_is_said_in_one_message_before_anything_is_loaded() {
     // Larger than the context.
     refused(&vision, &photo, &["--ctx", "64"], &["tokens and the context holds 64"]);
     ask(&place, &vision, &[&photo], &["--fps", "4"]).fails_with(2, &["--fps is for films"]);
+}
+
+#[test]
+fn patches_that_are_not_their_grids_are_refused_with_both() {
+    let (place, folder) = (Place::new(), fixture("parity/qwen3-vl"));
+    let record = recorded::read(format!("{folder}/expected.safetensors").as_ref());
+    let ids = record["input_ids"].ids().iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let logits = |pixels: &Tensor, shape: &[usize], grids: &[i64]| {
+        let bytes = grids.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let grids = Tensor { shape: shape.to_vec(), bytes, ..record["image_grid_thw"].clone() };
+        let tensors = [("pixel_values".to_owned(), pixels.clone()), ("image_grid_thw".to_owned(), grids)];
+        recorded::write(&place.path("pixels.safetensors"), &tensors.into());
+        let args = ["logits", "--model", &folder, "--ids", &ids, "--pixels", "pixels.safetensors", "--out", "out"];
+        place.run(&args)
+    };
+    let pixels = &record["pixel_values"];
+    logits(pixels, &[2, 3], &[1, 8, 6, 1, 4, 10]).exits(0);
+    let processor = "hint: a grid is (time steps, rows, columns), counted in patches";
+    let refused = |pixels: &Tensor, shape: &[usize], grids: &[i64], told: &str, hint: &str| {
+        logits(pixels, shape, grids).fails_with(1, &[told, hint]);
+    };
+    // Swapped, they are as many patches in all.
+    let told = "22 placeholder tokens of images, expected 22 in runs of 10, 12, found runs of 12, 10";
+    refused(pixels, &[2, 3], &[1, 4, 10, 1, 8, 6], told, "hint: each image has one run");
+    let told = "found 88 patches, expected 80 by `image_grid_thw`: 40 of (1, 4, 10), 40 of (1, 4, 10)";
+    refused(pixels, &[2, 3], &[1, 4, 10, 1, 4, 10], told, processor);
+    refused(pixels, &[1, 3], &[1, 8, 6], "found 88 patches, expected 48", processor);
+    refused(pixels, &[1, 3], &[1, 1 << 40, 6], "too many of (1, 1099511627776, 6)", processor);
+    refused(pixels, &[3, 2], &[1, 8, 6, 1, 4, 10], "found the shape [3, 2], expected (images, 3)", processor);
+    let narrow = Tensor { shape: vec![176, 768], ..pixels.clone() };
+    refused(&narrow, &[2, 3], &[1, 8, 6, 1, 4, 10], "found patches of 768 values, expected 1536", processor);
+    // Time last is as many patches too, and no grid of this tower's.
+    let told = "a grid of (8, 6, 1) patches, expected rows and columns in multiples of 2";
+    refused(pixels, &[2, 3], &[8, 6, 1, 1, 4, 10], told, processor);
 }

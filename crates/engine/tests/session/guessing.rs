@@ -1,14 +1,18 @@
 //! Sessions that guess ahead answer as those that do not, to the last log-probability.
 
-use std::{collections::BTreeMap, path::Path};
+#[path = "../../../../fixtures/guessing_block.rs"]
+mod guessing_block;
+
+use std::path::Path;
 
 use qwenkit_engine::{Ask, Hold, Options, Prompt, Sampling, Session, Speculate, TokenLogprobs};
-use qwenkit_formats::{Adapter, ModelFiles, read_safetensors_file, write_safetensors};
-use qwenkit_tensor::{DType, TokenId};
+use qwenkit_formats::{Adapter, ModelFiles};
+use qwenkit_tensor::TokenId;
 use qwenkit_text::Form;
 use serde_json::json;
+use tempfile::TempDir;
 
-use crate::fixture::{checkpoint, copy, greedy, options, read};
+use crate::fixture::{checkpoint, greedy, options, read};
 
 fn open(path: &Path, speculate: Speculate) -> Session {
     let files = ModelFiles::open(path).unwrap();
@@ -83,43 +87,23 @@ fn guesses_under_an_adapter_are_checked_under_it() {
     assert_eq!(found, expected);
 }
 
-/// The checkpoint `name` with a block that guesses: the last layer's weights once more, and some of its own.
-fn with_block(name: &str) -> tempfile::TempDir {
-    let folder = copy(name);
-    let path = folder.path().join("model.safetensors");
-    let file = read_safetensors_file(&path).unwrap();
-    let mut tensors: Vec<(String, DType, Vec<usize>, Vec<u8>)> = Vec::new();
-    for info in file.tensors() {
-        let mut bytes = vec![0; info.len_bytes];
-        file.read(info, 0, &mut bytes).unwrap();
-        if let Some(rest) = info.name.strip_prefix("model.layers.3.") {
-            tensors.push((format!("mtp.layers.0.{rest}"), info.dtype, info.shape.clone(), bytes.clone()));
-        }
-        tensors.push((info.name.clone(), info.dtype, info.shape.clone(), bytes));
-    }
-    let mut add = |name: &str, shape: &[usize]| {
-        let values = (0..shape.iter().product::<usize>()).map(|i| (i as f32 * 0.37).sin() * 0.1);
-        let bytes = values.flat_map(f32::to_le_bytes).collect();
-        tensors.push((format!("mtp.{name}.weight"), DType::F32, shape.to_vec(), bytes));
-    };
-    add("fc", &[64, 128]);
-    ["norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"].into_iter().for_each(|name| add(name, &[64]));
-    drop(file);
-    let views: Vec<_> =
-        tensors.iter().map(|(name, dtype, shape, bytes)| (&**name, *dtype, &**shape, &**bytes)).collect();
-    write_safetensors(&path, &views, &BTreeMap::new()).unwrap();
+/// The checkpoint `name` with a block that guesses, without the parts of it that are `left_out`.
+fn with_block(name: &str, left_out: &[&str]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    guessing_block::with_block(&checkpoint(name), folder.path(), left_out);
     folder
 }
 
 #[test]
 fn guesses_of_the_models_own_block_change_nothing() {
     for name in ["qwen3.5", "qwen3.5-moe", "qwen3-next"] {
-        let folder = with_block(name);
+        let folder = with_block(name, &[]);
         let plain = open(folder.path(), Speculate::Off);
         let expected: Vec<Said> = asks(&plain).into_iter().flat_map(|ask| said(&plain, vec![ask])).collect();
         for speculate in [Speculate::Mtp, Speculate::Auto] {
             let session = open(folder.path(), speculate);
             assert!(session.info().weight_bytes > plain.info().weight_bytes, "{name}: the block is there");
+            assert_eq!(session.block_gap(), None, "{name}");
             assert_eq!(session.info().kv_bytes_per_token, 2 * plain.info().kv_bytes_per_token, "{name}");
             for (ask, expected) in asks(&session).into_iter().zip(&expected) {
                 assert_eq!(said(&session, vec![ask]), std::slice::from_ref(expected), "{name}, {speculate:?}");
@@ -130,8 +114,34 @@ fn guesses_of_the_models_own_block_change_nothing() {
         let without = open(folder.path(), Speculate::Ngram);
         assert_eq!(without.info().weight_bytes, plain.info().weight_bytes, "{name}: nobody asks the block");
     }
-    let files = ModelFiles::open(&checkpoint("qwen3.5")).unwrap();
-    let refused = Session::open(&files, &Options { speculate: Speculate::Mtp, ..options(None) }, &mut |_| {});
-    let message = refused.map(|_| ()).unwrap_err().to_string();
-    assert!(message.contains("expected a block that guesses tokens"), "{message}");
+    let message = mtp_refusal(&checkpoint("qwen3.5"));
+    let told = "expected a block that guesses tokens (mtp.* in checkpoints, blk.N.nextn.* in GGUF), found none in this qwen3_5";
+    assert!(message.contains(told), "{message}");
+}
+
+/// Why the model at `path` cannot guess with its own block.
+fn mtp_refusal(path: &Path) -> String {
+    let options = Options { speculate: Speculate::Mtp, ..options(None) };
+    Session::open(&ModelFiles::open(path).unwrap(), &options, &mut |_| {}).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_block_that_is_not_whole_is_left_out_and_told() {
+    for (left_out, told) in [
+        (&["mtp.layers.0.self_attn.k_proj.weight"][..], "one that lacks `mtp.layers.0.self_attn.k_proj.weight`"),
+        (
+            &["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"],
+            "lacks `mtp.fc.weight`, `mtp.layers.0.mlp.up_proj.weight`",
+        ),
+    ] {
+        let folder = with_block("qwen3.5", left_out);
+        let [plain, session] = [Speculate::Off, Speculate::Auto].map(|speculate| open(folder.path(), speculate));
+        assert_eq!(plain.block_gap(), None, "nobody asks the block");
+        assert!(session.block_gap().is_some_and(|gap| gap.contains(told)), "{:?}", session.block_gap());
+        assert_eq!(session.info().weight_bytes, plain.info().weight_bytes);
+        assert_eq!(said(&session, asks(&session)), said(&plain, asks(&plain)));
+        let message = mtp_refusal(folder.path());
+        assert!(message.contains(told) && message.contains("made with the whole block"), "{message}");
+    }
+    assert_eq!(open(&checkpoint("qwen3.5"), Speculate::Auto).block_gap(), None, "a model without any part of one");
 }

@@ -17,6 +17,8 @@ use super::{
 };
 use crate::{
     error::Error,
+    missing::Place,
+    names,
     plan::{AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, NormWeights, Plan, RopePlan, RopeSections, Yarn},
 };
 
@@ -48,6 +50,8 @@ pub(super) struct Hyper {
     rope: RopePlan,
     /// `attention_bias`, where the file says.
     pub(super) attention_bias: Option<bool>,
+    /// `qkv_bias`, where the file says; a GGUF file says by having such tensors or none.
+    pub(super) qkv_bias: Option<bool>,
     kinds: Vec<LayerKind>,
     pub(super) experts: ExpertNumbers,
     pub(super) linear: LinearNumbers,
@@ -109,6 +113,7 @@ impl Hyper {
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
             rope: rotary::of_gguf(gguf, &key, head_dim, context, architecture.interleaved)?,
             attention_bias: None,
+            qkv_bias: Some(has_qkv_bias(gguf)),
             kinds: layer_kinds::of_gguf(gguf, &key, layers, architecture.is_hybrid)?,
             experts: ExpertNumbers::of_gguf(gguf, &key)?,
             linear: LinearNumbers::of_gguf(gguf, &key, architecture.is_indexed)?,
@@ -153,6 +158,7 @@ impl Hyper {
             tie_word_embeddings: tied.unwrap_or(false),
             rope: rotary::of_config(config, head_dim, context, rotated_share)?,
             attention_bias: config.bool("attention_bias")?,
+            qkv_bias: config.bool("qkv_bias")?,
             kinds: layer_kinds::of_config(config, layers, architecture.is_hybrid, architecture.is_indexed)?,
             experts: ExpertNumbers::of_config(config)?,
             linear: LinearNumbers::of_config(config, architecture.is_indexed)?,
@@ -354,17 +360,21 @@ fn layer_count(path: &Path, key: &str, found: usize) -> Result<usize, Error> {
     }
 }
 
+/// Whether any layer has a bias on queries, keys or values. A layer without one among others with it is not whole.
+fn has_qkv_bias(gguf: &Gguf) -> bool {
+    let biases = [names::Q_BIAS, names::K_BIAS, names::V_BIAS].map(|pair| pair.1);
+    gguf.tensors().iter().any(|tensor| biases.iter().any(|bias| tensor.name.ends_with(bias)))
+}
+
 fn embedding_rows(gguf: &Gguf, architecture: &'static str, hidden_size: usize) -> Result<usize, Error> {
     let name = "token_embd.weight";
     match gguf.tensor(name).map(|t| t.shape.as_slice()) {
         Some([rows, ..]) => Ok(*rows),
         // The rows are what is not known; a whole model has at least one.
-        _ => Err(Error::TensorMissing {
-            path: gguf.path().to_owned(),
-            name: name.to_owned(),
-            shape: vec![1, hidden_size],
-            architecture,
-        }),
+        _ => {
+            let place = Place { path: gguf.path(), architecture, tensors: gguf.tensors(), plan: None };
+            Err(place.missing(name.to_owned(), vec![1, hidden_size]))
+        }
     }
 }
 

@@ -25,7 +25,8 @@ use qwenkit_formats::{Gguf, ModelFiles};
 
 use crate::{
     error::Error,
-    names::{JUDGE, MTP_OUTER, MTP_OWN, Naming, Pair},
+    missing,
+    names::{JUDGE, MTP_OWN, Naming},
     plan::{LayerPlan, Mixer, Plan},
 };
 use hyper::Hyper;
@@ -145,7 +146,7 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     let mut plan = (architecture.plan)(&hyper)?;
     plan.sight = sight::read(architecture, files, &plan)?;
     (plan.headless, plan.judges) = missing_head(architecture, files)?;
-    plan.mtp = mtp_layer(architecture, files, &plan);
+    plan.mtp = mtp_layer(architecture, &plan).filter(|layer| mtp_fault(files, &plan, layer).is_none());
     plan.has_parts_beside = architecture.is_hybrid || !architecture.towers.is_empty();
     check_blocks(files, &plan)?;
     Ok(plan)
@@ -176,19 +177,45 @@ fn check_blocks(files: &ModelFiles, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// The block that guesses the token after the next: attention as in the other layers that have it, and the last layer's
-/// feed-forward block. Configs of some generations do not speak of it, so its tensors tell.
-fn mtp_layer(architecture: &Architecture, files: &ModelFiles, plan: &Plan) -> Option<LayerPlan> {
-    let naming = Naming::of_files(files);
-    let has = |pair: &Pair| files.tensor(&naming.mtp(plan.layers.len(), *pair)).is_some();
-    // One with an embedding or a head of its own would guess from the wrong ones.
-    let known = MTP_OUTER.iter().all(has) && !MTP_OWN.iter().any(has);
-    if !architecture.is_hybrid || architecture.is_indexed || plan.headless || !known {
+/// The block that guesses the token after the next, where an architecture is known to have one: attention as in the other layers that
+/// have it, and the last layer's feed-forward block.
+fn mtp_layer(architecture: &Architecture, plan: &Plan) -> Option<LayerPlan> {
+    if !architecture.is_hybrid || architecture.is_indexed || plan.headless {
         return None;
     }
     let attention = plan.layers.iter().find(|layer| matches!(layer.mixer, Mixer::Attention(_)))?;
     let ffn = plan.layers.last()?.ffn.clone();
     Some(LayerPlan { ngrams: None, mixer: attention.mixer.clone(), ffn })
+}
+
+/// Why the block that guesses the token after the next is not in the plan of `files` although they hold parts of one: what is found,
+/// in words. None where there is no such part, or the block is whole.
+pub fn mtp_gap(files: &ModelFiles, plan: &Plan) -> Option<String> {
+    let architecture = ARCHITECTURES.iter().find(|a| a.model_type == plan.architecture)?;
+    let (naming, layers) = (Naming::of_files(files), plan.layers.len());
+    // Of the block's own parts, and of the layer in it.
+    let starts = match naming {
+        Naming::HuggingFace { .. } => vec![naming.mtp(layers, ("", ""))],
+        Naming::Gguf => plan.spare_blocks().map(|i| naming.inner(i, ("", ""))).collect(),
+    };
+    let is_part = |name: &str| starts.iter().any(|start| name.starts_with(start.as_str()));
+    let part = files.tensors().iter().find(|tensor| is_part(&tensor.name)).filter(|_| !plan.headless)?;
+    match mtp_layer(architecture, plan) {
+        Some(layer) => mtp_fault(files, plan, &layer),
+        None => Some(format!("one that this version does not compute, with `{}`,", part.name)),
+    }
+}
+
+/// What keeps the block `layer` of `files` from being used, in words. Configs of some generations do not speak of it, so its tensors
+/// tell.
+fn mtp_fault(files: &ModelFiles, plan: &Plan, layer: &LayerPlan) -> Option<String> {
+    let naming = Naming::of_files(files);
+    let has = |name: &str| files.tensor(name).is_some();
+    // One with an embedding or a head of its own would guess from the wrong ones.
+    if let Some(own) = MTP_OWN.map(|pair| naming.mtp(plan.layers.len(), pair)).into_iter().find(|name| has(name)) {
+        return Some(format!("one that this version does not compute, with `{own}`,"));
+    }
+    missing::lacking_in_block(plan, naming, layer, &has).map(|lacking| format!("one that lacks {lacking}"))
 }
 
 /// Whether the files hold everything but an output head, and whether they have its rows of yes and no instead.

@@ -70,10 +70,11 @@ impl Model {
         Model::load_as(plan, files, compute, progress, Some(DType::BF16))
     }
 
-    /// As `load`, with the block that guesses the token after the next where the file holds it.
+    /// As `load`, with the block that guesses the token after the next where the file holds it whole; `arch::mtp_gap` says why it is
+    /// left out where the file has parts of one.
     ///
     /// # Errors
-    /// As `load`, and when that block is not whole.
+    /// As `load`, and when a tensor of that block has another shape or type.
     pub fn load_guessing(
         files: &ModelFiles,
         compute: &Compute,

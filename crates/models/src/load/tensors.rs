@@ -9,6 +9,7 @@ use qwenkit_tensor::{DType, HugeArena};
 use super::LoadEvent;
 use crate::{
     error::Error,
+    missing::Place,
     names::{Naming, Pair},
     plan::{NormWeights, Plan},
 };
@@ -28,6 +29,8 @@ pub(super) struct Loader<'a> {
     /// D
     pub(super) width: usize,
     architecture: &'static str,
+    /// The text model that is being loaded.
+    plan: Option<&'a Plan>,
     norms: NormWeights,
     used: HashSet<String>,
     /// What the names of its own tensors begin with; others are not its business.
@@ -41,8 +44,10 @@ pub(super) struct Loader<'a> {
 }
 
 /// What a loader has to know beside the file.
-pub(super) struct Facts {
+pub(super) struct Facts<'a> {
     pub(super) naming: Naming,
+    /// Of a text model.
+    pub(super) plan: Option<&'a Plan>,
     pub(super) architecture: &'static str,
     pub(super) width: usize,
     pub(super) norms: NormWeights,
@@ -53,11 +58,12 @@ impl<'a> Loader<'a> {
     pub(super) fn new(
         files: &'a ModelFiles,
         compute: &'a Compute,
-        plan: &Plan,
+        plan: &'a Plan,
         progress: &'a mut dyn FnMut(LoadEvent),
     ) -> Result<Loader<'a>, Error> {
         let naming = Naming::of_files(files);
-        let facts = Facts { naming, architecture: plan.architecture, width: plan.width, norms: plan.norms, scope: "" };
+        let (architecture, width, norms) = (plan.architecture, plan.width, plan.norms);
+        let facts = Facts { naming, plan: Some(plan), architecture, width, norms, scope: "" };
         Loader::over(files, compute, facts, progress)
     }
 
@@ -65,10 +71,10 @@ impl<'a> Loader<'a> {
     pub(super) fn over(
         files: &'a ModelFiles,
         compute: &'a Compute,
-        facts: Facts,
+        facts: Facts<'a>,
         progress: &'a mut dyn FnMut(LoadEvent),
     ) -> Result<Loader<'a>, Error> {
-        let Facts { naming, architecture, width, norms, scope } = facts;
+        let Facts { naming, plan, architecture, width, norms, scope } = facts;
         let own = || files.tensors().iter().filter(|t| t.name.starts_with(scope));
         let event = LoadEvent { done_bytes: 0, total_bytes: own().map(|t| t.len_bytes as u64).sum() };
         let arena = HugeArena::new(own().map(arena_bytes).sum())?;
@@ -78,6 +84,7 @@ impl<'a> Loader<'a> {
             compute,
             naming,
             architecture,
+            plan,
             width,
             norms,
             used,
@@ -299,13 +306,22 @@ impl<'a> Loader<'a> {
         let path = || self.files.path().to_owned();
         let first = || shapes.first().copied().unwrap_or_default().to_vec();
         let Some(info) = self.files.tensor(&name) else {
-            return Err(Error::TensorMissing { path: path(), name, shape: first(), architecture: self.architecture });
+            return Err(self.place().missing(name, first()));
         };
         if !shapes.contains(&info.shape.as_slice()) {
             return Err(Error::TensorShape { path: path(), name, expected: first(), found: info.shape.clone() });
         }
         self.used.insert(name);
         Ok(info)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            path: self.files.path(),
+            architecture: self.architecture,
+            tensors: self.files.tensors(),
+            plan: self.plan.map(|plan| (plan, Naming::of_files(self.files))),
+        }
     }
 
     pub(super) fn wrong_type(&self, info: &TensorInfo, expected: &'static str) -> Error {
@@ -331,12 +347,7 @@ impl<'a> Loader<'a> {
         let mut unused = self.files.tensors().iter().filter(own).filter(|t| !is_spare(&t.name));
         match unused.next() {
             None => Ok(()),
-            Some(first) => Err(Error::TensorsUnused {
-                path: self.files.path().to_owned(),
-                count: 1 + unused.count(),
-                first: first.name.clone(),
-                architecture: self.architecture,
-            }),
+            Some(first) => Err(self.place().unused(1 + unused.count(), first.name.clone())),
         }
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn load_tower(
     let scope = if is_gguf { "" } else { SCOPES.into_iter().find(is_there).unwrap_or(SCOPES[0]) };
     let facts = Facts {
         naming: Naming::Gguf,
+        plan: None,
         architecture: plan.architecture,
         width: plan.width,
         norms: NormWeights::Plain,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use qwenkit_formats::{Checkpoint, TensorInfo};
 
-use crate::{error::Error, names::Naming, plan::Plan, vision::VisionPlan};
+use crate::{error::Error, missing::Place, names::Naming, plan::Plan, vision::VisionPlan};
 
 /// All tensors of a model under both their names.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -110,7 +110,8 @@ impl Twins {
         let shape = |name: &str| checkpoint.tensor(name).map(|t| t.shape.clone());
         let twins = text::twins(plan, naming, &shape)?;
         let is_spare = |name: &str| naming.is_spare(name, plan.spare_blocks(), plan.has_parts_beside);
-        twins.check(checkpoint, plan.architecture, is_spare)?;
+        let place = place(checkpoint, plan.architecture, Some((plan, naming)));
+        twins.check(checkpoint, place, is_spare)?;
         Ok(twins)
     }
 
@@ -129,7 +130,7 @@ impl Twins {
     pub fn of_tower(checkpoint: &Checkpoint, plan: &VisionPlan) -> Result<Twins, Error> {
         let (twins, scope) = tower::twins(plan, |start| checkpoint.tensors().iter().any(|t| t.name.starts_with(start)));
         let is_spare = |name: &str| !name.starts_with(scope) || name.ends_with("rotary_pos_emb.inv_freq");
-        twins.check(checkpoint, plan.architecture, is_spare)?;
+        twins.check(checkpoint, place(checkpoint, plan.architecture, None), is_spare)?;
         Ok(twins)
     }
 
@@ -165,17 +166,11 @@ impl Twins {
     }
 
     /// Holds the sources against the tensors of a file.
-    fn check(
-        &self,
-        checkpoint: &Checkpoint,
-        architecture: &'static str,
-        is_spare: impl Fn(&str) -> bool,
-    ) -> Result<(), Error> {
+    fn check(&self, checkpoint: &Checkpoint, place: Place<'_>, is_spare: impl Fn(&str) -> bool) -> Result<(), Error> {
         let path = || checkpoint.path().to_owned();
         for Source { name, shape } in &self.sources {
             let Some(info) = checkpoint.tensor(name) else {
-                let (name, shape) = (name.clone(), shape.clone());
-                return Err(Error::TensorMissing { path: path(), name, shape, architecture });
+                return Err(place.missing(name.clone(), shape.clone()));
             };
             if !info.shape.iter().filter(|n| **n != 1).eq(shape.iter().filter(|n| **n != 1)) {
                 let (name, expected, found) = (name.clone(), shape.clone(), info.shape.clone());
@@ -188,14 +183,13 @@ impl Twins {
         let mut unused = checkpoint.tensors().iter().filter(is_unused);
         match unused.next() {
             None => Ok(()),
-            Some(first) => Err(Error::TensorsUnused {
-                path: path(),
-                count: 1 + unused.count(),
-                first: first.name.clone(),
-                architecture,
-            }),
+            Some(first) => Err(place.unused(1 + unused.count(), first.name.clone())),
         }
     }
+}
+
+fn place<'a>(checkpoint: &'a Checkpoint, architecture: &'static str, plan: Option<(&'a Plan, Naming)>) -> Place<'a> {
+    Place { path: checkpoint.path(), architecture, tensors: checkpoint.tensors(), plan }
 }
 
 /// Collects twins; a source has one entry however often it is used.

@@ -7,7 +7,7 @@ use qwenkit_formats::{Config, Gguf};
 use qwenkit_kernels::{Gelu, HEAD_DIM_MAX};
 
 use super::plan::{PatchPlan, VisionFfn, VisionNorm, VisionPlan, Windows};
-use crate::{arch::wrong, error::Error};
+use crate::{arch::wrong, error::Error, missing::Place};
 
 /// No tower is deeper or wider than a fraction of these; beyond them a file is broken or hostile.
 const LAYERS_MAX: usize = 1_000;
@@ -172,7 +172,10 @@ pub(super) fn of_mmproj(gguf: &Gguf) -> Result<VisionPlan, Error> {
     // Some widths are stated wrong or not at all in published files, so they are taken from the tensors.
     let axis = |name: &str, axis: usize| match gguf.tensor(name).and_then(|t| t.shape.get(axis)) {
         Some(size) => Ok(*size),
-        None => Err(missing(path, name, generation.architecture)),
+        None => {
+            let place = Place { path, architecture: generation.architecture, tensors: gguf.tensors(), plan: None };
+            Err(place.missing(name.to_owned(), Vec::new()))
+        }
     };
     let layers = number("block_count")?;
     let ffn_width = axis("v.blk.0.ffn_up.weight", 0)?;
@@ -240,10 +243,6 @@ fn config_beside(mmproj: &Path) -> Result<Option<Config>, Error> {
         return Ok(None);
     }
     Ok(Config::open(&path)?.object("vision_config")?)
-}
-
-fn missing(path: &Path, name: &str, architecture: &'static str) -> Error {
-    Error::TensorMissing { path: path.to_owned(), name: name.to_owned(), shape: Vec::new(), architecture }
 }
 
 fn ffn_of(generation: &Generation, config: &Config, width: usize) -> Result<VisionFfn, Error> {

@@ -181,6 +181,60 @@ fn numbers_that_contradict_the_tensors_are_refused() {
     assert_refused(&tiny, Form::Checkpoint, &["q_proj.bias", "missing", "qwen2"], "qwen3's tensors as qwen2");
 }
 
+/// How many tensors are missing, which are the first, and what is there instead.
+#[test]
+fn what_is_missing_is_counted_and_the_nearest_is_named() {
+    let as_qwen2 = |form| {
+        let mut tiny = Tiny::new(&SMALL);
+        tiny.config.insert("model_type".into(), json!("qwen2"));
+        for (key, value) in &mut tiny.metadata {
+            *key = key.replace("qwen3", "qwen2");
+            if key == "general.architecture" {
+                *value = "qwen2".into();
+            }
+        }
+        (tiny, form)
+    };
+    for (form, missing, there) in [
+        (Form::Checkpoint, "`model.layers.0.self_attn.q_proj.bias` [64]", "`model.layers.0.self_attn.q_norm.weight`"),
+        (Form::Gguf, "`blk.0.attn_q.bias` [64]", "`blk.0.attn_q_norm.weight`"),
+    ] {
+        let others = missing.replace("q_proj", "k_proj").replace("attn_q", "attn_k").replace(" [64]", "");
+        let told = [
+            "read as qwen2".to_owned(),
+            format!("tensor {missing} is missing, and so are 5 others ({others}, "),
+            format!(", ...); it has {there}, as qwen3 models have"),
+            "hint: the weights are not those that the configuration describes".to_owned(),
+        ];
+        let (tiny, form) = as_qwen2(form);
+        assert_refused(&tiny, form, &told.each_ref().map(String::as_str), "qwen3's tensors as qwen2");
+        // The other way round, and with a tensor too many.
+        let mut qwen2 = Tiny::new(&Shape { architecture: "qwen2", ..SMALL });
+        qwen2.tensors.push(Tiny::new(&SMALL).tensors[6].clone());
+        let named = name(&qwen2.tensors[qwen2.tensors.len() - 1], form);
+        assert_refused(&qwen2, form, &[&named, "wrong answers", "hint: "], "qwen2 with a norm of qwen3's");
+    }
+    // Renamed as quantisers do.
+    let mut tiny = Tiny::new(&SMALL);
+    for tensor in &mut tiny.tensors {
+        for name in [&mut tensor.hugging_face, &mut tensor.gguf] {
+            *name = name.replace("up_proj.weight", "up_proj.qweight").replace("ffn_up.weight", "ffn_up.qweight");
+        }
+    }
+    for (form, near) in [(Form::Checkpoint, "model.layers.0.mlp.up_proj"), (Form::Gguf, "blk.0.ffn_up")] {
+        let told =
+            ["and so is 1 other (", &format!("the nearest that is there is `{near}.qweight`"), "hint: take the model"];
+        assert_refused(&tiny, form, &told, "a renamed matrix");
+    }
+    // Cut short.
+    let mut tiny = Tiny::new(&SMALL);
+    tiny.tensors.truncate(20);
+    for form in FORMS {
+        let told = ["what is there belongs to the model", "hint: the file is not whole; fetch it or write it again"];
+        assert_refused(&tiny, form, &told, "a model cut short");
+    }
+}
+
 /// Adapters in checkpoint form lack what a model has, and are told so.
 #[test]
 fn checkpoints_of_other_kinds_are_refused() {

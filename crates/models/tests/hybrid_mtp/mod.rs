@@ -257,18 +257,30 @@ fn the_states_of_all_rows_are_kept_for_guesses_and_change_nothing() {
 }
 
 #[test]
-fn a_block_that_is_not_whole_is_refused_where_it_is_wanted_and_left_where_not() {
-    for (as_gguf, missing) in [(false, "mtp.layers.0.self_attn.k_proj.weight"), (true, "blk.4.attn_k.weight")] {
-        let (_folder, path) = with_block("qwen3.5", as_gguf, |all| all.retain(|t| t.name != missing));
-        let message = load_guessing(&path).map(|_| ()).unwrap_err().to_string();
-        assert!(message.contains(missing), "{message}");
-        assert_same_model_or_near(&path, as_gguf);
+fn a_block_that_is_not_whole_is_left_and_what_it_lacks_is_told() {
+    let gap = |path: &std::path::Path| {
+        let files = ModelFiles::open(path).unwrap();
+        arch::mtp_gap(&files, &arch::plan(&files).unwrap())
+    };
+    for (as_gguf, block) in [(false, "mtp."), (true, "blk.4.")] {
+        let (_folder, path) = with_block("qwen3.5", as_gguf, |_| {});
+        let parts: Vec<String> =
+            tensors(&path).into_iter().map(|t| t.name).filter(|name| name.starts_with(block)).collect();
+        assert_eq!((gap(&path), parts.len()), (None, 15), "as GGUF: {as_gguf}");
+        for missing in &parts {
+            let (_folder, path) = with_block("qwen3.5", as_gguf, |all| all.retain(|t| t.name != *missing));
+            assert_eq!(gap(&path), Some(format!("one that lacks `{missing}`")));
+            assert!(load_guessing(&path).unwrap().plan().mtp.is_none(), "{missing}");
+            assert_same_model_or_near(&path, as_gguf);
+        }
     }
-    // Without its outer parts it is no block, and nobody could ask for it.
-    for (as_gguf, part) in [(false, "mtp.norm.weight"), (true, "blk.4.nextn.shared_head_norm.weight")] {
-        let (_folder, path) = with_block("qwen3.5", as_gguf, |all| all.retain(|t| t.name != part));
-        assert!(load_guessing(&path).unwrap().plan().mtp.is_none());
-    }
+    let only_fc = |all: &mut Vec<Tensor>| all.retain(|t| !t.name.starts_with("mtp.") || t.name == "mtp.fc.weight");
+    let (_folder, path) = with_block("qwen3.5", false, only_fc);
+    let found = gap(&path).unwrap();
+    assert!(found.starts_with("one that lacks `mtp.") && found.ends_with(" and 11 others"), "{found}");
+    let (_folder, path) = with_block("qwen3.5", false, |all| all.push(named("mtp.embed_tokens.weight", &[4])));
+    assert_eq!(gap(&path).unwrap(), "one that this version does not compute, with `mtp.embed_tokens.weight`,");
+    assert_eq!(gap(&fixture("qwen3.5")), None, "no part of one");
     let (_folder, path) = with_block("qwen3.5", false, |all| all.push(named("mtp.layers.0.mlp.extra", &[4])));
     assert!(load_guessing(&path).is_ok(), "parts of blocks that later generations may have");
 }

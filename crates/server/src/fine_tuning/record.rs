@@ -108,6 +108,11 @@ pub(super) fn base(job: &Value) -> String {
     text(&job[KEPT], "base")
 }
 
+/// Steps done and steps in all.
+pub(super) fn steps(job: &Value) -> (u64, u64) {
+    (number(&job[KEPT], "step"), number(&job[KEPT], "steps"))
+}
+
 /// The adapter that a job has made, from the job's folder.
 pub(super) fn adapter(job: &Value) -> Option<&str> {
     job[KEPT]["adapter"].as_str()
@@ -178,28 +183,51 @@ pub(super) fn change(
 
 /// How fast a job has gone since it was begun or gone on with.
 #[derive(Default)]
-pub(super) struct Pace(Option<(Instant, u64)>);
+pub(super) struct Pace {
+    /// When the first step was told, and its number.
+    first: Option<(Instant, u64)>,
+    /// Tokens of later steps.
+    later_tokens: u64,
+    /// Steps and tokens that nobody has counted yet.
+    uncounted: (u64, u64),
+}
 
 impl Pace {
-    /// When the last step is going to be done.
-    fn end_unix_s(&mut self, step: u64, steps: u64) -> Option<u64> {
-        let (since, from) = *self.0.get_or_insert((Instant::now(), step));
+    /// A step was done: says when the last one is going to be.
+    fn step(&mut self, step: u64, steps: u64, tokens: u64) -> Option<u64> {
+        self.uncounted = (self.uncounted.0 + 1, self.uncounted.1 + tokens);
+        let Some((since, from)) = self.first else {
+            self.first = Some((Instant::now(), step));
+            return None;
+        };
+        self.later_tokens += tokens;
         let done = step.checked_sub(from).filter(|done| *done > 0)?;
         let left = since.elapsed().as_secs_f64() / done as f64 * steps.saturating_sub(step) as f64;
         Some(unix_s() + left as u64)
+    }
+
+    /// Tokens a second, once two steps were done.
+    pub(super) fn tokens_per_s(&self) -> Option<f64> {
+        let seconds = self.first?.0.elapsed().as_secs_f64();
+        (self.later_tokens > 0 && seconds > 0.0).then(|| self.later_tokens as f64 / seconds)
+    }
+
+    /// Steps and tokens since the last call.
+    pub(super) fn take(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.uncounted)
     }
 }
 
 /// Notes what a job tells.
 pub(super) fn note(job: &mut Value, edit: &mut Edit, progress: &Progress, pace: &mut Pace) {
-    let (steps, last) = (number(&job[KEPT], "steps"), number(&job[KEPT], "step"));
+    let (last, steps) = steps(job);
     match progress {
         Progress::Begun(course) => begun(job, edit, course),
         Progress::Step { step, loss, tokens } if *step > last => {
             job[KEPT]["step"] = json!(step);
             job[KEPT]["tokens"] = json!(number(&job[KEPT], "tokens") + tokens);
             job[KEPT]["loss"] = json!(loss);
-            job["estimated_finish"] = json!(pace.end_unix_s(*step, steps));
+            job["estimated_finish"] = json!(pace.step(*step, steps, *tokens));
             let data = json!({ "step": step, "total_steps": steps, "train_loss": loss });
             edit.add(Level::Info, &format!("Step {step}/{steps}: training loss={loss:.4}"), "metrics", data);
         }

@@ -36,6 +36,7 @@ pub(crate) async fn work(app: Arc<App>) {
             Some(id) => {
                 let result = one(&kept, &*work, &id);
                 kept.set_running_job(None);
+                kept.tuned.rest();
                 result.map(|is_over| if is_over { Next::AtOnce } else { Next::Later })
             }
             None => Ok(Next::WhenTold),
@@ -146,11 +147,16 @@ fn lay_out(app: &App, job: &Value, folder: &Path) -> Result<Result<(), String>, 
 fn hear(app: &App, id: &str, told: &[Progress], pace: &mut Pace) -> Wish {
     let job = match told {
         [] => app.store.get(JOBS, id).map(Option::unwrap_or_default),
-        told => record::change(app, id, |job, edit| {
-            let is_wanted = !record::is_over(job) && job["status"] != "paused";
-            told.iter().filter(|_| is_wanted).for_each(|progress| record::note(job, edit, progress, pace));
-            Ok(())
-        }),
+        told => {
+            let changed = record::change(app, id, |job, edit| {
+                let is_wanted = !record::is_over(job) && job["status"] != "paused";
+                told.iter().filter(|_| is_wanted).for_each(|progress| record::note(job, edit, progress, pace));
+                Ok(())
+            });
+            // What could not be kept is told again, and counted then.
+            let done = pace.take();
+            changed.inspect(|_| app.tuned.add(done, pace))
+        }
     };
     match job {
         _ if app.is_stopping() => Wish::Rest,

@@ -308,3 +308,37 @@ fn jobs_are_for_keys_with_their_scope_and_apart_for_each() {
     assert_eq!(send("a", "POST", &of("/cancel"), "{}").ok()["status"], "cancelled");
     assert_eq!(send("c", "DELETE", "/v1/models/qwen2", "").status, 403);
 }
+
+#[test]
+fn who_watches_the_server_sees_how_fine_tuning_stands() {
+    let (folder, job) = (tempfile::tempdir().unwrap(), Arc::default());
+    let server = serve(folder.path(), &job);
+    let value = |name: &str| {
+        let text = server.get("/metrics").text();
+        let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(found, _)| found == name));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let jobs = |state: &str| value(&format!("qwenkit_fine_tuning_jobs{{status=\"{state}\"}}"));
+    let of = |name: &str| value(&format!("qwenkit_fine_tuning_{name}"));
+    let info = || server.get("/server_info").ok()["fine_tuning"].clone();
+    assert_eq!((jobs("queued"), jobs("running"), of("steps_total")), (Some(0.0), Some(0.0), Some(0.0)));
+    assert_eq!((&info()["available"], &info()["running"]), (&json!(true), &Value::Null));
+    assert_eq!(of("running_step"), None);
+    let (first, second) = (order(&server, "wait", json!({})), order(&server, "work", json!({})));
+    server.wait_for("/server_info", |info| info["fine_tuning"]["since_start"]["steps"] == 2);
+    assert_eq!((jobs("running"), jobs("queued"), jobs("succeeded")), (Some(1.0), Some(1.0), Some(0.0)));
+    assert_eq!((of("running_step"), of("running_steps")), (Some(2.0), Some(4.0)));
+    assert_eq!((of("steps_total"), of("trained_tokens_total")), (Some(2.0), Some(20.0)));
+    assert!(of("running_tokens_per_second").is_some_and(|speed| speed > 0.0));
+    let told = info();
+    assert_eq!((&told["running"]["model"], &told["running"]["step"]), (&json!("qwen2"), &json!(2)));
+    assert_eq!((&told["jobs"]["running"], &told["since_start"]["trained_tokens"]), (&json!(1), &json!(20)));
+    server.post(&format!("{}/cancel", path(&first)), &json!({})).ok();
+    wait(&server, &second, "succeeded");
+    server.wait_for("/server_info", |info| info["fine_tuning"]["running"].is_null());
+    assert_eq!((jobs("running"), jobs("cancelled"), jobs("succeeded")), (Some(0.0), Some(1.0), Some(1.0)));
+    assert_eq!((of("steps_total"), of("trained_tokens_total")), (Some(6.0), Some(60.0)));
+    assert_eq!((of("running_step"), of("running_tokens_per_second")), (None, None));
+    let without = serve_with(vec![model("qwen2", 2048, 64)], &[]).get("/server_info").ok()["fine_tuning"].clone();
+    assert_eq!(without["available"], false);
+}
