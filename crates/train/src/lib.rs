@@ -11,8 +11,11 @@ pub mod data;
 mod dynamic;
 mod error;
 mod example;
+mod launch;
 mod learner;
 mod model_file;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod optimiser;
 pub mod order;
 mod preference;
@@ -28,8 +31,11 @@ mod trained;
 pub use checkpoint::{Best, Checkpoint, Trend};
 pub use error::Error;
 pub use example::{Example, Goal, Packed};
+pub use launch::Launched;
 pub use learner::{Learner, Sink, StepReport, StepSettings};
 pub use model_file::write_model;
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use optimiser::{AdamW, Moments, Precision, norm};
 pub use preference::{Pair, Preferred};
 pub use ranks::{Alone, Ranks, Team};
