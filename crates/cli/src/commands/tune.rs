@@ -277,6 +277,7 @@ pub(crate) struct CourseArgs {
 /// # Errors
 /// When the data cannot be learnt from, a run fails, or a folder holds no run.
 pub(crate) fn run(args: &TuneArgs, offline: bool) -> anyhow::Result<()> {
+    ranks::let_the_first_speak();
     if let Some(folder) = &args.report {
         let path = qwenkit_train::report::write(folder)?;
         return terminal::print_line(&path.display().to_string());

@@ -11,6 +11,13 @@ use qwenkit_train::{Alone, Error, Launched, Ranks, Team};
 use crate::failure::{Interrupted, usage};
 use crate::{machine, terminal};
 
+/// Leaves speaking to the first rank: the others have the same arguments, and would say the same.
+pub(super) fn let_the_first_speak() {
+    if launched().is_some_and(|launched| launched.rank > 0) {
+        terminal::be_silent();
+    }
+}
+
 /// Runs `train`, in one process or as one of several; `shares` says into how many shares one process deals its steps.
 ///
 /// # Errors
@@ -18,9 +25,6 @@ use crate::{machine, terminal};
 pub(super) fn run(shares: Option<u32>, train: impl FnOnce(Team<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let shares = shares.map(|shares| shares as usize);
     let Some(launched) = launched() else { return train(Team::new(&Alone, shares)?) };
-    if launched.rank > 0 {
-        terminal::be_silent();
-    }
     let ranks = begin(&launched)?;
     let outcome = Team::new(&ranks, shares).map_err(Into::into).and_then(|team| end(team, train(team)));
     if let Err(error) = &outcome
@@ -40,9 +44,6 @@ pub(super) fn run(shares: Option<u32>, train: impl FnOnce(Team<'_>) -> anyhow::R
 /// When a launcher started this process as one of several.
 pub(super) fn refuse(what: &str) -> anyhow::Result<()> {
     let Some(launched) = launched() else { return Ok(()) };
-    if launched.rank > 0 {
-        terminal::be_silent();
-    }
     let Launched { count, by, variables, .. } = launched;
     Err(usage(format!(
         "{by} started {count} of this program ({variables}), and {what} is done by one\nhint: start it without a launcher"
