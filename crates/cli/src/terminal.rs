@@ -60,6 +60,11 @@ pub(crate) fn be_silent() {
     IS_SILENT.store(true, Ordering::Relaxed);
 }
 
+/// Whether another process speaks for this one.
+pub(crate) fn is_silent() -> bool {
+    IS_SILENT.load(Ordering::Relaxed)
+}
+
 /// Takes `be_silent` back.
 pub(crate) fn speak_again() {
     IS_SILENT.store(false, Ordering::Relaxed);
@@ -67,7 +72,7 @@ pub(crate) fn speak_again() {
 
 /// A remark for the person at the terminal. A stderr that cannot be written to is nobody's loss.
 pub(crate) fn note(text: &str) {
-    if IS_SILENT.load(Ordering::Relaxed) {
+    if is_silent() {
         return;
     }
     let _ = writeln!(io::stderr(), "{}", printable(text));
@@ -75,7 +80,7 @@ pub(crate) fn note(text: &str) {
 
 /// An error: what happened after `error:`, what to do indented below.
 pub(crate) fn print_error(message: &str) {
-    if IS_SILENT.load(Ordering::Relaxed) {
+    if is_silent() {
         return;
     }
     let _ = write!(io::stderr(), "{}", error_lines(message));
@@ -106,7 +111,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 
 /// Whether a person sees what goes to stderr.
 pub(crate) fn stderr_is_seen() -> bool {
-    !IS_SILENT.load(Ordering::Relaxed) && io::stderr().is_terminal()
+    !is_silent() && io::stderr().is_terminal()
 }
 
 /// What a bar counts.

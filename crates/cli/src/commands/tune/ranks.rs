@@ -35,6 +35,14 @@ pub(super) fn run(shares: Option<u32>, train: impl FnOnce(Team<'_>) -> anyhow::R
         terminal::print_error(&format!("rank {} of {}: {error}", launched.rank, launched.count));
         abandon(&ranks);
     }
+    if let Err(error) = &outcome
+        && launched.rank == 0
+        && !error.is::<Interrupted>()
+    {
+        // Before MPI ends, where all wait for each other: a launcher ends the others as soon as one has gone with an error.
+        terminal::print_error(&error.to_string());
+        terminal::be_silent();
+    }
     outcome
 }
 
