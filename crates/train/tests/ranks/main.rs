@@ -58,7 +58,7 @@ fn two_ranks_find_the_losses_of_one_with_twice_the_batch() {
     }
 }
 
-/// Stopped by one rank alone, gone on with by ranks, and by one process in their place.
+/// Stopped by one rank alone, gone on with by ranks, and by one process in their place; begun by one process and gone on with by ranks.
 #[test]
 fn a_run_goes_on_with_the_same_numbers_on_ranks_and_alone() {
     for kind in [Kind::Tokens, Kind::Preferences] {
@@ -81,8 +81,13 @@ fn a_run_goes_on_with_the_same_numbers_on_ranks_and_alone() {
             assert_eq!(found[0], found[1]);
             assert_eq!((&found[0].values, &found[0].losses[..]), (&expected.values, &expected.losses[stop..]));
             let folder = begin();
-            let found = trained(kind, Team::new(&Alone, Some(2)).unwrap(), folder.path(), true, 0).unwrap();
+            let one = Team::new(&Alone, Some(2)).unwrap();
+            let found = trained(kind, one, folder.path(), true, 0).unwrap();
             assert_eq!((&found.values, &found.losses[..]), (&expected.values, &expected.losses[stop..]));
+            let folder = tempfile::tempdir().unwrap();
+            trained(kind, one, folder.path(), false, stop).unwrap_err();
+            let found = on_ranks(2, |team| trained(kind, team, folder.path(), true, 0).unwrap());
+            assert_eq!((&found[1].values, &found[1].losses[..]), (&expected.values, &expected.losses[stop..]));
         }
     }
 }
