@@ -224,7 +224,7 @@ mod tests {
     fn shares_hold_every_sample_once_in_order_and_about_equally_many_tokens() {
         let lens: Vec<usize> = (0..37).map(|i| 5 + (i * 29) % 90).collect();
         let batch: Vec<usize> = (0..lens.len()).collect();
-        assert_eq!(deal(&batch, 1, |&i| lens[i]), [batch.clone()], "one share is the batch as it is");
+        assert!(deal(&batch, 1, |&i| lens[i])[0] == batch, "one share is the batch as it is");
         for shares in [2, 3, 8] {
             let dealt = deal(&batch, shares, |&i| lens[i]);
             assert!(dealt.iter().all(|share| share.is_sorted()));

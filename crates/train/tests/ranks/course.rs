@@ -70,6 +70,7 @@ pub(crate) struct Left {
 }
 
 /// A run of one rank, in a folder that all share.
+#[allow(clippy::result_large_err)] // one a run
 pub(crate) fn trained(kind: Kind, team: Team<'_>, folder: &Path, resume: bool, stop: usize) -> Result<Left, Error> {
     let compute = Compute::new(1, Isa::detect().unwrap());
     let mut model = match kind {
