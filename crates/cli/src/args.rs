@@ -104,6 +104,11 @@ pub(crate) struct ComputeArgs {
 impl ComputeArgs {
     /// The number of threads.
     pub(crate) fn threads(&self) -> usize {
-        self.threads.map_or_else(crate::machine::cores, usize::from)
+        self.given_threads().unwrap_or_else(crate::machine::cores)
+    }
+
+    /// The number of threads, if somebody said it.
+    pub(crate) fn given_threads(&self) -> Option<usize> {
+        self.threads.map(usize::from)
     }
 }

@@ -4,6 +4,8 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use crate::terminal::{self, StdoutClosed};
 
@@ -12,6 +14,8 @@ pub(crate) const WRONG_USAGE: u8 = 2;
 const FAILED: u8 = 1;
 /// What shells report for a program that Ctrl-C ended.
 pub(crate) const INTERRUPTED: u8 = 130;
+/// What a process leaves to the one that speaks for it: a launcher ends the others as soon as one has gone with an error.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The command line asks for something that does not make sense; arguments that clap alone cannot judge.
 #[derive(Debug)]
@@ -59,6 +63,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     if error.is::<Interrupted>() {
         return ExitCode::from(INTERRUPTED);
+    }
+    if terminal::is_silent() {
+        thread::sleep(GRACE);
     }
     if !error.is::<Told>() {
         terminal::print_error(&error.to_string());

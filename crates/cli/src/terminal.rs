@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -51,13 +52,37 @@ pub(crate) fn stdout_error(error: io::Error) -> anyhow::Error {
     }
 }
 
+/// Set in a process whose work another one tells of.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on stderr stays empty, errors included: another process says the same.
+pub(crate) fn be_silent() {
+    IS_SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether another process speaks for this one.
+pub(crate) fn is_silent() -> bool {
+    IS_SILENT.load(Ordering::Relaxed)
+}
+
+/// Takes `be_silent` back.
+pub(crate) fn speak_again() {
+    IS_SILENT.store(false, Ordering::Relaxed);
+}
+
 /// A remark for the person at the terminal. A stderr that cannot be written to is nobody's loss.
 pub(crate) fn note(text: &str) {
+    if is_silent() {
+        return;
+    }
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
 /// An error: what happened after `error:`, what to do indented below.
 pub(crate) fn print_error(message: &str) {
+    if is_silent() {
+        return;
+    }
     let _ = write!(io::stderr(), "{}", error_lines(message));
 }
 
@@ -86,7 +111,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 
 /// Whether a person sees what goes to stderr.
 pub(crate) fn stderr_is_seen() -> bool {
-    io::stderr().is_terminal()
+    !is_silent() && io::stderr().is_terminal()
 }
 
 /// What a bar counts.

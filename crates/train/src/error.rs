@@ -83,6 +83,64 @@ pub enum Error {
         kept: &'static str,
     },
 
+    /// Shares that the ranks cannot take.
+    #[error(
+        "{shares} shares and {ranks} ranks: each rank takes one share, or one process all of them\n\
+         hint: start {shares} ranks, or one process without a launcher"
+    )]
+    Shares {
+        /// Shares of a step's samples.
+        shares: usize,
+        /// Ranks that are there.
+        ranks: usize,
+    },
+
+    /// Another rank could not go on.
+    #[error("rank {rank} of {count}: {what}")]
+    OfRank {
+        /// Which one.
+        rank: usize,
+        /// How many there are.
+        count: usize,
+        /// What it said.
+        what: String,
+    },
+
+    /// Ranks no longer reach each other, or never did.
+    #[error(
+        "{what}\nhint: see what the launcher says of that rank; the run goes on from its last checkpoint with --resume"
+    )]
+    Lost {
+        /// What happened.
+        what: String,
+    },
+
+    /// Ranks that were given different things.
+    #[error(
+        "rank {rank} goes by something else than rank 0 ({own}; rank 0: {first})\n\
+         hint: all ranks need the same arguments, data, model and instruction set (QWENKIT_ISA chooses an older one)"
+    )]
+    Disagree {
+        /// Which one.
+        rank: usize,
+        /// Its lines that rank 0 has not.
+        own: String,
+        /// The other way round.
+        first: String,
+    },
+
+    /// Ranks whose numbers are no longer the same.
+    #[error(
+        "behind step {step} the numbers of rank {ranks} are not those of rank 0, though all took the same steps: a machine computes \
+         wrongly\nhint: check its memory; the run goes on from its last checkpoint with --resume"
+    )]
+    Apart {
+        /// Which ones.
+        ranks: String,
+        /// Steps done.
+        step: usize,
+    },
+
     /// Somebody stopped it while it measured what it is to be held against.
     #[error("stopped after {done} of {pairs} pairs were measured; the same command goes on from there")]
     StoppedBefore {
@@ -98,4 +156,11 @@ pub enum Error {
         /// Steps done.
         step: usize,
     },
+}
+
+impl Error {
+    /// Ranks that do not reach each other.
+    pub(crate) fn lost(what: impl Into<String>) -> Error {
+        Error::Lost { what: what.into() }
+    }
 }

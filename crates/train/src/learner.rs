@@ -1,13 +1,16 @@
 //! One step of learning: gradients over a batch, taken in pieces that fit in memory, then the optimiser.
 //!
-//! A step is a function of what is trained, the moments and the batch alone, bit for bit, on any number of threads.
+//! A step is a function of what is trained, the moments, the batch and the number of its shares alone, bit for bit, on any number of
+//! threads, whether one process takes all shares or as many ranks one each.
 
 use qwenkit_kernels::Compute;
 use qwenkit_models::{Adapter, Error as ModelError, Model, Tape, Whole};
 
 use crate::{
+    error::Error,
     example::{Example, Packed},
     optimiser::{AdamW, Moments, Precision, norm},
+    ranks::{Team, deal},
     trained::Trained,
 };
 
@@ -21,6 +24,10 @@ pub struct Learner<'a> {
     pub smoothing: f32,
     /// Gradients of the last step, before they were clipped.
     pub grads: Vec<f32>,
+    /// Who computes a step.
+    pub team: Team<'a>,
+    /// Gradients of the shares before the one under way, where one process takes several.
+    before: Vec<f32>,
     tape: Tape,
     losses: Vec<f32>,
 }
@@ -34,6 +41,13 @@ pub struct StepSettings {
     pub clip: Option<f64>,
     /// Tokens that are computed at once.
     pub piece_tokens: usize,
+}
+
+/// What the samples of a share show: the sum of their losses, and the tokens that were computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shown {
+    pub(crate) loss: f64,
+    pub(crate) tokens: usize,
 }
 
 /// Hears an example, its losses, and its scores where labels are learnt.
@@ -68,7 +82,8 @@ impl<'a> Learner<'a> {
     fn of(trained: Trained<'a>, compute: &'a Compute, tape: Tape) -> Learner<'a> {
         let len = trained.values().len();
         let (moments, grads) = (Moments::new(len, Precision::F32), vec![0.0; len]);
-        Learner { trained, compute, moments, smoothing: 0.0, grads, tape, losses: Vec::new() }
+        let (team, before, losses) = (Team::ALONE, Vec::new(), Vec::new());
+        Learner { trained, compute, moments, smoothing: 0.0, grads, team, before, tape, losses }
     }
 
     /// All numbers that are trained.
@@ -106,23 +121,64 @@ impl<'a> Learner<'a> {
         self.trained.model()
     }
 
-    /// Gradients of the mean loss of a batch into `grads`; no number is changed.
+    /// Gradients of the mean loss of a batch into `grads`; no number is changed. Every rank is given the whole batch.
     ///
     /// # Errors
-    /// When the model cannot be trained, or memory is short.
-    pub fn gradients(&mut self, batch: &[&Example], piece_tokens: usize) -> Result<StepReport, ModelError> {
+    /// When the model cannot be trained, memory is short, or another rank cannot go on.
+    pub fn gradients(&mut self, batch: &[&Example], piece_tokens: usize) -> Result<StepReport, Error> {
         let wanted: usize = batch.iter().map(|example| example.wanted()).sum();
         let scale = 1.0 / wanted.max(1) as f32;
+        let shown = self.in_shares(
+            batch,
+            |example| example.ids.len(),
+            |learner, share| {
+                let mut shown = Shown::default();
+                for piece in pieces(share, piece_tokens, |example| example.ids.len()) {
+                    let mut packed = Packed::new(piece.iter().copied(), scale);
+                    packed.smoothing = learner.smoothing;
+                    learner.add_gradients(&packed)?;
+                    shown.loss += learner.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+                    shown.tokens += packed.tokens();
+                }
+                Ok(shown)
+            },
+        )?;
+        let loss = shown.loss / wanted.max(1) as f64;
+        Ok(StepReport { loss, grad_norm: self.grad_norm(), tokens: shown.tokens, wanted })
+    }
+
+    /// Gradients of a batch into `grads`: `add` adds those of a share, which come from zero and are then summed in order of shares. A
+    /// rank adds its own share alone, and all ranks end with the same sums.
+    pub(crate) fn in_shares<T: Copy>(
+        &mut self,
+        batch: &[T],
+        len: impl Fn(&T) -> usize,
+        mut add: impl FnMut(&mut Self, &[T]) -> Result<Shown, ModelError>,
+    ) -> Result<Shown, Error> {
+        let team = self.team;
+        let dealt = deal(batch, team.shares(), len);
         self.grads.fill(0.0);
-        let (mut loss, mut tokens) = (0.0, 0);
-        for piece in pieces(batch, piece_tokens, |example| example.ids.len()) {
-            let mut packed = Packed::new(piece.iter().copied(), scale);
-            packed.smoothing = self.smoothing;
-            self.add_gradients(&packed)?;
-            loss += self.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            tokens += packed.tokens();
+        let mut all = Vec::with_capacity(dealt.len());
+        if team.count() > 1 {
+            let own = add(self, &dealt[team.rank()])?;
+            let found = team.join(&[own.loss, own.tokens as f64])?;
+            team.sum(&mut self.grads)?;
+            all.extend(found.as_chunks().0.iter().map(|&[loss, tokens]| Shown { loss, tokens: tokens as usize }));
+        } else {
+            for (i, share) in dealt.iter().enumerate() {
+                if i > 0 {
+                    std::mem::swap(&mut self.grads, &mut self.before);
+                    self.grads.clear();
+                    self.grads.resize(self.before.len(), 0.0);
+                }
+                all.push(add(self, share)?);
+                if i > 0 {
+                    self.grads.iter_mut().zip(&self.before).for_each(|(own, before)| *own += before);
+                }
+            }
         }
-        Ok(StepReport { loss: loss / wanted.max(1) as f64, grad_norm: self.grad_norm(), tokens, wanted })
+        let tokens = all.iter().map(|shown| shown.tokens).sum();
+        Ok(Shown { loss: all.iter().map(|shown| shown.loss).sum(), tokens })
     }
 
     /// Adds a lesson's gradients to `grads`.
@@ -139,7 +195,7 @@ impl<'a> Learner<'a> {
     ///
     /// # Errors
     /// As `gradients`.
-    pub fn step(&mut self, batch: &[&Example], rate: f64, settings: &StepSettings) -> Result<StepReport, ModelError> {
+    pub fn step(&mut self, batch: &[&Example], rate: f64, settings: &StepSettings) -> Result<StepReport, Error> {
         let report = self.gradients(batch, settings.piece_tokens)?;
         self.take_step(&report, rate, settings);
         Ok(report)
@@ -159,10 +215,10 @@ impl<'a> Learner<'a> {
         }
     }
 
-    /// Losses of a batch without learning; `sink` hears each example, in order.
+    /// Losses of a batch without learning, computed here and by no other rank; `sink` hears each example, in order.
     ///
     /// # Errors
-    /// As `gradients`.
+    /// When the model cannot be computed.
     pub fn evaluate(&mut self, batch: &[&Example], piece_tokens: usize, sink: &mut Sink<'_>) -> Result<(), ModelError> {
         for piece in pieces(batch, piece_tokens, |example| example.ids.len()) {
             let packed = Packed::new(piece.iter().copied(), 1.0);

@@ -4,8 +4,9 @@
 use qwenkit_models::Error as ModelError;
 
 use crate::{
+    error::Error,
     example::{Example, Packed},
-    learner::{Learner, StepReport, StepSettings, pieces},
+    learner::{Learner, Shown, StepReport, StepSettings, pieces},
 };
 
 /// A better and a worse answer to one prompt.
@@ -60,54 +61,61 @@ impl Learner<'_> {
     }
 
     /// Gradients of the mean loss of a batch of pairs into `grads`; no number is changed. Of a loss that is no number there are none,
-    /// and the report says so.
+    /// and the report says so. Every rank is given the whole batch.
     ///
     /// # Errors
-    /// As `leads`.
+    /// As `gradients`.
     pub fn preference_gradients(
         &mut self,
         batch: &[&Pair],
         beta: f64,
         piece_tokens: usize,
-    ) -> Result<StepReport, ModelError> {
-        let found = self.preferred(batch, beta, piece_tokens)?;
-        let loss = found.iter().map(|pair| pair.loss).sum::<f64>() / batch.len().max(1) as f64;
-        self.grads.fill(0.0);
-        if !loss.is_finite() {
-            // There is no slope of what is no number.
-            let answers = || batch.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
-            let tokens = answers().map(|example| example.ids.len()).sum();
-            let wanted = answers().map(Example::wanted).sum();
-            return Ok(StepReport { loss, grad_norm: f64::NAN, tokens, wanted });
-        }
-        // The slope of the loss towards the better answer's log-probability, and its opposite towards the other's.
-        let weighted = batch.iter().zip(&found).flat_map(|(pair, Preferred { margin, .. })| {
-            let scale = (beta / (1.0 + margin.exp()) / batch.len() as f64) as f32;
-            [(&pair.chosen, scale), (&pair.rejected, -scale)]
-        });
-        let weighted: Vec<(&Example, f32)> = weighted.collect();
-        let (mut tokens, mut wanted) = (0, 0);
-        for piece in pieces(&weighted, piece_tokens, |(example, _)| example.ids.len()) {
-            let packed = Packed::weighted(piece.iter().copied());
-            self.add_gradients(&packed)?;
-            tokens += packed.tokens();
-            wanted += packed.targets().len();
-        }
-        // Each pair was computed once before for its margin.
-        Ok(StepReport { loss, grad_norm: self.grad_norm(), tokens: 2 * tokens, wanted })
+    ) -> Result<StepReport, Error> {
+        let count = batch.len().max(1) as f64;
+        let shown = self.in_shares(
+            batch,
+            |pair| pair.chosen.ids.len() + pair.rejected.ids.len(),
+            |learner, share| {
+                let found = learner.preferred(share, beta, piece_tokens)?;
+                let loss = found.iter().map(|pair| pair.loss).sum::<f64>();
+                // Each pair is computed once for its margin.
+                let answers = share.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
+                let mut tokens = answers.map(|example| example.ids.len()).sum();
+                if !loss.is_finite() {
+                    // There is no slope of what is no number.
+                    return Ok(Shown { loss, tokens });
+                }
+                // The slope of the loss towards the better answer's log-probability, and its opposite towards the other's.
+                let weighted = share.iter().zip(&found).flat_map(|(pair, Preferred { margin, .. })| {
+                    let scale = (beta / (1.0 + margin.exp()) / count) as f32;
+                    [(&pair.chosen, scale), (&pair.rejected, -scale)]
+                });
+                let weighted: Vec<(&Example, f32)> = weighted.collect();
+                for piece in pieces(&weighted, piece_tokens, |(example, _)| example.ids.len()) {
+                    let packed = Packed::weighted(piece.iter().copied());
+                    learner.add_gradients(&packed)?;
+                    tokens += packed.tokens();
+                }
+                Ok(Shown { loss, tokens })
+            },
+        )?;
+        let wanted = batch.iter().map(|pair| pair.chosen.wanted() + pair.rejected.wanted()).sum();
+        let loss = shown.loss / count;
+        let grad_norm = if loss.is_finite() { self.grad_norm() } else { f64::NAN };
+        Ok(StepReport { loss, grad_norm, tokens: shown.tokens, wanted })
     }
 
     /// One step over a batch of pairs at this rate, as `step`.
     ///
     /// # Errors
-    /// As `leads`.
+    /// As `gradients`.
     pub fn preference_step(
         &mut self,
         batch: &[&Pair],
         beta: f64,
         rate: f64,
         settings: &StepSettings,
-    ) -> Result<StepReport, ModelError> {
+    ) -> Result<StepReport, Error> {
         let report = self.preference_gradients(batch, beta, settings.piece_tokens)?;
         self.take_step(&report, rate, settings);
         Ok(report)

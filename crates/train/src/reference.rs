@@ -19,10 +19,10 @@ const KEPT_EVERY: usize = 256;
 
 /// The leads of pairs of answers, which lie side by side, under what the learner holds. They are kept in `path`, for the run
 /// `identity`; what is there of this run already is not measured again. `tell` hears how many pairs are done, and says whether to
-/// go on.
+/// go on. Ranks share the work; the first one reads and writes the file.
 ///
 /// # Errors
-/// When the model cannot be computed, the file cannot be written, or `tell` stops it.
+/// When the model cannot be computed, the file cannot be written, `tell` stops it, or another rank cannot go on.
 pub fn references(
     learner: &mut Learner<'_>,
     answers: &[Example],
@@ -30,19 +30,29 @@ pub fn references(
     (path, identity): (&Path, &str),
     tell: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Vec<f64>, Error> {
+    let team = learner.team;
+    team.agree(identity)?;
     let pairs: Vec<&[Example; 2]> = answers.as_chunks().0.iter().collect();
-    let mut leads = read(path, identity);
+    // What the first rank finds there is what all know.
+    let mut leads = team.join(&if team.is_first() { read(path, identity) } else { Vec::new() })?;
     leads.truncate(pairs.len());
     let mut kept = leads.len();
-    let mut goes_on = kept == pairs.len() || tell(kept);
-    for piece in pieces(&pairs[kept..], piece_tokens, |pair| pair.iter().map(|answer| answer.ids.len()).sum()) {
+    let mut goes_on = team.all(kept == pairs.len() || tell(kept))?;
+    let len = |pair: &&[Example; 2]| pair.iter().map(|answer| answer.ids.len()).sum();
+    let pieces: Vec<_> = pieces(&pairs[kept..], piece_tokens, len).collect();
+    // Each rank measures one piece, then all know all of them.
+    for pieces in pieces.chunks(team.count()) {
         if goes_on {
-            let answers: Vec<&Example> = piece.iter().flat_map(|pair| pair.iter()).collect();
-            leads.extend(learner.leads(&answers, piece_tokens)?);
-            goes_on = tell(leads.len());
+            let own = pieces.get(team.rank()).copied().unwrap_or_default();
+            let answers: Vec<&Example> = own.iter().flat_map(|pair| pair.iter()).collect();
+            let own = learner.leads(&answers, piece_tokens)?;
+            leads.extend(team.join(&own)?);
+            goes_on = team.all(tell(leads.len()))?;
         }
         if leads.len() - kept >= KEPT_EVERY || !goes_on || leads.len() == pairs.len() {
-            write(path, identity, &leads)?;
+            if team.is_first() {
+                write(path, identity, &leads)?;
+            }
             kept = leads.len();
         }
         if !goes_on && kept < pairs.len() {

@@ -17,6 +17,7 @@ use crate::{
     learner::{Learner, StepReport, StepSettings},
     order,
     preference::Pair,
+    ranks::Team,
     schedule::Schedule,
 };
 
@@ -164,10 +165,13 @@ impl Lessons<'_> {
             Lessons::Examples(examples) => return validate(learner, examples, piece_tokens),
             Lessons::Pairs { pairs, beta } => (pairs, *beta),
         };
-        let found = learner.preferred(&pairs.iter().collect::<Vec<_>>(), beta, piece_tokens)?;
-        let count = found.len().max(1) as f64;
-        let right = found.iter().filter(|pair| pair.margin > 0.0).count() as f64 / count;
-        Ok(Outcome { loss: found.iter().map(|pair| pair.loss).sum::<f64>() / count, right: Some(right) })
+        let own: Vec<&Pair> = learner.team.part(pairs).iter().collect();
+        let found = learner.preferred(&own, beta, piece_tokens)?;
+        let own: Vec<f64> = found.iter().flat_map(|pair| [pair.loss, f64::from(u8::from(pair.margin > 0.0))]).collect();
+        let all = learner.team.join(&own)?;
+        let sum = |of: usize| all.chunks_exact(2).map(|pair| pair[of]).sum::<f64>();
+        let count = pairs.len().max(1) as f64;
+        Ok(Outcome { loss: sum(0) / count, right: Some(sum(1) / count) })
     }
 }
 
@@ -177,10 +181,12 @@ const TREND: f64 = 0.9;
 const ASTRAY: (f64, f64) = (1.3, 1.0);
 
 /// Runs, or goes on with, a run over `train`; `tell` hears what happens and says whether to go on. Afterwards the learner holds
-/// the best adapter by validation, or the last one where there is nothing to validate with.
+/// the best adapter by validation, or the last one where there is nothing to validate with. Every rank of the learner's team calls
+/// this with the same; the first one writes checkpoints, and all end behind the step behind which one of them is told to.
 ///
 /// # Errors
-/// When a step fails, a file cannot be written, the run diverges, or `tell` stops it; a checkpoint is there then.
+/// When a step fails, a file cannot be written, the run diverges, or `tell` stops it; a checkpoint is there then. When another rank
+/// cannot go on.
 pub fn run(
     learner: &mut Learner<'_>,
     (train, valid): (Lessons<'_>, Lessons<'_>),
@@ -189,10 +195,14 @@ pub fn run(
     resume: bool,
     tell: &mut dyn FnMut(Happening) -> bool,
 ) -> Result<Outcome, Error> {
+    let team = learner.team;
     let mut state = State { best: None, worse: 0, trend: Trend::default() };
     let mut done = 0;
+    if let Some(place) = place {
+        team.agree(&place.identity)?;
+    }
     if let Some(place) = place.filter(|_| resume)
-        && let Some(found) = Checkpoint::read(&place.checkpoint, &place.identity)?
+        && let Some(found) = read_checkpoint(place, team)?
     {
         if found.values.len() != learner.values().len() {
             return Err(Error::Checkpoint { path: place.checkpoint.clone(), what: "number of values".to_owned() });
@@ -213,7 +223,7 @@ pub fn run(
         let report = train.step(learner, &numbers, rate, &settings.step)?;
         state.follow(done, &report, settings.schedule.rate)?;
         done += 1;
-        let goes_on = tell(Happening::Step { step: done, report, rate, took: start.elapsed() });
+        let goes_on = team.all(tell(Happening::Step { step: done, report, rate, took: start.elapsed() }))?;
         let is_last = done == steps;
         let validates = !valid.is_empty() && (done.is_multiple_of(settings.validate_every.max(1)) || is_last);
         if validates {
@@ -233,7 +243,10 @@ pub fn run(
         if let Some(place) = place
             && (validates || is_last || !goes_on || done.is_multiple_of(settings.checkpoint_every.max(1)))
         {
-            state.checkpoint(done, learner).write(&place.checkpoint, &place.identity)?;
+            team.hold_equal(learner.values(), done)?;
+            if team.is_first() {
+                state.checkpoint(done, learner).write(&place.checkpoint, &place.identity)?;
+            }
         }
         if !goes_on {
             return Err(Error::Stopped { step: done });
@@ -252,23 +265,35 @@ pub fn run(
     }
 }
 
-/// Mean loss over examples, and how many labels are right.
+/// The checkpoint that a run goes on from, if there is one; every rank reads it, and all have found the same.
+fn read_checkpoint(place: &Place, team: Team<'_>) -> Result<Option<Checkpoint<'static>>, Error> {
+    let found = Checkpoint::read(&place.checkpoint, &place.identity)?;
+    let step = found.as_ref().map_or("none is there".to_owned(), |found| format!("behind step {}", found.step));
+    team.agree(&format!("checkpoint `{}`: {step}", place.checkpoint.display()))?;
+    if let Some(found) = &found {
+        team.hold_equal(&found.values, found.step)?;
+    }
+    Ok(found)
+}
+
+/// Mean loss over examples, and how many labels are right. Ranks share the work and find the same.
 ///
 /// # Errors
-/// When the model cannot be computed.
+/// When the model cannot be computed, or another rank cannot go on.
 pub fn validate(learner: &mut Learner<'_>, valid: &[Example], piece_tokens: usize) -> Result<Outcome, Error> {
-    let (mut sum, mut count, mut right, mut labels) = (0.0, 0, 0, 0);
-    let batch: Vec<&Example> = valid.iter().collect();
+    let team = learner.team;
+    let batch: Vec<&Example> = team.part(valid).iter().collect();
+    // Of each example the sum of its losses, and whether its label is right.
+    let mut own = Vec::with_capacity(2 * batch.len());
     learner.evaluate(&batch, piece_tokens, &mut |example, losses, scores| {
-        sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-        count += losses.len();
-        if let Goal::Label(label) = example.goal {
-            labels += 1;
-            right += usize::from(best_of(scores) == label as usize);
-        }
+        let is_right = matches!(example.goal, Goal::Label(label) if best_of(scores) == label as usize);
+        own.extend([losses.iter().map(|loss| f64::from(*loss)).sum::<f64>(), f64::from(u8::from(is_right))]);
     })?;
-    let right = (labels > 0).then(|| right as f64 / labels as f64);
-    Ok(Outcome { loss: sum / count.max(1) as f64, right })
+    let all = team.join(&own)?;
+    let sum = |of: usize| all.chunks_exact(2).map(|example| example[of]).sum::<f64>();
+    let count: usize = valid.iter().map(Example::wanted).sum();
+    let labels = valid.iter().filter(|example| matches!(example.goal, Goal::Label(_))).count();
+    Ok(Outcome { loss: sum(0) / count.max(1) as f64, right: (labels > 0).then(|| sum(1) / labels as f64) })
 }
 
 /// The place of the highest score, of equals the first.

@@ -11,6 +11,7 @@ mod data_args;
 mod full;
 mod identity;
 mod memory;
+mod ranks;
 mod recorded;
 mod report;
 mod training;
@@ -38,6 +39,7 @@ Examples:
   qwenkit tune ... --resume                 goes on with a run that was cut off, with the same numbers
   qwenkit tune --check --data train.jsonl   what is in the data, and what of it would be learnt
   qwenkit tune --report my-adapter          the page of a run's folder, as far as it has come
+  mpirun -n 2 qwenkit tune ...              two processes train one adapter (a program built with --features mpi)
 
 The model's weights stay as they are in their file; what is trained is a LoRA adapter beside them, written as PEFT writes it. With
 --method full it is all of a dense model's weights, in f32, and what is written is a checkpoint folder; that takes 18 bytes for each
@@ -213,9 +215,12 @@ pub(crate) struct CourseArgs {
     /// Steps, instead of epochs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// Samples of a step [default: 8; 32 for labels]
+    /// Samples of a step; of several processes, of each [default: 8; 32 for labels]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
+    /// Shares into which one process deals a step's samples, to find the numbers that as many processes find [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), conflicts_with = "ids")]
+    shares: Option<u32>,
     /// The highest learning rate [default: 2e-4; 4e-4 for labels; 5e-5 for preferences; with --method full 1e-5, and 5e-7 for
     /// preferences]
     #[arg(long, value_name = "RATE", value_parser = positive)]
@@ -272,6 +277,7 @@ pub(crate) struct CourseArgs {
 /// # Errors
 /// When the data cannot be learnt from, a run fails, or a folder holds no run.
 pub(crate) fn run(args: &TuneArgs, offline: bool) -> anyhow::Result<()> {
+    ranks::let_the_first_speak();
     if let Some(folder) = &args.report {
         let path = qwenkit_train::report::write(folder)?;
         return terminal::print_line(&path.display().to_string());
@@ -287,8 +293,11 @@ pub(crate) fn run(args: &TuneArgs, offline: bool) -> anyhow::Result<()> {
         return Err(usage(format!("{flags} are of adapters, and --method full trains the model itself")));
     }
     match (&args.ids, &args.out) {
-        (Some(ids), _) => recorded::run(args, ids, offline),
-        (None, Some(out)) => training::run(args, out, offline),
+        (Some(ids), _) => {
+            ranks::refuse("--ids")?;
+            recorded::run(args, ids, offline)
+        }
+        (None, Some(out)) => ranks::run(args.course.shares, |team| training::run(args, out, team, offline)),
         (None, None) if !args.data.is_empty() => {
             Err(usage("the data are there, and no folder for what comes of them\nhint: --out my-adapter, or --check"))
         }

@@ -13,6 +13,7 @@ mod models;
 mod pictures;
 mod preprocess;
 mod program;
+mod ranks;
 mod recorded;
 mod store;
 mod tune;

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use qwenkit_formats::{Adapter as AdapterFile, AdapterSettings};
 use qwenkit_models::{Adapter, Model, Tape, arch};
 use qwenkit_train::{
-    AdapterShape, ClassifierRecord, Example, Goal, Learner, Place, calibrate, usual_targets, values_hash,
+    AdapterShape, ClassifierRecord, Example, Goal, Learner, Place, Team, calibrate, usual_targets, values_hash,
 };
 
 use super::data::Material;
@@ -18,14 +18,14 @@ use super::{Task, TuneArgs};
 use crate::locate::Located;
 use crate::{opening, terminal};
 
-/// Runs it.
+/// Runs it, as one of a team of ranks; the first one writes what comes of it.
 ///
 /// # Errors
 /// When the data or the adapter do not fit the model, the run fails, or memory is short.
-pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Result<()> {
+pub(super) fn run(args: &TuneArgs, out: &Path, team: Team<'_>, located: &Located) -> anyhow::Result<()> {
     let plan = arch::plan(&located.files)?;
     let init = args.adapter_init.as_deref().map(AdapterFile::open).transpose()?;
-    let course = Course::new(args, located, &plan)?;
+    let course = Course::new(args, located, &plan, team)?;
     let material = &course.material;
     let labels = Some(material.labels.len()).filter(|labels| *labels > 0);
     let half = if material.task == Task::Classify { plan.layers.len() / 2 } else { 0 };
@@ -96,6 +96,9 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
     let mut learner = Learner::new(&model, &compute, start, sparing);
     learner.remember(remembered);
     let (outcome, report) = course.run(args, out, &mut learner, &place)?;
+    if !team.is_first() {
+        return Ok(());
+    }
     let mut record = course.record(located, &plan, &place, &basis, outcome);
     if material.task == Task::Classify {
         let piece_tokens = course.settings.step.piece_tokens;

@@ -6,7 +6,7 @@ use std::path::Path;
 use qwenkit_models::{Model, Tape, Whole, arch};
 use qwenkit_quantize::companions;
 use qwenkit_tensor::DType;
-use qwenkit_train::{Learner, Place, write_model};
+use qwenkit_train::{Learner, Place, Team, write_model};
 
 use super::identity::{Basis, identity, was_sparing};
 use super::memory::{MemoryPlan, Needs, memory_plan};
@@ -16,14 +16,14 @@ use crate::failure::usage;
 use crate::locate::Located;
 use crate::{opening, terminal};
 
-/// Runs it.
+/// Runs it, as one of a team of ranks; the first one writes what comes of it.
 ///
 /// # Errors
 /// When the model cannot be trained whole, the data do not fit it, the run fails, or memory is short.
-pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Result<()> {
+pub(super) fn run(args: &TuneArgs, out: &Path, team: Team<'_>, located: &Located) -> anyhow::Result<()> {
     let plan = arch::plan(&located.files)?;
     Whole::check(&plan)?;
-    let course = Course::new(args, located, &plan)?;
+    let course = Course::new(args, located, &plan, team)?;
     if course.material.task == Task::Classify {
         return Err(usage("labels are learnt by an adapter and a head of its own\nhint: leave --method away"));
     }
@@ -53,6 +53,9 @@ pub(super) fn run(args: &TuneArgs, out: &Path, located: &Located) -> anyhow::Res
     let place = Place { checkpoint: out.join(CHECKPOINT), identity };
     let mut learner = Learner::whole(model, whole, &compute, sparing);
     let (outcome, report) = course.run(args, out, &mut learner, &place)?;
+    if !team.is_first() {
+        return Ok(());
+    }
     let record = course.record(located, &plan, &place, &basis, outcome);
     let dtype = learner.layout().map_or(DType::BF16, Whole::dtype);
     companions(&located.files, dtype, out)?;

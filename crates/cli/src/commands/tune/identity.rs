@@ -27,9 +27,9 @@ pub(super) struct Basis {
 }
 
 /// A line for each thing; `trained` has those of what is trained.
-pub(super) fn identity(course: &Course, trained: &[String], basis: &Basis) -> String {
+pub(super) fn identity(course: &Course<'_>, trained: &[String], basis: &Basis) -> String {
     let Basis { model, smoothing, beta, optimiser, sparing, isa } = basis;
-    let Course { material, settings, .. } = course;
+    let Course { material, settings, team, .. } = course;
     let RunSettings { schedule, batch, seed, step, validate_every, patience, .. } = settings;
     let of_data = [
         format!("data: {}", material.files.iter().map(|(_, sha256)| sha256.as_str()).collect::<Vec<_>>().join(" ")),
@@ -59,7 +59,9 @@ pub(super) fn identity(course: &Course, trained: &[String], basis: &Basis) -> St
         LAYERS[usize::from(*sparing)].to_owned(),
         format!("instructions (QWENKIT_ISA): {isa}"),
     ];
-    [&of_data[..], trained, &of_course].concat().join("\n")
+    // One share is what every run had before there were several.
+    let of_shares = (team.shares() > 1).then(|| format!("shares: {}", team.shares()));
+    [&of_data[..], trained, &of_course, of_shares.as_slice()].concat().join("\n")
 }
 
 /// Whether the run whose checkpoint is at `path` computes layers twice; `None` where there is none that says it.

@@ -44,23 +44,28 @@ pub(super) struct Needs<'a> {
 /// When there is not so much memory.
 pub(super) fn memory_plan(
     args: &TuneArgs,
-    course: &Course,
+    course: &Course<'_>,
     needs: &Needs<'_>,
     was_sparing: Option<bool>,
 ) -> anyhow::Result<MemoryPlan> {
-    let (material, settings) = (&course.material, &course.settings);
-    let size = largest(material, settings.step.piece_tokens, settings.batch, args.compute.threads());
+    let (material, settings, team) = (&course.material, &course.settings, course.team);
+    let size = largest(material, settings.step.piece_tokens, settings.batch, course.threads(args));
     let (tokens, numbers) = (size.tokens, needs.numbers);
     let longest = material.train.iter().chain(&material.valid).map(|e| e.ids.len()).max().unwrap_or(1);
-    // Values, gradients, with validation the best so far, and the optimiser's two moments.
-    let copies = 2 + usize::from(!material.valid.is_empty());
+    // Values, gradients, with validation the best so far, with several shares in one process those before, and the optimiser's two
+    // moments.
+    let holds_shares = team.count() == 1 && team.shares() > 1;
+    let copies = 2 + usize::from(!material.valid.is_empty()) + usize::from(holds_shares);
     let trained = copies * 4 * numbers + Moments::bytes(numbers, args.course.optimiser.precision());
-    let available = available_memory_bytes();
+    // Every rank has loaded its model before one of them looks at what is left to divide.
+    team.all(true)?;
+    let available = available_memory_bytes().map(|bytes| bytes / course.sharing.memory as u64);
     let of_tape = |sparing: bool| (needs.tape)(sparing, size);
     let of_all = |sparing: bool| of_tape(sparing) + trained + SPARE_BYTES;
     let fits = |sparing: bool| available.is_none_or(|available| of_all(sparing) as u64 <= available);
     // What the one rounds the other does not, so a run goes on as it began.
-    let sparing = was_sparing.unwrap_or_else(|| !fits(false)) || args.course.sparing;
+    let fits_all = team.all(fits(false))?;
+    let sparing = was_sparing.unwrap_or(!fits_all) || args.course.sparing;
     // What lies below the first adapted layer is remembered of all samples if they fit as well.
     let room = available.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let remembered = needs.remembered.min(REMEMBERED_BYTES).min(room.saturating_sub(of_all(sparing)));

@@ -10,13 +10,14 @@ use qwenkit_engine::text_of;
 use qwenkit_kernels::Compute;
 use qwenkit_models::Plan;
 use qwenkit_train::{
-    AdamW, Error, Learner, Lessons, Outcome, Pair, Place, RECORD, RunSettings, Schedule, StepSettings, model_hash,
-    references, report as page,
+    AdamW, Error, Learner, Lessons, Outcome, Pair, Place, RECORD, RunSettings, Schedule, StepSettings, Team,
+    model_hash, references, report as page,
 };
 use serde_json::{Value, json};
 
 use super::data::{self, Material};
 use super::identity::Basis;
+use super::ranks::Sharing;
 use super::report::{Measuring, Report, duration};
 use super::{Method, Task, TuneArgs, adapting, beside, full};
 use crate::failure::{Interrupted, usage};
@@ -33,34 +34,43 @@ const REFERENCES: &str = "references.safetensors";
 /// Set by Ctrl-C, and by who started a run that gives way: the run ends behind the step that it is in.
 pub(super) static STOP: AtomicBool = AtomicBool::new(false);
 
-pub(super) fn run(args: &TuneArgs, out: &Path, offline: bool) -> anyhow::Result<()> {
+/// Runs it, as one of a team of ranks, of which the first one keeps the folder.
+///
+/// # Errors
+/// When the arguments or data cannot be learnt from, or the run fails here or on another rank.
+pub(super) fn run(args: &TuneArgs, out: &Path, team: Team<'_>, offline: bool) -> anyhow::Result<()> {
     if args.beside {
         beside::give_way();
     }
-    check_folder(args, out)?;
+    if team.is_first() {
+        check_folder(args, out)?;
+    }
     let located = locate::locate(args.model.as_deref(), offline)?;
     match args.method {
-        Method::Lora => adapting::run(args, out, &located),
-        Method::Full => full::run(args, out, &located),
+        Method::Lora => adapting::run(args, out, team, &located),
+        Method::Full => full::run(args, out, team, &located),
     }
 }
 
 /// How a run goes, whatever it trains.
-pub(super) struct Course {
+pub(super) struct Course<'a> {
     pub(super) material: Material,
     pub(super) settings: RunSettings,
+    /// Who computes it, and what they share.
+    pub(super) team: Team<'a>,
+    pub(super) sharing: Sharing,
     /// What of a label's share is learnt as all labels'.
     smoothing: f32,
     /// Of preferences.
     beta: f64,
 }
 
-impl Course {
+impl<'a> Course<'a> {
     /// Reads the data, and settles what was not said.
     ///
     /// # Errors
     /// When the data cannot be learnt from, or an argument does not fit them.
-    pub(super) fn new(args: &TuneArgs, located: &Located, plan: &Plan) -> anyhow::Result<Course> {
+    pub(super) fn new(args: &TuneArgs, located: &Located, plan: &Plan, team: Team<'a>) -> anyhow::Result<Course<'a>> {
         let text = text_of(&located.files)?;
         let material = data::read(args, &text, plan.context_tokens)?;
         if material.valid.is_empty() && (args.course.patience.is_some() || args.course.validate_every.is_some()) {
@@ -76,8 +86,13 @@ impl Course {
             (None, _) => 0.0,
             (Some(_), _) => return Err(usage("--beta is for preferences, and the data are none")),
         };
-        let settings = settings(args, &material);
-        Ok(Course { material, settings, smoothing, beta })
+        let settings = settings(args, &material, team.count());
+        Ok(Course { material, settings, team, sharing: Sharing::of(team)?, smoothing, beta })
+    }
+
+    /// Threads of this process.
+    pub(super) fn threads(&self, args: &TuneArgs) -> usize {
+        args.compute.given_threads().unwrap_or_else(|| self.sharing.threads())
     }
 
     /// Says what is about to be done; returns what the run's identity is made of, and what computes.
@@ -85,7 +100,13 @@ impl Course {
     /// # Errors
     /// When the model cannot be read, or there is no such instruction set.
     pub(super) fn begin(&self, args: &TuneArgs, located: &Located, numbers: usize) -> anyhow::Result<(Basis, Compute)> {
-        let Course { material, settings, smoothing, beta } = self;
+        let Course { material, settings, smoothing, beta, .. } = self;
+        if self.team.count() > 1 {
+            let (count, threads) = (self.team.count(), self.threads(args));
+            terminal::note(&format!(
+                "{count} processes train together, each with its share of a step's samples; here {threads} threads"
+            ));
+        }
         terminal::note(&format!(
             "{} samples to learn from, {} to validate with; {} steps of {}; {numbers} numbers to train",
             material.train.len() / material.each(),
@@ -95,7 +116,7 @@ impl Course {
         ));
         let model = model_hash(&located.files)?;
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
-        let compute = Compute::new(args.compute.threads(), opening::isa()?);
+        let compute = Compute::new(self.threads(args), opening::isa()?);
         let (optimiser, isa) = (args.course.optimiser, compute.isa().to_string());
         Ok((Basis { model, smoothing: *smoothing, beta: *beta, optimiser, sparing: false, isa }, compute))
     }
@@ -104,25 +125,28 @@ impl Course {
     ///
     /// # Errors
     /// When it diverges or is stopped, memory is short, or a file cannot be written.
-    pub(super) fn run(
-        &self,
+    pub(super) fn run<'l>(
+        &'l self,
         args: &TuneArgs,
         out: &Path,
-        learner: &mut Learner<'_>,
+        learner: &mut Learner<'l>,
         place: &Place,
     ) -> anyhow::Result<(Outcome, Report)> {
-        let Course { material, settings, smoothing, beta } = self;
+        let Course { material, settings, team, smoothing, beta, .. } = self;
         let beta = *beta;
         // Who comes after this run may have begun already.
         if STOP.load(Ordering::Relaxed) {
             return Err(Interrupted.into());
         }
-        fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
-        claim(out)?;
-        write_course(out, settings, material)?;
+        if team.is_first() {
+            fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
+            claim(out)?;
+            write_course(out, settings, material)?;
+        }
+        learner.team = *team;
         learner.keep_moments_in(args.course.optimiser.precision());
         learner.smoothing = *smoothing;
-        if !args.resume {
+        if !args.resume && team.is_first() {
             // Figures of a run that left no checkpoint.
             let _ = fs::remove_file(out.join(page::METRICS));
         }
@@ -138,7 +162,9 @@ impl Course {
             None => (Lessons::from(&material.train[..]), Lessons::from(&material.valid[..])),
         };
         let outcome = qwenkit_train::run(learner, both, settings, Some(place), args.resume, &mut |happening| {
-            if let Err(source) = report.hear(&happening) {
+            if team.is_first()
+                && let Err(source) = report.hear(&happening)
+            {
                 failure.get_or_insert(Error::Write { path: out.join(page::METRICS), source });
             }
             failure.is_none() && !STOP.load(Ordering::Relaxed)
@@ -277,11 +303,13 @@ fn write_course(out: &Path, settings: &RunSettings, material: &Material) -> anyh
     Ok(written.map_err(|source| Error::Write { path, source })?)
 }
 
-fn settings(args: &TuneArgs, material: &Material) -> RunSettings {
+/// How the run goes on so many processes.
+fn settings(args: &TuneArgs, material: &Material, processes: usize) -> RunSettings {
     let course = &args.course;
     let labels = material.task == Task::Classify;
     let samples = material.train.len() / material.each();
-    let batch = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize).min(samples.max(1));
+    let of_each = course.batch.map_or(if labels { 32 } else { 8 }, |n| n as usize);
+    let batch = of_each.saturating_mul(processes).min(samples.max(1));
     let per_epoch = samples.div_ceil(batch);
     // The least and the most times that all samples are gone through, and steps that are enough between these.
     let (least, steps_enough) = if labels { (2.0, 300) } else { (3.0, 40) };
