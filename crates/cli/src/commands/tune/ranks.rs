@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::{env, fs};
 
-use qwenkit_train::{Alone, Error, Launched, Ranks, Team};
+use qwenkit_train::{Alone, Error, Launched, Team};
 
 use crate::failure::{Interrupted, usage};
 use crate::{machine, terminal};
@@ -64,6 +64,8 @@ fn launched() -> Option<Launched> {
 
 #[cfg(feature = "mpi")]
 fn begin(launched: &Launched) -> anyhow::Result<qwenkit_train::Mpi> {
+    use qwenkit_train::Ranks;
+
     /// How long ranks wait for each other: far longer than a step, a validation, or the writing of a checkpoint.
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30 * 60);
     let ranks = qwenkit_train::Mpi::begin(PATIENCE)?;
