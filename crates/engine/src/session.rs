@@ -185,10 +185,9 @@ impl Session {
         memory::check_weights(files.size_bytes() + tower_bytes, memory::available_memory_bytes())?;
         let text = text_of(files)?;
         let processor = tower.map(|mmproj| image_processor(files, mmproj)).transpose()?;
-        let block_gap = match options.speculate.asks_block() {
-            true => block_gap(files, options.speculate)?,
-            false => None,
-        };
+        if options.speculate == Speculate::Mtp {
+            refuse_without_block(files)?;
+        }
         let compute = Compute::new(options.threads, options.isa);
         let model = match options.speculate.asks_block() {
             true => Model::load_guessing(files, &compute, progress)?,
@@ -225,6 +224,7 @@ impl Session {
             Some(_) => |path, architecture| ModelError::NoTower { path, architecture },
             None => |path, architecture| ModelError::Blind { path, architecture },
         };
+        let block_gap = options.speculate.asks_block().then(|| arch::mtp_gap(files, plan)).flatten();
         let plan = plan.clone();
         let judge = model.judge().map(<[f32]>::to_vec);
         let buffers = if plan.mtp.is_some() { Buffers::keeping_states() } else { Buffers::default() };
@@ -456,18 +456,14 @@ impl Session {
     }
 }
 
-/// What the files hold of a block that guesses tokens, where it is not whole.
-///
-/// # Errors
-/// When nothing else is to guess.
-fn block_gap(files: &ModelFiles, speculate: Speculate) -> Result<Option<String>, Error> {
+/// Refuses files without a whole block that guesses tokens where nothing else is to guess, before they are loaded.
+fn refuse_without_block(files: &ModelFiles) -> Result<(), Error> {
     let plan = arch::plan(files)?;
-    let gap = arch::mtp_gap(files, &plan);
-    if speculate == Speculate::Mtp && plan.mtp.is_none() {
-        let (path, found) = (files.path().to_owned(), gap.unwrap_or_else(|| "none".to_owned()));
-        return Err(ModelError::NoMtp { path, found, architecture: plan.architecture }.into());
+    if plan.mtp.is_some() {
+        return Ok(());
     }
-    Ok(gap)
+    let found = arch::mtp_gap(files, &plan).unwrap_or_else(|| "none".to_owned());
+    Err(ModelError::NoMtp { path: files.path().to_owned(), found, architecture: plan.architecture }.into())
 }
 
 /// The tower that lets `model` see.

@@ -23,11 +23,14 @@ pub(crate) struct UnitFacts {
     _to_32_bytes: u32,
 }
 
-/// Rows of a whole tile: what the widest kernel of an instruction set takes at once.
-pub(crate) const fn tile_rows(isa: Isa) -> usize {
+/// Rows of a whole tile where vectors multiply: what the widest kernel takes at once.
+pub(crate) const TILE_ROWS: usize = 8;
+
+/// Rows of a whole tile on an instruction set.
+const fn tile_rows(isa: Isa) -> usize {
     match isa {
-        Isa::Amx => 16,
-        _ => 8,
+        Isa::Amx => 2 * TILE_ROWS,
+        _ => TILE_ROWS,
     }
 }
 

@@ -229,7 +229,7 @@ impl<'a> Task<'a> {
 
     /// Calls `f(group, tokens)` for all groups and tokens: tokens in panels of so many values, whole tiles of them, so that a
     /// panel stays in cache while the groups go by.
-    pub(crate) fn panels(&self, panel_values: usize, tile_tokens: usize, f: impl Fn(usize, Range<usize>)) {
+    pub(crate) fn panels(&self, panel_values: usize, tile_tokens: usize, mut f: impl FnMut(usize, Range<usize>)) {
         let panel = (panel_values / self.x.cols.max(1) / tile_tokens * tile_tokens).max(tile_tokens);
         for first in (0..self.x.rows).step_by(panel) {
             for g in self.groups.clone() {

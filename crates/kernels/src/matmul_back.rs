@@ -14,7 +14,7 @@ use qwenkit_tensor::DType;
 use crate::attention_back_half::AttentionRoom;
 use crate::{
     Isa,
-    activations::tile_of,
+    activations::{TILE_ROWS, tile_of},
     layout::{GROUP_ROWS, UNIT},
     matmul::Compute,
     pool::{Deal, Pool},
@@ -24,9 +24,6 @@ use crate::{
     turned::{BLOCK, OFFSET_LOG2, SUBS, Turned, blocks_of},
     weight::{Operand, Weight},
 };
-
-/// Rows of a whole tile of gradients.
-pub(crate) const TILE_ROWS: usize = 8;
 
 /// One product of several whose gradients towards the same x are added.
 pub struct BackProduct<'a> {

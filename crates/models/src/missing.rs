@@ -1,7 +1,7 @@
 //! What a file lacks of its plan, for the one who has to do something about it: how many tensors are missing and which are the
 //! first, what stands in their place, and whether the file looks like another architecture's.
 //!
-//! Runs on the way to a refusal only. `load` says what is needed; `wanted` here lists the same names, which
+//! Runs on the way to a refusal, and to see whether a block that guesses is whole. `load` says what is needed; `wanted` here lists the same names, which
 //! `tests/refusals.rs` holds against whole files.
 
 use std::{

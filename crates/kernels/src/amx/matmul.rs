@@ -12,7 +12,7 @@
 //! Every `unsafe fn` here asks that the machine has what `Isa::Amx` stands for, and that the group and the rows it is given
 //! exist in the weight and the activations it is given.
 
-use std::{arch::x86_64::*, cell::RefCell, mem::MaybeUninit, ops::Range};
+use std::{arch::x86_64::*, mem::MaybeUninit, ops::Range};
 
 use half::bf16;
 use qwenkit_tensor::DType;
@@ -84,8 +84,8 @@ unsafe fn quantized_all<const D: usize>(task: &Task<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         let _tiles = Tiles::new([sums, sums, sums, sums, left, left, right, right]);
-        let block = RefCell::new(MaybeUninit::<Block>::uninit());
-        task.panels(PANEL_BYTES, ROWS, |g, tokens| quantized::<D>(task, g, tokens, block.borrow_mut().as_mut_ptr()));
+        let mut block = MaybeUninit::<Block>::uninit();
+        task.panels(PANEL_BYTES, ROWS, |g, tokens| quantized::<D>(task, g, tokens, block.as_mut_ptr()));
     }
 }
 

@@ -8,8 +8,8 @@
 use std::arch::x86_64::*;
 
 use crate::{
-    activations::tile_of,
-    matmul_back::{BackTask, GradFacts, TILE_ROWS},
+    activations::{TILE_ROWS, tile_of},
+    matmul_back::{BackTask, GradFacts},
     portable,
     turned::{BLOCK, HALF, STEPS, SUBS},
 };
