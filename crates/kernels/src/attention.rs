@@ -6,7 +6,7 @@
 //! alone, in a batch, or in any cut of the prompt, and whether one thread went through all spans or several shared them.
 //! Source: Milakov and Gimelshein 2018 (online softmax), Dao et al. 2022 (tiling).
 
-use std::{marker::PhantomData, ops::Range};
+use std::{array, ops::Range};
 
 use crate::{
     Isa,
@@ -21,8 +21,8 @@ use crate::{
 pub(crate) const TILE_QUERIES: usize = 8;
 /// The largest head that kernels keep on the stack; Qwen's are 64, 128 and 256.
 pub const HEAD_DIM_MAX: usize = 256;
-/// Query tiles of one kv head that a thread takes at once.
-const TILES_PER_JOB: usize = 4;
+/// Tiles of one kv head that go through each chunk together: its keys and values come from afar once for all of them.
+const TILES: usize = 4;
 /// Chunks of a span: few enough that the threads of a large machine share one long sequence, many enough that merging
 /// costs nothing.
 const SPAN_CHUNKS: usize = 16;
@@ -48,23 +48,20 @@ enum Sight {
     All,
 }
 
-/// What a tile's kernel gets.
-pub(crate) struct Tile<'a, F> {
+/// What a kernel gets: up to `TILE_QUERIES` queries of one kv head.
+pub(crate) struct Tile<'a, F: KvForm> {
     /// Pages of the sequence from chunk 0: keys and values of this kv head.
-    pub(crate) cache: &'a KvCache,
-    pub(crate) pages: &'a [u32],
-    pub(crate) kv_head: usize,
+    cache: &'a KvCache,
+    pages: &'a [u32],
+    kv_head: usize,
     pub(crate) head_dim: usize,
     /// K' of the cache, the length of a result.
     pub(crate) value_dim: usize,
-    /// Queries, (`ranges.len()`, K), already scaled, so that a weight is 2^score.
-    pub(crate) queries: &'a [f32],
-    /// Positions that each query sees; none is empty.
-    pub(crate) ranges: &'a [Range<usize>],
-    /// Whether the next chunk's memory is asked for while this one is computed: with few queries, reading takes longer than
-    /// computing.
-    pub(crate) ahead: bool,
-    pub(crate) _form: PhantomData<F>,
+    /// Scaled, so that a weight is 2^score.
+    pub(crate) queries: F::Queries,
+    pub(crate) count: usize,
+    /// Positions that each query sees; none of `count` is empty.
+    ranges: [Range<usize>; TILE_QUERIES],
 }
 
 /// Results of a tile's queries over some chunks, before the division by the sum of weights.
@@ -78,34 +75,33 @@ pub(crate) struct Partial<'a> {
 }
 
 impl<F: KvForm> Tile<'_, F> {
-    /// The chunks that any query sees.
-    pub(crate) fn chunks(&self) -> Range<usize> {
-        let first = self.ranges.iter().map(|r| r.start).min().unwrap_or(0);
-        let end = self.ranges.iter().map(|r| r.end).max().unwrap_or(0);
-        first / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS)
-    }
-
     /// Keys of chunk `c` that query `i` sees, counted from the chunk's first.
     pub(crate) fn seen(&self, i: usize, c: usize) -> Range<usize> {
         let (start, end) = (c * PAGE_TOKENS, (c + 1) * PAGE_TOKENS);
         self.ranges[i].start.clamp(start, end) - start..self.ranges[i].end.clamp(start, end) - start
     }
 
+    /// Behind the last key of chunk `c` that any query sees, counted from the chunk's first; 0 if none sees any.
+    pub(crate) fn seen_end(&self, c: usize) -> usize {
+        (0..self.count).map(|i| self.seen(i, c)).filter(|seen| !seen.is_empty()).map(|seen| seen.end).max().unwrap_or(0)
+    }
+
     pub(crate) fn head(&self, c: usize) -> Head<'_, F> {
         self.cache.head::<F>(self.pages[c], self.kv_head)
     }
+}
 
-    /// Computes chunks `chunks` with the kernel of the instruction set.
-    fn span(&self, isa: Isa, chunks: Range<usize>, out: &mut Partial<'_>) {
-        match isa {
-            // SAFETY: `Compute::new` has checked that the machine has this instruction set.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::attention::span(self, chunks, out) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { crate::avx2::attention::span(self, chunks, out) },
-            _ => crate::portable::attention::span(self, chunks, out),
-        }
+/// The results of tiles over `chunks` into `outs`, with the kernel of the instruction set.
+fn span<F: KvForm>(isa: Isa, tiles: &[Tile<'_, F>], chunks: Range<usize>, outs: &mut [Partial<'_>]) {
+    debug_assert_eq!(tiles.len(), outs.len());
+    match isa {
+        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::attention::span(tiles, chunks, outs) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { crate::avx2::attention::span(tiles, chunks, outs) },
+        _ => crate::portable::attention::span(tiles, chunks, outs),
     }
 }
 
@@ -119,7 +115,8 @@ impl Partial<'_> {
     /// Adds what comes from the chunks behind.
     fn merge(&mut self, next: &Partial<'_>, queries: usize) {
         let dim = self.values.len() / queries;
-        for i in (0..queries).filter(|&i| next.largest[i] > f32::NEG_INFINITY) {
+        // What is no number is not nothing.
+        for i in (0..queries).filter(|&i| next.largest[i] != f32::NEG_INFINITY) {
             let largest = f32::max(self.largest[i], next.largest[i]);
             let (old, new) = (lanes::exp_2(self.largest[i] - largest), lanes::exp_2(next.largest[i] - largest));
             let (to, from) = (&mut self.values[i * dim..][..dim], &next.values[i * dim..][..dim]);
@@ -201,9 +198,6 @@ impl Compute {
     }
 }
 
-/// Room for one row of values for each query of a tile.
-type Room = [f32; TILE_QUERIES * HEAD_DIM_MAX];
-
 struct Job<'a> {
     compute: &'a Compute,
     cache: &'a KvCache,
@@ -215,7 +209,7 @@ struct Job<'a> {
     out: &'a SharedOut<'a, f32>,
 }
 
-/// Up to `TILE_QUERIES` queries of one kv head. Query number n is head n % R of token n / R.
+/// Up to `TILES` tiles of queries of one kv head. Query number n is head n % R of token n / R.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     seq: &'a AttentionSeq<'a>,
@@ -224,6 +218,22 @@ struct Place<'a> {
     count: usize,
 }
 
+impl Place<'_> {
+    /// First query and number of queries of each tile.
+    fn tiles(&self) -> impl ExactSizeIterator<Item = (usize, usize)> {
+        let end = self.first + self.count;
+        (self.first..end).step_by(TILE_QUERIES).map(move |first| (first, TILE_QUERIES.min(end - first)))
+    }
+
+    /// `values`: (count, K'), cut into the tiles' empty results.
+    fn none<'v>(&self, values: &'v mut [f32], value_dim: usize) -> Vec<Partial<'v>> {
+        values[..self.count * value_dim].chunks_mut(TILE_QUERIES * value_dim).map(Partial::none).collect()
+    }
+}
+
+/// A tile's largest scores and sums of weights.
+type Sums = ([f32; TILE_QUERIES], [f32; TILE_QUERIES]);
+
 impl Job<'_> {
     fn run_all<F: KvForm>(&self, seqs: &[AttentionSeq<'_>]) {
         let (pool, threads) = (&self.compute.pool, self.compute.pool.threads());
@@ -231,104 +241,105 @@ impl Job<'_> {
         if threads > 1 && places.len() < JOBS_PER_THREAD * threads {
             return self.run_spans::<F>(&places);
         }
-        let jobs: Vec<&[Place<'_>]> = places.chunks(TILES_PER_JOB).collect();
         let run = |i: usize| {
-            let mut rooms: [Room; 3] = [[0.0; _]; 3];
-            // Dealt like cards: neighbouring jobs of a causal prompt cost about the same.
-            for place in jobs.iter().skip(i).step_by(threads).copied().flatten() {
-                self.run::<F>(place, &mut rooms);
-            }
+            let mut room = vec![0.0; 2 * TILES * TILE_QUERIES * self.cache.value_dim()];
+            // Dealt like cards: neighbouring places of a causal prompt cost about the same.
+            places.iter().skip(i).step_by(threads).for_each(|place| self.run::<F>(place, &mut room));
         };
-        if jobs.len() == 1 { (0..threads).for_each(run) } else { pool.run(run) }
+        if places.len() == 1 { (0..threads).for_each(run) } else { pool.run(run) }
     }
 
-    /// All tiles: those of one sequence and kv head lie together.
     fn places<'s>(&self, seqs: &'s [AttentionSeq<'s>]) -> Vec<Place<'s>> {
+        const QUERIES: usize = TILES * TILE_QUERIES;
         let per_kv = self.heads / self.cache.kv_heads;
         let mut places = Vec::new();
         for seq in seqs {
             let queries = seq.rows.len() * per_kv;
-            for first in (0..queries).step_by(TILES_PER_JOB * TILE_QUERIES) {
-                for kv_head in 0..self.cache.kv_heads {
-                    for first in (first..queries.min(first + TILES_PER_JOB * TILE_QUERIES)).step_by(TILE_QUERIES) {
-                        places.push(Place { seq, kv_head, first, count: TILE_QUERIES.min(queries - first) });
-                    }
-                }
+            for first in (0..queries).step_by(QUERIES) {
+                let count = QUERIES.min(queries - first);
+                places.extend((0..self.cache.kv_heads).map(|kv_head| Place { seq, kv_head, first, count }));
             }
         }
         places
     }
 
-    /// Index of query `n` of a place in `q` and `out`.
+    /// Index of query `n` of a place's sequence and kv head in `q` and `out`.
     fn at(&self, place: &Place<'_>, n: usize) -> usize {
         let per_kv = self.heads / self.cache.kv_heads;
-        let (token, head) = ((place.first + n) / per_kv, (place.first + n) % per_kv);
+        let (token, head) = (n / per_kv, n % per_kv);
         ((place.seq.rows.start + token) * self.heads + place.kv_head * per_kv + head) * self.cache.head_dim
     }
 
-    /// Calls `f` with the tile of `place`, whose queries are laid into `queries`.
-    fn with_tile<F: KvForm, R>(&self, place: &Place<'_>, queries: &mut Room, f: impl FnOnce(&Tile<'_, F>) -> R) -> R {
-        let (dim, per_kv) = (self.cache.head_dim, self.heads / self.cache.kv_heads);
-        let mut ranges = [const { 0..0 }; TILE_QUERIES];
+    /// Positions that query `n` of a place's sequence sees.
+    fn sight(&self, place: &Place<'_>, n: usize) -> Range<usize> {
+        let last = place.seq.first + n / (self.heads / self.cache.kv_heads) + 1;
+        match self.sight {
+            Sight::Before(window) => window.map_or(0, |w| last.saturating_sub(w))..last,
+            Sight::All => 0..place.seq.rows.len(),
+        }
+    }
+
+    /// The chunks that any query of a place sees.
+    fn chunks(&self, place: &Place<'_>) -> Range<usize> {
+        // Later queries neither begin nor end to see before earlier ones.
+        let (first, last) = (self.sight(place, place.first), self.sight(place, place.first + place.count - 1));
+        first.start / PAGE_TOKENS..last.end.div_ceil(PAGE_TOKENS)
+    }
+
+    fn tiles<'s, F: KvForm>(&'s self, place: &Place<'s>) -> Vec<Tile<'s, F>> {
+        let dim = self.cache.head_dim;
         let scale = self.scale * std::f32::consts::LOG2_E;
-        for n in 0..place.count {
-            let last = place.seq.first + (place.first + n) / per_kv + 1;
-            ranges[n] = match self.sight {
-                Sight::Before(window) => window.map_or(0, |w| last.saturating_sub(w))..last,
-                Sight::All => 0..place.seq.rows.len(),
-            };
-            for (to, from) in queries[n * dim..][..dim].iter_mut().zip(&self.q[self.at(place, n)..]) {
-                *to = from * scale;
+        let tile = |(first, count): (usize, usize)| {
+            let mut queries = [0.0; TILE_QUERIES * HEAD_DIM_MAX];
+            for (n, to) in queries.chunks_exact_mut(dim).take(count).enumerate() {
+                to.iter_mut().zip(&self.q[self.at(place, first + n)..]).for_each(|(to, from)| *to = from * scale);
+            }
+            Tile {
+                cache: self.cache,
+                pages: place.seq.pages,
+                kv_head: place.kv_head,
+                head_dim: dim,
+                value_dim: self.cache.value_dim(),
+                queries: F::queries(&queries[..count * dim], dim),
+                count,
+                ranges: array::from_fn(|n| if n < count { self.sight(place, first + n) } else { 0..0 }),
+            }
+        };
+        place.tiles().map(tile).collect()
+    }
+
+    /// One place, span after span. `room`: twice (count, K').
+    fn run<F: KvForm>(&self, place: &Place<'_>, room: &mut [f32]) {
+        let value_dim = self.cache.value_dim();
+        let (results, own) = room.split_at_mut(room.len() / 2);
+        let tiles = self.tiles::<F>(place);
+        let mut results = place.none(results, value_dim);
+        for chunks in spans(self.chunks(place)) {
+            let mut found = place.none(own, value_dim);
+            span(self.compute.isa, &tiles, chunks, &mut found);
+            for ((result, found), tile) in results.iter_mut().zip(&found).zip(&tiles) {
+                result.merge(found, tile.count);
             }
         }
-        f(&Tile {
-            cache: self.cache,
-            pages: place.seq.pages,
-            kv_head: place.kv_head,
-            head_dim: dim,
-            value_dim: self.cache.value_dim(),
-            queries: &queries[..place.count * dim],
-            ranges: &ranges[..place.count],
-            ahead: place.seq.rows.len() == 1,
-            _form: PhantomData,
-        })
+        self.store(place, results);
     }
 
-    /// One tile, span after span.
-    fn run<F: KvForm>(&self, place: &Place<'_>, [queries, results, own]: &mut [Room; 3]) {
-        self.with_tile::<F, _>(place, queries, |tile| {
-            let len = place.count * tile.value_dim;
-            let mut result = Partial::none(&mut results[..len]);
-            for chunks in spans(tile.chunks()) {
-                let mut span = Partial::none(&mut own[..len]);
-                tile.span(self.compute.isa, chunks, &mut span);
-                result.merge(&span, place.count);
-            }
-            result.finish(place.count);
-            self.store(place, &result);
-        });
-    }
-
-    /// Every tile's spans on all threads, then their merges.
+    /// Every place's spans on all threads, then their merges.
     fn run_spans<F: KvForm>(&self, places: &[Place<'_>]) {
-        let chunks_of = |p: &Place<'_>| self.with_tile::<F, _>(p, &mut [0.0; _], |tile| tile.chunks());
-        let pieces: Vec<_> = places.iter().flat_map(|p| spans(chunks_of(p)).map(move |chunks| (p, chunks))).collect();
+        let pieces: Vec<_> =
+            places.iter().flat_map(|p| spans(self.chunks(p)).map(move |chunks| (p, chunks))).collect();
         let (threads, value_dim) = (self.compute.pool.threads(), self.cache.value_dim());
-        let width = TILE_QUERIES * value_dim;
+        let width = TILES * TILE_QUERIES * value_dim;
         let mut values = vec![0.0; pieces.len() * width];
-        let mut sums = vec![([0.0; TILE_QUERIES], [0.0; TILE_QUERIES]); pieces.len()];
+        let mut sums = vec![[Sums::default(); TILES]; pieces.len()];
         let (shared_values, shared_sums) = (SharedOut::new(&mut values), SharedOut::new(&mut sums));
         let run = |i: usize| {
-            let mut queries: Room = [0.0; _];
             for (n, (place, chunks)) in pieces.iter().enumerate().skip(i).step_by(threads) {
                 // SAFETY: each piece is dealt to exactly one thread.
-                let (values, sums) =
-                    unsafe { (shared_values.slice(n * width, place.count * value_dim), shared_sums.slice(n, 1)) };
-                let mut span = Partial::none(values);
-                self.with_tile::<F, _>(place, &mut queries, |tile| {
-                    tile.span(self.compute.isa, chunks.clone(), &mut span)
-                });
-                sums[0] = (span.largest, span.total);
+                let (values, sums) = unsafe { (shared_values.slice(n * width, width), shared_sums.slice(n, 1)) };
+                let mut found = place.none(values, value_dim);
+                span(self.compute.isa, &self.tiles::<F>(place), chunks.clone(), &mut found);
+                sums[0].iter_mut().zip(&found).for_each(|(to, found)| *to = (found.largest, found.total));
             }
         };
         if pieces.len() == 1 {
@@ -336,26 +347,30 @@ impl Job<'_> {
         } else {
             self.compute.pool.run(run)
         }
-        let mut results = vec![0.0; width];
-        let mut n = 0;
+        let mut room = vec![0.0; width];
+        let mut found = values.chunks_exact_mut(width).zip(&sums);
         for place in places {
-            let len = place.count * value_dim;
-            let mut result = Partial::none(&mut results[..len]);
-            for _ in spans(chunks_of(place)) {
-                let (largest, total) = sums[n];
-                result.merge(&Partial { largest, total, values: &mut values[n * width..][..len] }, place.count);
-                n += 1;
+            let mut results = place.none(&mut room, value_dim);
+            for (values, sums) in found.by_ref().take(spans(self.chunks(place)).count()) {
+                let values = values.chunks_mut(TILE_QUERIES * value_dim);
+                for (((result, (_, count)), values), sums) in results.iter_mut().zip(place.tiles()).zip(values).zip(sums) {
+                    let (largest, total) = *sums;
+                    result.merge(&Partial { largest, total, values: &mut values[..count * value_dim] }, count);
+                }
             }
-            result.finish(place.count);
-            self.store(place, &result);
+            self.store(place, results);
         }
     }
 
-    fn store(&self, place: &Place<'_>, result: &Partial<'_>) {
+    /// Divides the results of a place by the sums of weights and stores them.
+    fn store(&self, place: &Place<'_>, results: Vec<Partial<'_>>) {
         let (dim, value_dim) = (self.cache.head_dim, self.cache.value_dim());
-        for n in 0..place.count {
-            // SAFETY: each query is in exactly one place.
-            unsafe { self.out.slice(self.at(place, n), dim) }.copy_from_slice(&result.values[n * value_dim..][..dim]);
+        for (mut result, (first, count)) in results.into_iter().zip(place.tiles()) {
+            result.finish(count);
+            for (n, values) in result.values.chunks_exact(value_dim).enumerate() {
+                // SAFETY: each query is in exactly one place.
+                unsafe { self.out.slice(self.at(place, first + n), dim) }.copy_from_slice(&values[..dim]);
+            }
         }
     }
 }

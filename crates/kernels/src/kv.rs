@@ -1,17 +1,17 @@
 //! The key/value cache of one layer, in pages of 64 positions.
 //!
 //! A page holds, for each kv head, keys as `[4 blocks][K / C][16 positions][C]` - so that one vector holds the same C components
-//! of 16 keys -, the keys' scales (64), and values as `[64 / S][K'][S positions]`, K' being K rounded up to whole vectors and S
-//! the positions whose values one step of the weighted sum takes. Models with f32 or f16 weights have f32 keys and values (C = S
-//! = 1, no scales); all others keys of 14 bits and a scale each (C = 2) and bf16 values (S = 2). Which page is whose is the
-//! engine's business; here a sequence is a list of page numbers.
+//! of 16 keys -, the keys' scales and the values' (64 each), and values as `[64 / S][K'][S positions]`, K' being K rounded up to
+//! whole vectors and S the positions whose values one step of the weighted sum takes. Models with f32 or f16 weights have f32 keys
+//! and values (C = S = 1, no scales); all others integers under a scale for each position, keys of 14 bits and values of 16 (C =
+//! S = 2). Which page is whose is the engine's business; here a sequence is a list of page numbers.
 
 use std::ops::Range;
 
 use qwenkit_tensor::{AllocError, HugeBuf};
 
 use crate::{
-    kv_form::{Full, Half, Head, KvForm},
+    kv_form::{Full, Half, Head, HeadMut, KvForm},
     lanes::LANES,
     matmul::Compute,
     shared_out::SharedOut,
@@ -27,7 +27,7 @@ pub(crate) const KEY_BLOCK: usize = 16;
 pub enum KvType {
     /// Full precision, for models whose activations stay in f32: those with f32 or f16 weights.
     F32,
-    /// 16 bits a number, for all others: keys as integers under a scale each, values in bf16; processors multiply both in pairs.
+    /// 16 bits a number, for all others: integers under a scale for each key and each value; processors multiply them in pairs.
     F16,
 }
 
@@ -48,15 +48,15 @@ impl KvType {
         }
     }
 
-    /// Bytes of a head's key scales in a page.
+    /// Bytes of the scales of a head's keys and values in a page.
     fn scale_bytes(self) -> usize {
         match self {
             KvType::F32 => 0,
-            KvType::F16 => PAGE_TOKENS * size_of::<f32>(),
+            KvType::F16 => 2 * PAGE_TOKENS * size_of::<f32>(),
         }
     }
 
-    /// Bytes of a head's keys, their scales and its values in a page.
+    /// Bytes of a head's keys, values and their scales in a page.
     fn head_bytes(self, head_dim: usize) -> usize {
         PAGE_TOKENS * (head_dim + head_dim.next_multiple_of(LANES)) * self.size_bytes() + self.scale_bytes()
     }
@@ -122,23 +122,23 @@ impl KvCache {
         for (page, positions) in own.zip(positions.chunks(PAGE_TOKENS)) {
             // SAFETY: the caller's promise.
             let bytes = unsafe { data.slice((page * self.kv_heads + head) * n, n) };
-            let (keys, scales, values) = F::pieces_mut(bytes, dim);
+            let HeadMut { keys, key_scales, values, value_scales } = F::pieces_mut(bytes, dim);
             for (slot, position) in positions.iter().enumerate() {
                 let (there, at) = (*position as usize / PAGE_TOKENS, *position as usize % PAGE_TOKENS);
-                let (from_keys, from_scales, from_values) = self.head::<F>(pages[there], head);
+                let from = self.head::<F>(pages[there], head);
                 let to = keys[slot / KEY_BLOCK * KEY_BLOCK * dim..].chunks_exact_mut(F::COMPONENTS);
-                let of = from_keys[at / KEY_BLOCK * KEY_BLOCK * dim..].chunks_exact(F::COMPONENTS);
+                let of = from.keys[at / KEY_BLOCK * KEY_BLOCK * dim..].chunks_exact(F::COMPONENTS);
                 let (to, of) = (to.skip(slot % KEY_BLOCK), of.skip(at % KEY_BLOCK));
                 for (to, of) in to.step_by(KEY_BLOCK).zip(of.step_by(KEY_BLOCK)).take(dim / F::COMPONENTS) {
                     to.copy_from_slice(of);
                 }
-                scales.iter_mut().skip(slot).zip(from_scales.iter().skip(at)).take(1).for_each(|(to, of)| *to = *of);
+                for (to, of) in [(&mut *key_scales, from.key_scales), (&mut *value_scales, from.value_scales)] {
+                    to.iter_mut().skip(slot).zip(of.iter().skip(at)).take(1).for_each(|(to, of)| *to = *of);
+                }
                 let to = values[slot / F::SIDE * F::SIDE * value_dim..].chunks_exact_mut(F::SIDE);
-                let of = from_values[at / F::SIDE * F::SIDE * value_dim..].chunks_exact(F::SIDE);
+                let of = from.values[at / F::SIDE * F::SIDE * value_dim..].chunks_exact(F::SIDE);
                 for (to, of) in to.zip(of).take(dim) {
                     to[slot % F::SIDE] = of[at % F::SIDE];
-                    // As in `write`.
-                    to[slot % F::SIDE + 1..].fill(F::value(0.0));
                 }
             }
         }
@@ -173,17 +173,12 @@ impl KvCache {
                 let (page, slot) = (pages[(first + t) / PAGE_TOKENS] as usize, (first + t) % PAGE_TOKENS);
                 // SAFETY: each head of a page is written by the one thread that has this head.
                 let bytes = unsafe { data.slice((page * heads + head) * n, n) };
-                let (keys, scales, values) = F::pieces_mut(bytes, dim);
+                let HeadMut { keys, key_scales, values, value_scales } = F::pieces_mut(bytes, dim);
                 let from = (t * heads + head) * dim;
                 let block = &mut keys[slot / KEY_BLOCK * KEY_BLOCK * dim..][..KEY_BLOCK * dim];
-                F::write_key(&k[from..from + dim], slot % KEY_BLOCK, block, scales.get_mut(slot));
-                let side_by_side = &mut values[slot / F::SIDE * F::SIDE * value_dim..];
-                for (group, &x) in side_by_side.chunks_exact_mut(F::SIDE).zip(&v[from..from + dim]) {
-                    group[slot % F::SIDE] = F::value(x);
-                    // A step takes the next position's value too, with weight 0 until it is written: what an earlier owner of
-                    // the page left there might be no number.
-                    group[slot % F::SIDE + 1..].fill(F::value(0.0));
-                }
+                F::write_key(&k[from..from + dim], slot % KEY_BLOCK, block, key_scales.get_mut(slot));
+                let side_by_side = &mut values[slot / F::SIDE * F::SIDE * value_dim..][..F::SIDE * value_dim];
+                F::write_value(&v[from..from + dim], slot % F::SIDE, side_by_side, value_scales.get_mut(slot));
             }
         };
         if tokens < 4 {

@@ -274,16 +274,8 @@ struct AttentionCase {
 }
 
 impl AttentionCase {
-    /// Plain attention in f64 over keys as stored: out (T, H, K).
+    /// Plain attention in f64: out (T, H, K).
     fn exact(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let key = |x: f32| match self.kv_type {
-            KvType::F32 => f64::from(x),
-            KvType::F16 => half::f16::from_f32(x).to_f64(),
-        };
-        let value = |x: f32| match self.kv_type {
-            KvType::F32 => f64::from(x),
-            KvType::F16 => half::bf16::from_f32(x).to_f64(),
-        };
         let tokens = q.len() / self.heads / self.dim;
         let mut out = Vec::new();
         for t in 0..tokens {
@@ -292,13 +284,13 @@ impl AttentionCase {
                 let at = |s: usize| (s * self.kv_heads + h / (self.heads / self.kv_heads)) * self.dim;
                 let first = self.window.map_or(0, |w| (t + 1).saturating_sub(w));
                 let scores: Vec<f64> = (first..=t)
-                    .map(|s| (0..self.dim).map(|d| f64::from(q[d]) * key(k[at(s) + d])).sum::<f64>() * self.scale())
+                    .map(|s| (0..self.dim).map(|d| f64::from(q[d]) * f64::from(k[at(s) + d])).sum::<f64>() * self.scale())
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..self.dim {
-                    let sum: f64 = (first..=t).zip(&weights).map(|(s, w)| w * value(v[at(s) + d])).sum();
+                    let sum: f64 = (first..=t).zip(&weights).map(|(s, w)| w * f64::from(v[at(s) + d])).sum();
                     out.push((sum / total) as f32);
                 }
             }
@@ -306,11 +298,11 @@ impl AttentionCase {
         out
     }
 
-    /// Half-precision caches round each weight to a bf16, which is within 2^-9 of it.
+    /// Integers of 12 bits and a sign for queries are the coarsest of what caches of 16 bits round.
     fn allowed(&self) -> f32 {
         match self.kv_type {
             KvType::F32 => 5e-6,
-            KvType::F16 => 2e-3,
+            KvType::F16 => 4e-4,
         }
     }
 
@@ -383,19 +375,24 @@ fn what_is_no_number_stays_none() {
             let tokens = 3 * PAGE_TOKENS + 5;
             let (q, k) = (random.values(tokens * 4 * 64), random.values(tokens * 2 * 64));
             let v = random.values(k.len());
-            for (bad, of_key) in [(2, true), (2 * PAGE_TOKENS + 3, true), (tokens - 1, true), (70, false)] {
-                let (mut q, mut k) = (q.clone(), k.clone());
-                match of_key {
-                    true => k[bad * 2 * 64 + 7] = f32::NAN,
-                    false => q[bad * 4 * 64 + 7] = f32::NAN,
+            let positions = [2, 2 * PAGE_TOKENS + 3, tokens - 1];
+            let bad = positions.map(|p| (p, "key")).into_iter().chain(positions.map(|p| (p, "value"))).chain([(70, "query")]);
+            for (bad, part) in bad {
+                let (mut q, mut k, mut v) = (q.clone(), k.clone(), v.clone());
+                match part {
+                    "query" => q[bad * 4 * 64 + 7] = f32::NAN,
+                    "key" => k[bad * 2 * 64 + 7] = f32::NAN,
+                    _ => v[bad * 2 * 64..][..64].fill(f32::NAN),
                 }
                 for cuts in [&[][..], &[PAGE_TOKENS + 9, tokens - 1]] {
                     let out = case.cached(&compute, cuts, &q, &k, &v);
                     for (t, row) in out.chunks_exact(4 * 64).enumerate() {
-                        let expected = if of_key { t >= bad } else { t == bad };
+                        let expected = if part == "query" { t == bad } else { t >= bad };
                         let found = row[..64].iter().all(|x| x.is_nan());
-                        let what = format!("{kv_type:?} on {isa}: position {t}, bad {bad}, of a key: {of_key}");
-                        assert_eq!(found, expected, "{what}");
+                        let what = format!("{kv_type:?} on {isa}: position {t}, bad {bad}, a {part}");
+                        // In f32 a weight of 0 times a value of its chunk that is no number is none either.
+                        let reaches = part == "value" && kv_type == KvType::F32 && t / PAGE_TOKENS == bad / PAGE_TOKENS;
+                        assert!(found == expected || reaches && !expected, "{what}");
                         assert!(row[2 * 64..].iter().all(|x| x.is_finite()), "{what}");
                     }
                 }

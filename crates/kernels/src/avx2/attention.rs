@@ -1,4 +1,4 @@
-//! One tile of attention on AVX2: up to 4 queries share each load of keys and of values.
+//! Tiles of attention on AVX2: up to 4 queries share each load of keys and of values.
 //!
 //! # Safety
 //! Every `unsafe fn` here asks that the machine has what `Isa::Avx2` stands for, and that the unit, group, tile or
@@ -7,37 +7,32 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use crate::{
-    attention::{Partial, TILE_QUERIES, Tile},
+    attention::{Partial, Tile},
     kv::{KEY_BLOCK, PAGE_TOKENS},
-    kv_form::KvForm,
+    kv_form::{Head, KvForm},
     lanes::{self, EXP_2, LANES},
 };
 
 /// Queries that share a load: two registers of sums each, of sixteen.
 const QUERIES: usize = 4;
 
-/// Scores of a chunk, then weights, (queries, 64).
-type Scores = [[f32; PAGE_TOKENS]; QUERIES];
-
-/// The tile's results over `chunks`.
+/// The tiles' results over `chunks`.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx2` stands for.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, out: &mut Partial<'_>) {
-    let prepared = F::queries(tile.queries, tile.head_dim);
-    out.values.fill(0.0);
-    (out.largest, out.total) = ([f32::NEG_INFINITY; TILE_QUERIES], [0.0; TILE_QUERIES]);
-    let count = tile.ranges.len();
-    for first in (0..count).step_by(QUERIES) {
-        for c in chunks.clone() {
-            // SAFETY: the caller's promise; these queries and this chunk exist.
-            unsafe {
-                match count - first {
-                    1 => chunk::<F, 1>(tile, &prepared, first, c, out),
-                    2 => chunk::<F, 2>(tile, &prepared, first, c, out),
-                    3 => chunk::<F, 3>(tile, &prepared, first, c, out),
-                    _ => chunk::<F, QUERIES>(tile, &prepared, first, c, out),
+pub(crate) unsafe fn span<F: KvForm>(tiles: &[Tile<'_, F>], chunks: Range<usize>, outs: &mut [Partial<'_>]) {
+    for c in chunks {
+        for (tile, out) in tiles.iter().zip(&mut *outs).filter(|(tile, _)| tile.seen_end(c) > 0) {
+            for first in (0..tile.count).step_by(QUERIES) {
+                // SAFETY: the caller's promise; these queries and this chunk exist.
+                unsafe {
+                    match tile.count - first {
+                        1 => chunk::<F, 1>(tile, first, c, out),
+                        2 => chunk::<F, 2>(tile, first, c, out),
+                        3 => chunk::<F, 3>(tile, first, c, out),
+                        _ => chunk::<F, QUERIES>(tile, first, c, out),
+                    }
                 }
             }
         }
@@ -46,50 +41,46 @@ pub(crate) unsafe fn span<F: KvForm>(tile: &Tile<'_, F>, chunks: Range<usize>, o
 
 /// Adds chunk `c` to the results of queries `first..first + Q`.
 #[inline(always)]
-unsafe fn chunk<F: KvForm, const Q: usize>(
-    tile: &Tile<'_, F>,
-    prepared: &F::Queries,
-    first: usize,
-    c: usize,
-    out: &mut Partial<'_>,
-) {
+unsafe fn chunk<F: KvForm, const Q: usize>(tile: &Tile<'_, F>, first: usize, c: usize, out: &mut Partial<'_>) {
     let (dim, value_dim) = (tile.head_dim, tile.value_dim);
-    let (keys, scales, values) = tile.head(c);
-    let end = (first..first + Q).map(|i| tile.seen(i, c).end).max().unwrap_or(0);
-    let mut scores: Scores = [[0.0; _]; _];
+    let Head { keys, key_scales, values, value_scales } = tile.head(c);
+    let end = tile.seen_end(c);
+    let mut scores = [[0.0; PAGE_TOKENS]; Q];
+    let mut words = [[bytemuck::Zeroable::zeroed(); PAGE_TOKENS]; Q];
     // SAFETY: loads stay in the page's 64 keys and values, and in what is computed of them here.
     unsafe {
         for block in 0..end.div_ceil(KEY_BLOCK) {
             let at = block * KEY_BLOCK;
             // Where there are no scales, nothing is read from behind their end.
-            let scales = scales.as_ptr().wrapping_add(at);
-            let found = F::scores_256::<Q>(prepared, first, dim, keys.as_ptr().add(at * dim), scales);
+            let scales = key_scales.as_ptr().wrapping_add(at);
+            let found = F::scores_256::<Q>(&tile.queries, first, dim, keys.as_ptr().add(at * dim), scales);
             for i in 0..Q {
                 _mm256_storeu_ps(scores[i].as_mut_ptr().add(at), found[i][0]);
                 _mm256_storeu_ps(scores[i].as_mut_ptr().add(at + LANES / 2), found[i][1]);
             }
         }
-        let (mut old, mut new) = ([1.0; Q], [0.0; Q]);
+        let (mut old, mut new, mut factors) = ([1.0; Q], [0.0; Q], [0.0; Q]);
         for i in 0..Q {
             let seen = tile.seen(first + i, c);
             scores[i][..seen.start].fill(f32::NEG_INFINITY);
             scores[i][seen.end..].fill(f32::NEG_INFINITY);
             if seen.is_empty() {
-                scores[i] = [0.0; PAGE_TOKENS];
                 continue;
             }
-            let (largest, total) = weigh::<F>(&mut scores[i]);
+            let largest = exponentials(&mut scores[i]);
+            let weights = F::weights(&scores[i], value_scales, &mut words[i]);
             let (before, now) = (out.largest[first + i], f32::max(out.largest[first + i], largest));
             (old[i], new[i]) = (lanes::exp_2(before - now), lanes::exp_2(largest - now));
-            out.total[first + i] = out.total[first + i] * old[i] + total * new[i];
+            out.total[first + i] = out.total[first + i] * old[i] + weights.total * new[i];
+            factors[i] = new[i] * weights.factor;
             out.largest[first + i] = now;
         }
         for d in (0..value_dim).step_by(LANES) {
             let mut acc = [[_mm256_setzero_ps(); 2]; Q];
             for step in 0..end.div_ceil(F::SIDE) {
-                let mut weights = [scores[0].as_ptr(); Q];
+                let mut weights = [words[0].as_ptr(); Q];
                 for i in 0..Q {
-                    weights[i] = scores[i].as_ptr().add(step * F::SIDE);
+                    weights[i] = words[i].as_ptr().add(step * F::SIDE);
                 }
                 F::step_256::<Q>(&mut acc, values.as_ptr().add((step * value_dim + d) * F::SIDE), weights);
             }
@@ -97,17 +88,17 @@ unsafe fn chunk<F: KvForm, const Q: usize>(
                 for (h, acc) in acc[i].into_iter().enumerate() {
                     let to = out.values.as_mut_ptr().add((first + i) * value_dim + d + h * LANES / 2);
                     let kept = _mm256_mul_ps(_mm256_loadu_ps(to), _mm256_set1_ps(old[i]));
-                    _mm256_storeu_ps(to, _mm256_fmadd_ps(acc, _mm256_set1_ps(new[i]), kept));
+                    _mm256_storeu_ps(to, _mm256_fmadd_ps(F::numbers_256(acc), _mm256_set1_ps(factors[i]), kept));
                 }
             }
         }
     }
 }
 
-/// Turns scores into weights 2^(score - largest), and returns the largest score and the sum of the weights.
+/// Turns scores into 2^(score - largest), and returns the largest score.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn weigh<F: KvForm>(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
+fn exponentials(scores: &mut [f32; PAGE_TOKENS]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];
     for block in scores.as_chunks::<LANES>().0 {
         largest.iter_mut().zip(block).for_each(|(m, s)| *m = f32::max(*m, *s));
@@ -122,9 +113,8 @@ fn weigh<F: KvForm>(scores: &mut [f32; PAGE_TOKENS]) -> (f32, f32) {
             let weight = exp_2(_mm256_sub_ps(score, _mm256_set1_ps(largest)));
             _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_andnot_ps(masked, weight));
         }
-        eight.iter_mut().for_each(|x| *x = F::weight(*x));
     }
-    (largest, lanes::sum_by(&scores[..], |x| x))
+    largest
 }
 
 /// `lanes::exp_2` of eight values that are no larger than 0. What is no number stays none: it has to be the second operand.

@@ -10,6 +10,7 @@ pub(crate) mod matmul;
 pub(crate) mod matmul_back;
 pub(crate) mod product;
 pub(crate) mod quantize;
+mod reduce;
 mod transpose;
 pub(crate) mod turned;
 pub(crate) mod unit;
