@@ -51,13 +51,16 @@ pub(crate) fn memory_limit_bytes() -> Option<u64> {
     (memory_bytes().is_none_or(|total| limit < total)).then_some(limit)
 }
 
-/// Bytes a second that `threads` threads together read from memory: the best of several passes over buffers larger than
-/// any cache. `None` when there is no memory for the buffers.
-pub(crate) fn read_bandwidth(threads: usize) -> Option<f64> {
-    const BUFFER_BYTES: u64 = 512 << 20;
-    const PASSES: usize = 5;
-    let room = qwenkit_engine::available_memory_bytes().map_or(BUFFER_BYTES, |bytes| bytes / 4);
-    let share = usize::try_from(BUFFER_BYTES.min(room)).ok()? / threads.max(1);
+/// Bytes of buffers that are larger than most caches.
+pub(crate) const BUFFER_BYTES: u64 = 512 << 20;
+
+/// Bytes a second that `threads` threads together read of `bytes` of memory: the best of several passes, in the way in which
+/// products read weights. Some of it comes from caches where these are as large; what a model reads for a token does too. `None`
+/// when there is no memory for the buffers.
+pub(crate) fn read_bandwidth(threads: usize, bytes: u64) -> Option<f64> {
+    const PASSES: usize = 12;
+    let room = qwenkit_engine::available_memory_bytes().map_or(bytes, |available| available / 4);
+    let share = usize::try_from(bytes.min(room)).ok()? / threads.max(1);
     let mut buffers = (0..threads).map(|_| HugeBuf::zeroed(share).ok()).collect::<Option<Vec<_>>>()?;
     let start = Barrier::new(threads);
     let times = std::thread::scope(|scope| {
@@ -72,7 +75,7 @@ pub(crate) fn read_bandwidth(threads: usize) -> Option<f64> {
                     for _ in 0..PASSES {
                         start.wait();
                         let pass = Instant::now();
-                        black_box(sum(buffer.as_slice()));
+                        black_box(qwenkit_kernels::read_through(buffer.as_slice()));
                         passes.push(pass.elapsed());
                     }
                     passes
@@ -87,17 +90,6 @@ pub(crate) fn read_bandwidth(threads: usize) -> Option<f64> {
     (best > 0.0).then(|| (share * threads) as f64 / best)
 }
 
-/// Eight sums side by side: one alone would wait for its own last addition and not for memory.
-fn sum(values: &[u64]) -> u64 {
-    let mut sums = [0_u64; 8];
-    for chunk in values.as_chunks::<8>().0 {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*value);
-        }
-    }
-    sums.iter().fold(0, |total, sum| total.wrapping_add(*sum))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,11 +100,5 @@ mod tests {
         assert_eq!(kilobytes(text, "VmHWM:"), Some(2048 * 1024));
         assert_eq!(kilobytes(text, "VmRSS:"), None);
         assert_eq!(kilobytes("VmHWM: many kB", "VmHWM:"), None);
-    }
-
-    #[test]
-    fn every_value_is_summed_up_to_a_tail_shorter_than_a_chunk() {
-        assert_eq!(sum(&[1; 16]), 16);
-        assert_eq!(sum(&(0..8).collect::<Vec<_>>()), 28);
     }
 }

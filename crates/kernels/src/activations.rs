@@ -45,7 +45,7 @@ pub(crate) struct Activations {
     pub(crate) quants: Vec<i8>,
     /// Tiles of (K/32, rows of the tile)
     pub(crate) facts: Vec<UnitFacts>,
-    /// (T, K rounded up to even), zero-padded; valid for `Operand::Bf16`.
+    /// (T, K rounded up to even), zero-padded; valid for `Operand::Bf16` where pairs of them are multiplied.
     pub(crate) bf16: Vec<bf16>,
 }
 
@@ -73,7 +73,7 @@ impl Activations {
         if needed.contains(&Operand::Quantized) {
             self.quantize(isa, pool, x, segments, parallel);
         }
-        if needed.contains(&Operand::Bf16) {
+        if needed.contains(&Operand::Bf16) && isa.pairs_bf16() {
             self.round_bf16(pool, x, parallel);
         }
     }

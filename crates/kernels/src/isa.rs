@@ -1,6 +1,8 @@
 //! Which instruction set the kernels run on: found once, overridable by `QWENKIT_ISA`.
 
 use std::fmt;
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
 
 /// A family of kernels. Later ones are faster where they are present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,7 +11,7 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; BF16 products where the machine has them.
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; products of BF16 pairs where they pay.
     Avx512,
     /// That with AMX: tiles of 8-bit and bf16 products, which the operating system lets this process use.
     Amx,
@@ -82,11 +84,31 @@ impl Isa {
         }
     }
 
+    /// Whether bf16 numbers are multiplied in pairs: on tiles, or by vectors where their instruction is faster than two products
+    /// of f32. Elsewhere only weights are bf16, and activations stay in f32.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn pairs_bf16(self) -> bool {
+        self == Isa::Amx || self == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") && !*IS_INTEL
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn pairs_bf16(self) -> bool {
+        false
+    }
+
     #[cfg(not(target_arch = "x86_64"))]
     fn is_present(self) -> bool {
         self == Isa::Portable
     }
 }
+
+/// Intel's vectors take four times as long for a product of bf16 pairs as for one of f32 (docs/LOG.md, 2026-11-30), AMD's as long.
+/// Asked once: in a virtual machine the question is slow.
+#[cfg(target_arch = "x86_64")]
+static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+});
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -45,6 +45,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
 mod product;
+mod read_through;
 mod row_lengths;
 mod rows;
 mod screen;
@@ -75,6 +76,7 @@ pub use matmul_back::BackProduct;
 pub use moe::{Route, RouterRule, Routing};
 pub use pool::Pool;
 pub use product::{Join, LowRank, Mat};
+pub use read_through::read_through;
 pub use screen::{BEST_ROWS_MAX, Best};
 pub use selected::SelectedKv;
 pub use weight::{LoadError, Weight, packed_bytes};

@@ -257,10 +257,4 @@ impl<'a> Rows<'a> {
     pub(crate) fn f32(&self, t: usize) -> &[f32] {
         &self.values[t * self.cols..][..self.cols]
     }
-
-    /// Rounded values of row `t`, K rounded up to even.
-    pub(crate) fn bf16(&self, t: usize) -> &[bf16] {
-        let padded = self.cols.next_multiple_of(2);
-        &self.bf16[t * padded..][..padded]
-    }
 }

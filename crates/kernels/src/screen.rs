@@ -277,10 +277,12 @@ for_each_isa! {
 /// the scales, in ascending k; the same bits on every instruction set.
 fn coarse(isa: Isa, weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut [[f32; GROUP_ROWS]; BEST_ROWS_MAX]) {
     match isa {
-        // SAFETY: `Compute::new` has checked that the machine has this instruction set; AVX-512 has all of AVX2. Reading is what
-        // takes time, so wider registers would change little.
+        // SAFETY: `Compute::new` has checked that the machine has this instruction set.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe { crate::avx2::screen::coarse(weight, g, x, sums) },
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::screen::coarse(weight, g, x, sums) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { crate::avx2::screen::coarse(weight, g, x, sums) },
         _ => crate::portable::screen::coarse(weight, g, x, sums),
     }
 }

@@ -114,16 +114,17 @@ pub(crate) fn run(args: &BenchArgs, offline: bool) -> anyhow::Result<()> {
     // The model's memory goes before the test's buffers come.
     drop(session);
     let generate_tokens_per_s = measure::median(&mut writing);
+    let bytes_per_token =
+        (info.bytes_per_token - info.head_bytes) as u64 + head_bytes.checked_div(head_reads).unwrap_or(0);
     let figures = Figures {
         load_s,
         prompt_tokens_per_s: measure::median(&mut reading),
         generate_tokens_per_s,
         batch: (load.batch > 1).then(|| (measure::median(&mut together), generate_tokens_per_s)),
-        bandwidth: machine::read_bandwidth(threads),
+        bandwidth: machine::read_bandwidth(threads, bytes_per_token),
         guessed: (args.speculate != SpeculateArg::Off).then_some((drafted_tokens, accepted_tokens)),
         peak_rss_bytes,
-        bytes_per_token: (info.bytes_per_token - info.head_bytes) as u64
-            + head_bytes.checked_div(head_reads).unwrap_or(0),
+        bytes_per_token,
     };
     if args.json {
         return terminal::print_json(&figures.to_json(args, &located.stored.name, &info));

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &DoctorArgs, offline: bool) -> anyhow::Result<()> {
         memory_bytes: machine::memory_bytes(),
         limit_bytes: machine::memory_limit_bytes(),
         available_bytes: available_memory_bytes(),
-        bandwidth: machine::read_bandwidth(threads),
+        bandwidth: machine::read_bandwidth(threads, machine::BUFFER_BYTES),
         store: Store::open(None)?,
     };
     if args.json { terminal::print_json(&report.to_json()) } else { terminal::print(&report.to_text()) }

@@ -270,15 +270,15 @@ unsafe fn plain_tile<const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usi
                 }
             }
             _ => {
-                let padded = cols.next_multiple_of(2);
-                let x = |k: usize| move |c: usize| (*task.x.bf16.as_ptr().add((t + c) * padded + k)).to_f32();
-                for s in 0..padded / 2 {
-                    let at = group.add(4 * GROUP_ROWS * s).cast::<__m256i>();
+                for k in (0..cols).step_by(2) {
+                    let at = group.add(2 * GROUP_ROWS * k).cast::<__m256i>();
                     let w = [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))];
                     // A bf16 is the upper half of the f32 of the same value.
-                    add(w.map(|w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w))), &x(2 * s));
+                    add(w.map(|w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w))), &value(k));
                     let upper = _mm256_set1_epi32(-65536);
-                    add(w.map(|w| _mm256_castsi256_ps(_mm256_and_si256(w, upper))), &x(2 * s + 1));
+                    if k + 1 < cols {
+                        add(w.map(|w| _mm256_castsi256_ps(_mm256_and_si256(w, upper))), &value(k + 1));
+                    }
                 }
             }
         }

@@ -17,6 +17,7 @@ use qwenkit_tensor::DType;
 
 use super::unit::{self, offset_log2};
 use crate::{
+    Isa,
     layout::{GROUP_ROWS, Layout, UNIT},
     matmul::Task,
     prefetch,
@@ -43,7 +44,7 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
                 DType::F32 => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain::<F32>(task, g, t) }),
                 // SAFETY: the caller's promise.
                 DType::F16 => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain::<F16>(task, g, t) }),
-                DType::BF16 if is_x86_feature_detected!("avx512bf16") => {
+                DType::BF16 if Isa::Avx512.pairs_bf16() => {
                     // SAFETY: the caller's promise, and the machine has bf16 products.
                     task.panels(PANEL_BYTES / 2, TILE_TOKENS, |g, t| unsafe { plain_bf16(task, g, t) })
                 }
@@ -285,24 +286,27 @@ impl Plain for Bf16 {
     }
 }
 
-/// BF16 where the machine has no bf16 products: both values of a pair as f32, one after the other.
+/// BF16 where pairs of them are not multiplied: both weights of a pair as f32, times activations in f32.
 impl Plain for Bf16Spread {
     const STEP: usize = 2;
     const STEP_BYTES: usize = 4 * GROUP_ROWS;
-    type Vector = __m512i;
+    type Vector = [__m512; 2];
     #[inline(always)]
-    unsafe fn load(group: *const u8, s: usize) -> __m512i {
-        // SAFETY: the caller's promise.
-        unsafe { Bf16::load(group, s) }
-    }
-    #[inline(always)]
-    unsafe fn add(acc: __m512, w: __m512i, task: &Task<'_>, t: usize, s: usize) -> __m512 {
+    unsafe fn load(group: *const u8, s: usize) -> [__m512; 2] {
         // SAFETY: the caller's promise. A bf16 is the upper half of the f32 of the same value.
         unsafe {
-            let x = pair(task, t, s);
-            let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
-            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
-            _mm512_fmadd_ps(high(w), high(x), _mm512_fmadd_ps(low(w), low(x), acc))
+            let pairs = Bf16::load(group, s);
+            let (low, high) = (_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: [__m512; 2], task: &Task<'_>, t: usize, s: usize) -> __m512 {
+        // SAFETY: the caller's promise. The row ends in the middle of the last pair of an odd number.
+        unsafe {
+            let x = task.x.values.as_ptr().add(t * task.x.cols + 2 * s);
+            let acc = _mm512_fmadd_ps(w[0], _mm512_set1_ps(*x), acc);
+            if 2 * s + 1 == task.x.cols { acc } else { _mm512_fmadd_ps(w[1], _mm512_set1_ps(*x.add(1)), acc) }
         }
     }
 }

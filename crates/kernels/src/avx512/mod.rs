@@ -11,6 +11,7 @@ pub(crate) mod matmul_back;
 pub(crate) mod product;
 pub(crate) mod quantize;
 mod reduce;
+pub(crate) mod screen;
 mod transpose;
 pub(crate) mod turned;
 pub(crate) mod unit;

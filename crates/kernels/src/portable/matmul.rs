@@ -26,7 +26,7 @@ pub(crate) fn run(task: &Task<'_>) {
             let sums = match weight.dtype() {
                 DType::F32 => dot_f32(bytemuck::cast_slice(group), task.x.f32(t)),
                 DType::F16 => dot_f16(bytemuck::cast_slice(group), task.x.f32(t)),
-                DType::BF16 => dot_bf16(bytemuck::cast_slice(group), task.x.bf16(t)),
+                DType::BF16 => dot_bf16(bytemuck::cast_slice(group), task.x.f32(t)),
                 _ => unpacked.dot(task, t),
             };
             // SAFETY: this thread alone computes group `g`, so these elements are written once.
@@ -52,13 +52,12 @@ fn dot_f16(group: &[f16], x: &[f32]) -> Lanes {
     sums
 }
 
-/// Products of two bf16 are exact in f32; pairs of k are added one after the other.
-fn dot_bf16(group: &[bf16], x: &[bf16]) -> Lanes {
+/// Weights of bf16 in pairs of k, the last one of an odd number being alone.
+fn dot_bf16(group: &[bf16], x: &[f32]) -> Lanes {
     let mut sums = [0.0; GROUP_ROWS];
-    for (w, x) in group.as_chunks::<{ 2 * GROUP_ROWS }>().0.iter().zip(x.as_chunks::<2>().0) {
+    for (w, x) in group.as_chunks::<{ 2 * GROUP_ROWS }>().0.iter().zip(x.chunks(2)) {
         for (sum, w) in sums.iter_mut().zip(w.as_chunks::<2>().0) {
-            *sum = w[0].to_f32().mul_add(x[0].to_f32(), *sum);
-            *sum = w[1].to_f32().mul_add(x[1].to_f32(), *sum);
+            w.iter().zip(x).for_each(|(w, x)| *sum = w.to_f32().mul_add(*x, *sum));
         }
     }
     sums

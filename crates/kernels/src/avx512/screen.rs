@@ -1,0 +1,81 @@
+//! The first part of a weight in two parts on AVX-512: sixteen rows a vector by up to 4 tokens. Order of operations as in
+//! `portable::screen`.
+//!
+//! # Safety
+//! Every `unsafe fn` here asks that the machine has what `Isa::Avx512` stands for, and that the group and the rows it is given
+//! exist in the weight and the activations it is given.
+
+use std::arch::x86_64::*;
+
+use qwenkit_tensor::DType;
+
+use super::unit;
+use crate::{
+    activations::tile_of,
+    layout::{GROUP_ROWS, UNIT},
+    matmul::Rows,
+    planes::{COARSE, OFFSET_TIMES_16},
+    prefetch,
+    weight::Weight,
+};
+
+/// The type as which first parts lie.
+const D: usize = DType::Q5_0 as usize;
+
+/// Coarse results of group `g` for all rows of `x`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2")]
+pub(crate) unsafe fn coarse(weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut [[f32; GROUP_ROWS]]) {
+    let group = weight.coarse(g).0;
+    let mut t = 0;
+    while t < x.rows {
+        // SAFETY: each tile stays inside the rows.
+        t += unsafe {
+            match x.rows - t {
+                4.. => tile::<4>(group, x, t, &mut sums[t..]),
+                2.. => tile::<2>(group, x, t, &mut sums[t..]),
+                _ => tile::<1>(group, x, t, &mut sums[t..]),
+            }
+        };
+    }
+}
+
+/// Tokens `t..t + C`; returns C.
+#[inline(always)]
+unsafe fn tile<const C: usize>(group: &[u8], x: &Rows<'_>, t: usize, out: &mut [[f32; GROUP_ROWS]]) -> usize {
+    let units = x.cols / UNIT;
+    // The tile of activations is as wide as this one or wider.
+    let (first, width) = tile_of(x.widest, t, x.rows);
+    let at = first * units + (t - first);
+    assert!(out.len() >= C && group.len() >= COARSE.group_bytes(x.cols));
+    // SAFETY: the group holds quants and scales of `units` units, and rows t..t + C of the activations exist.
+    unsafe {
+        let (group, plane) = (group.as_ptr(), group.as_ptr().add(COARSE.quant_plane_bytes(x.cols)));
+        let (x, facts) = (x.quants.as_ptr().add(at * UNIT), x.facts.as_ptr().add(at));
+        let mut acc = [_mm512_setzero_ps(); C];
+        for u in 0..units {
+            let unit = group.add(u * COARSE.unit_bytes());
+            prefetch::ahead(unit, COARSE.unit_bytes());
+            prefetch::ahead(plane.wrapping_add(COARSE.scale_offsets(u).0), 1);
+            let quants = unit::quants::<D>(unit);
+            let scale = unit::factors::<D>(plane, u).scale[0];
+            for c in 0..C {
+                let own = x.add((u * width + c) * UNIT);
+                let facts = &*facts.add(u * width + c);
+                // Two sums of four steps each wait half as long as one of eight.
+                let mut dots = [_mm512_setzero_si512(); 2];
+                for s in 0..8 {
+                    let four = _mm512_set1_epi32(own.add(4 * s).cast::<i32>().read_unaligned());
+                    dots[s % 2] = _mm512_dpbusd_epi32(dots[s % 2], quants[s], four);
+                }
+                let offset = _mm512_set1_epi32(OFFSET_TIMES_16 * facts.minus_sum[0]);
+                let sum = _mm512_slli_epi32::<4>(_mm512_add_epi32(dots[0], dots[1]));
+                let twice = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, offset));
+                acc[c] = _mm512_fmadd_ps(twice, _mm512_mul_ps(scale, _mm512_set1_ps(0.5 * facts.scale)), acc[c]);
+            }
+        }
+        for (out, acc) in out.iter_mut().zip(acc) {
+            _mm512_storeu_ps(out.as_mut_ptr(), acc);
+        }
+    }
+    C
+}
