@@ -117,6 +117,8 @@ fn by_tcp(launched: &Launched) -> anyhow::Result<Joining> {
     }
     let listener = meeting.listen()?;
     if let Ok(place) = listener.local_addr() {
+        let any = format!("port {} of all addresses", place.port());
+        let place = if place.ip().is_unspecified() { any } else { place.to_string() };
         terminal::note(&format!("rank 0 of {} waits for the others at {place}", launched.count));
     }
     Ok(Joining::Tcp(Tcp::first(listener, launched.count, &meeting.job, WAITS)?))
