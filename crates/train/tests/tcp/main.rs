@@ -296,6 +296,55 @@ fn another_jobs_rank_is_left_alone_and_finds_its_own() {
     });
 }
 
+/// What a rank says first, written by hand.
+fn hello(rank: usize, version: &str, job: &str) -> Vec<u8> {
+    let text = format!("{rank}\n{version}\n{job}");
+    [&b"QwenRnk1"[..], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
+}
+
+#[test]
+fn a_rank_of_another_version_ends_all() {
+    let (listener, meeting) = place(2);
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    stream.write_all(&hello(1, "0.0.0", &meeting.job)).unwrap();
+    let error = Tcp::first(listener, 2, &meeting.job, LONG).err().unwrap().to_string();
+    let expected = format!("it is QwenKit 0.0.0, and rank 0 is QwenKit {}", env!("CARGO_PKG_VERSION"));
+    assert!(error.starts_with(&format!("rank 1: {expected}\nhint: ")), "{error}");
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).unwrap();
+    assert!(heard.ends_with(format!("refused\n{expected}").as_bytes()));
+}
+
+/// As of a machine without power: its connection stays, and nothing comes.
+#[test]
+fn a_rank_that_falls_silent_is_given_up() {
+    let (listener, meeting) = place(2);
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    stream.write_all(&hello(1, env!("CARGO_PKG_VERSION"), &meeting.job)).unwrap();
+    let waits = Waits { silence: Duration::from_millis(300), ..LONG };
+    let tcp = Tcp::first(listener, 2, &meeting.job, waits).unwrap();
+    let error = tcp.gather(b"steps").unwrap_err().to_string();
+    assert!(error.contains("rank 1 is lost: nothing was heard of it for 0 s"), "{error}");
+}
+
+/// Somebody else listens where rank 0 should be; rank 0 is at the next port.
+#[test]
+fn a_stranger_at_the_first_port_is_passed_by() {
+    let (stranger, (listener, meeting)) = (TcpListener::bind("127.0.0.1:0").unwrap(), place(2));
+    let ports = vec![stranger.local_addr().unwrap().port(), meeting.ports[0]];
+    let both = Meeting { ports, ..meeting.clone() };
+    thread::scope(|scope| {
+        let stranger = scope.spawn(move || {
+            let (mut caller, _) = stranger.accept().unwrap();
+            caller.write_all(b"220 mail.example ESMTP\r\n").unwrap();
+        });
+        let job = &meeting.job;
+        let first = scope.spawn(move || Tcp::first(listener, 2, job, LONG).unwrap().gather(b"a").unwrap());
+        assert_eq!(Tcp::other(&both, 1, LONG).unwrap().gather(b"b").unwrap(), first.join().unwrap());
+        stranger.join().unwrap();
+    });
+}
+
 #[test]
 fn ranks_of_different_runs_are_told_apart() {
     let found = on_ranks(2, LONG, |tcp| {
