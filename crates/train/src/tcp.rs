@@ -19,7 +19,7 @@ use std::{
 
 use self::{
     beat::Beat,
-    line::{Line, Tag, Trouble, Wait},
+    line::{BEATS, Line, Tag, Trouble, Wait},
     start::Reception,
 };
 use crate::{error::Error, ranks::Ranks};
@@ -32,8 +32,6 @@ const PART_BYTES: usize = 1 << 20;
 const PART: usize = PART_BYTES / size_of::<f32>();
 /// Bytes of a message, at the most: what no rank has to say.
 const MESSAGE_BYTES: u64 = 1 << 32;
-/// Signs of life in the time without any behind which a rank counts as lost.
-const BEATS: u32 = 8;
 /// How long a rank that ends waits for the others to have read what it said last.
 const FAREWELL: Duration = Duration::from_secs(2);
 

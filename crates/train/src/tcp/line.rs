@@ -28,6 +28,9 @@ pub(super) enum Tag {
     Lost = 4,
 }
 
+/// Signs of life in the time without any behind which a rank counts as lost.
+pub(super) const BEATS: u32 = 8;
+
 const HEAD_BYTES: usize = 9;
 /// Up to so much travels with its head, in one packet.
 const SMALL_BYTES: usize = 1024;
@@ -160,21 +163,21 @@ impl Line {
     }
 
     fn read(&self, bytes: &mut [u8], wait: Wait) -> Result<(), Trouble> {
-        let mut done = 0;
+        // Counted in parts of the time, so that the other end is not to blame where this machine has stood still.
+        let (mut done, mut missed) = (0, 0);
         while done < bytes.len() {
             let left = wait.left();
             if left.is_zero() {
                 return Err(self.trouble(format!("it has not come within {} s", wait.limit.as_secs())));
             }
-            let patience = left.min(self.silence);
+            let patience = left.min(self.silence / BEATS);
             let read =
                 self.stream.set_read_timeout(Some(patience)).and_then(|()| (&self.stream).read(&mut bytes[done..]));
             match read {
                 Ok(0) => return Err(self.trouble("its connection is closed")),
-                Ok(count) => done += count,
+                Ok(count) => (done, missed) = (done + count, 0),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // How much is left is seen in the next round.
-                Err(error) if is_timeout(&error) && patience < self.silence => {}
+                Err(error) if is_timeout(&error) && missed + 1 < BEATS => missed += 1,
                 Err(error) => return Err(self.of_io(&error)),
             }
         }

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::error::Error;
 
-/// How long somebody who has connected may take to say who it is, and rank 0 to answer. Both do at once, unless machines are very busy.
-const WORD: Duration = Duration::from_secs(10);
+/// How long somebody who has connected may take to say who it is, and rank 0 to answer. Both do at once, unless a machine stands still.
+const WORD: Duration = Duration::from_secs(30);
 /// How long a machine may take to take a call.
 const RING: Duration = Duration::from_secs(3);
 /// Callers that may have said nothing yet; the oldest is given up for another one.
@@ -86,12 +86,7 @@ impl Reception<'_> {
         let mut callers: Vec<Caller> = Vec::new();
         let told = |rank: usize, what: String| Trouble { rank, what, is_hearsay: false };
         listener.set_nonblocking(true).map_err(|error| told(0, format!("it cannot listen: {error}")))?;
-        while let Some(missing) = self.lines.iter().position(Option::is_none) {
-            if started.elapsed() > self.waits.start {
-                let seconds = self.waits.start.as_secs();
-                let place = listener.local_addr().map_or_else(|_| "its address".to_owned(), |place| place.to_string());
-                return Err(told(missing + 1, format!("it has not come to {place} within {seconds} s")));
-            }
+        loop {
             // Of those that are many it takes some, and hears these first.
             for _ in 0..MOST_CALLERS {
                 let Ok((stream, _)) = listener.accept() else { break };
@@ -107,9 +102,16 @@ impl Reception<'_> {
                     Heard::Nobody => {}
                 }
             }
+            // One that has gone again may come again.
+            self.lines.iter_mut().for_each(|line| drop(line.take_if(|line| line.is_closed())));
+            let Some(missing) = self.lines.iter().position(Option::is_none) else { return Ok(()) };
+            if started.elapsed() > self.waits.start {
+                let seconds = self.waits.start.as_secs();
+                let place = listener.local_addr().map_or_else(|_| "its address".to_owned(), |place| place.to_string());
+                return Err(told(missing + 1, format!("it has not come to {place} within {seconds} s")));
+            }
             thread::sleep(LOOK);
         }
-        Ok(())
     }
 
     fn judge(&mut self, mut caller: Caller, hello: &Hello) -> Result<(), Trouble> {

@@ -8,6 +8,7 @@ use std::env;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,14 @@ use qwenkit_train::{Error, Meeting, Ranks, Tcp, Team, Waits};
 const LONG: Waits =
     Waits { start: Duration::from_secs(100), work: Duration::from_secs(100), silence: Duration::from_secs(100) };
 
-/// A place of its own for a job of so many ranks: rank 0's door, and what the others know of it.
+/// A place of its own for a job of so many ranks: rank 0's door, and what the others know of it. Of its own is the job too: a port that
+/// one test has left may be another's.
 fn place(count: usize) -> (TcpListener, Meeting) {
+    static JOBS: AtomicUsize = AtomicUsize::new(0);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ports = vec![listener.local_addr().unwrap().port()];
-    (listener, Meeting { host: "127.0.0.1".to_owned(), ports, job: "a job".to_owned(), count, is_wide: false })
+    let job = format!("job {} of process {}", JOBS.fetch_add(1, Ordering::Relaxed), std::process::id());
+    (listener, Meeting { host: "127.0.0.1".to_owned(), ports, job, count, is_wide: false })
 }
 
 /// The same call of every rank of a group, each in a thread of its own.
@@ -137,7 +141,8 @@ fn a_rank_that_is_gone_ends_all() {
 #[test]
 fn child() {
     let Ok(port) = env::var("QWENKIT_TEST_PORT") else { return };
-    let meeting = Meeting { ports: vec![port.parse().unwrap()], ..place(2).1 };
+    let job = env::var("QWENKIT_TEST_JOB").unwrap();
+    let meeting = Meeting { ports: vec![port.parse().unwrap()], job, ..place(2).1 };
     let tcp = Tcp::other(&meeting, 1, LONG).unwrap();
     tcp.gather(b"steps").unwrap();
     match &env::var("QWENKIT_TEST_END").unwrap()[..] {
@@ -153,6 +158,7 @@ fn a_process_that_dies_or_panics_is_noticed_at_once() {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["child", "--exact", "--nocapture"])
             .env("QWENKIT_TEST_PORT", meeting.ports[0].to_string())
+            .env("QWENKIT_TEST_JOB", &meeting.job)
             .env("QWENKIT_TEST_END", end)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -222,17 +228,17 @@ fn ranks_that_come_for_different_things_end() {
 
 #[test]
 fn a_rank_that_never_comes_is_named() {
-    let waits = Waits { start: Duration::from_millis(300), ..LONG };
+    let waits = Waits { start: Duration::from_millis(100), ..LONG };
     let (listener, meeting) = place(3);
-    thread::scope(|scope| {
-        // One comes, and hears of the other.
-        let one = scope.spawn(|| Tcp::other(&meeting, 1, LONG).unwrap().gather(b"steps").unwrap_err().to_string());
-        let error = Tcp::first(listener, 3, &meeting.job, Waits { start: Duration::from_secs(3), ..LONG });
-        let error = error.err().unwrap().to_string();
-        assert!(error.starts_with("rank 2: it has not come to 127.0.0.1:") && error.contains("hint: "), "{error}");
-        let heard = one.join().unwrap();
-        assert!(heard.starts_with("rank 2 of 3: it has not come to 127.0.0.1:"), "{heard}");
-    });
+    // One has come, and hears of the other.
+    let mut one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    one.write_all(&hello(1, env!("CARGO_PKG_VERSION"), &meeting.job)).unwrap();
+    let error = Tcp::first(listener, 3, &meeting.job, waits).err().unwrap().to_string();
+    assert!(error.starts_with("rank 2: it has not come to 127.0.0.1:") && error.contains("hint: "), "{error}");
+    let mut heard = Vec::new();
+    one.read_to_end(&mut heard).unwrap();
+    let (heard, expected) = (String::from_utf8_lossy(&heard), "\x02\0\0\0it has not come to 127.0.0.1:");
+    assert!(heard.contains(expected), "{heard:?}");
     // Nobody is there any more.
     let error = Tcp::other(&meeting, 1, waits).err().unwrap().to_string();
     assert!(error.starts_with("rank 1 has not found rank 0 within 0 s (127.0.0.1:"), "{error}");
@@ -276,7 +282,7 @@ fn strangers_are_dropped_and_ranks_waited_for() {
 #[test]
 fn another_jobs_rank_is_left_alone_and_finds_its_own() {
     let ((listener, meeting), (other_listener, other)) = (place(2), place(2));
-    let other = Meeting { job: "another job".to_owned(), ports: vec![meeting.ports[0], other.ports[0]], ..other };
+    let other = Meeting { ports: vec![meeting.ports[0], other.ports[0]], ..other };
     thread::scope(|scope| {
         let (meeting, other) = (&meeting, &other);
         let own = scope.spawn(move || Tcp::first(listener, 2, &meeting.job, LONG).unwrap().gather(b"a").unwrap());
@@ -284,7 +290,8 @@ fn another_jobs_rank_is_left_alone_and_finds_its_own() {
         let astray = Meeting { ports: meeting.ports.clone(), ..other.clone() };
         let waits = Waits { start: Duration::from_millis(300), ..LONG };
         let error = Tcp::other(&astray, 1, waits).err().unwrap().to_string();
-        assert!(error.contains("another job is there: a job; this one: another job"), "{error}");
+        let expected = format!("another job is there: {}; this one: {}", meeting.job, other.job);
+        assert!(error.contains(&expected), "{error}");
         let job = &other.job;
         let second = scope.spawn(move || Tcp::first(other_listener, 2, job, LONG).unwrap().gather(b"c").unwrap());
         assert_eq!(Tcp::other(other, 1, LONG).unwrap().gather(b"d").unwrap(), [b"c", b"d"]);
@@ -378,7 +385,8 @@ fn a_rank_that_is_started_again_takes_its_place() {
         let (job, meeting) = (&meeting.job, &meeting);
         let first = scope.spawn(move || Tcp::first(listener, 3, job, LONG).unwrap().gather(b"a").unwrap());
         drop(Tcp::other(meeting, 1, LONG).unwrap());
-        let one = scope.spawn(move || Tcp::other(meeting, 1, LONG).unwrap().gather(b"b").unwrap());
+        let one = Tcp::other(meeting, 1, LONG).unwrap();
+        let one = scope.spawn(move || one.gather(b"b").unwrap());
         assert_eq!(Tcp::other(meeting, 2, LONG).unwrap().gather(b"c").unwrap().len(), 3);
         assert_eq!((first.join().unwrap().concat(), one.join().unwrap().concat()), (b"abc".to_vec(), b"abc".to_vec()));
     });
