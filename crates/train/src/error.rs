@@ -115,6 +115,25 @@ pub enum Error {
         what: String,
     },
 
+    /// Ranks that do not come together at the start.
+    #[error(
+        "{what}\nhint: all ranks start together, from the same version, and reach the first machine's MASTER_ADDR; QWENKIT_MASTER_PORT \
+         names another port for them there"
+    )]
+    NotMet {
+        /// What happened.
+        what: String,
+    },
+
+    /// Variables of a launcher that do not say how processes come together.
+    #[error(
+        "{what}\nhint: torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; unset WORLD_SIZE for one process by itself"
+    )]
+    Launch {
+        /// What is missing or wrong.
+        what: String,
+    },
+
     /// Ranks that were given different things.
     #[error(
         "rank {rank} goes by something else than rank 0 ({own}; rank 0: {first})\n\

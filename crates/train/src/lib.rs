@@ -26,12 +26,13 @@ pub mod report;
 mod run;
 mod schedule;
 mod start;
+mod tcp;
 mod trained;
 
 pub use checkpoint::{Best, Checkpoint, Trend};
 pub use error::Error;
 pub use example::{Example, Goal, Packed};
-pub use launch::Launched;
+pub use launch::{Joined, Launched};
 pub use learner::{Learner, Sink, StepReport, StepSettings};
 pub use model_file::write_model;
 #[cfg(feature = "mpi")]
@@ -45,3 +46,4 @@ pub use report::RECORD;
 pub use run::{Happening, Lessons, Outcome, Place, RunSettings, best_of, run, validate};
 pub use schedule::{Curve, Schedule};
 pub use start::{AdapterShape, USUAL_TARGETS, usual_targets};
+pub use tcp::{Meeting, Tcp, Waits};

@@ -2,7 +2,7 @@
 //! summed, so that all hold the same numbers, bit for bit, behind every step.
 //!
 //! Contract: every rank meets the others in the same order. A rank that cannot go on says so where the others next wait for it
-//! ([`Team::end`]), and all of them end. Not here: who starts ranks (`launch`), what carries bytes between them (`mpi`).
+//! ([`Team::end`]), and all of them end. Not here: who starts ranks (`launch`), what carries bytes between them (`tcp`, `mpi`).
 
 use std::cmp::Reverse;
 

@@ -39,7 +39,9 @@ Examples:
   qwenkit tune ... --resume                 goes on with a run that was cut off, with the same numbers
   qwenkit tune --check --data train.jsonl   what is in the data, and what of it would be learnt
   qwenkit tune --report my-adapter          the page of a run's folder, as far as it has come
-  mpirun -n 2 qwenkit tune ...              two processes train one adapter (a program built with --features mpi)
+  torchrun --nproc-per-node 2 --no-python qwenkit tune ...
+                                            two processes train one adapter, over TCP; on several machines too
+  mpirun -n 2 qwenkit tune ...              the same over MPI (a program built with --features mpi)
 
 The model's weights stay as they are in their file; what is trained is a LoRA adapter beside them, written as PEFT writes it. With
 --method full it is all of a dense model's weights, in f32, and what is written is a checkpoint folder; that takes 18 bytes for each
@@ -54,6 +56,9 @@ Data are JSON lines, or CSV with a header line. A line is one of:
   {\"text\": ...}
 Of a conversation the assistant's messages are learnt, each with the token that ends it; \"weight\": 0 leaves one out. Of texts with
 labels a classifier is made. Of preferences (DPO) the better answer is to gain on the worse, measured against the model as it was.
+
+Processes that torchrun starts (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) meet at MASTER_ADDR, at MASTER_PORT or, where torchrun itself
+listens there, at the first free port of the eight from MASTER_PORT + 1000 on; QWENKIT_MASTER_PORT names another one.
 
 --ids is for holding one trainer against another: it names a file with the tensors `input_ids` and `labels`, (sequences, tokens) of
 i64, a label of -100 being left out; every step takes all of it. --dump writes `loss0`, `grad.*` of the first step, `losses` before

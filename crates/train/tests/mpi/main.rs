@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(100);
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    match (Launched::by_variables(|name| env::var(name).ok()), &arguments[..]) {
+    match (Launched::by_variables(|name| env::var(name).ok()).unwrap(), &arguments[..]) {
         (Some(launched), [what, folder]) => be_rank(&launched, what, Path::new(folder)),
         _ => {
             bits_are_those_of_one_process();

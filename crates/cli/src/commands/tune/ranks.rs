@@ -4,16 +4,24 @@
 //! together (`qwenkit-train`).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 use std::{env, fs};
 
-use qwenkit_train::{Alone, Error, Launched, Team};
+use qwenkit_train::{Alone, Error, Joined, Launched, Meeting, Ranks, Tcp, Team, Waits};
 
-use crate::failure::{Interrupted, usage};
+use crate::failure::{Interrupted, Told, usage};
 use crate::{machine, terminal};
+
+/// How long ranks wait for each other: for one that is busy far longer than a step, a validation, or the writing of a checkpoint.
+const WAITS: Waits = Waits {
+    start: Duration::from_secs(10 * 60),
+    work: Duration::from_secs(30 * 60),
+    silence: Duration::from_secs(2 * 60),
+};
 
 /// Leaves speaking to the first rank: the others have the same arguments, and would say the same.
 pub(super) fn let_the_first_speak() {
-    if launched().is_some_and(|launched| launched.rank > 0) {
+    if let Ok(Some(Launched { rank: 1.., .. })) = launched() {
         terminal::be_silent();
     }
 }
@@ -24,22 +32,28 @@ pub(super) fn let_the_first_speak() {
 /// Those of `train` on any rank. When ranks were started and cannot reach each other.
 pub(super) fn run(shares: Option<u32>, train: impl FnOnce(Team<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let shares = shares.map(|shares| shares as usize);
-    let Some(launched) = launched() else { return train(Team::new(&Alone, shares)?) };
-    let ranks = begin(&launched)?;
-    let outcome = Team::new(&ranks, shares).map_err(Into::into).and_then(|team| end(team, train(team)));
+    let Some(launched) = launched()? else { return train(Team::new(&Alone, shares)?) };
+    let joining = join(&launched).inspect_err(|error| {
+        // Rank 0 does not know it.
+        if let Some(Error::NotMet { .. } | Error::Lost { .. }) = error.downcast_ref() {
+            terminal::speak_again();
+        }
+    })?;
+    let outcome = Team::new(joining.ranks(), shares).map_err(Into::into).and_then(|team| end(team, train(team)));
     if let Err(error) = &outcome
         && matches!(error.downcast_ref(), Some(Error::Lost { .. }))
     {
         // Nobody else may be left to say it, and the ranks that are left are not to wait.
         terminal::speak_again();
         terminal::print_error(&format!("rank {} of {}: {error}", launched.rank, launched.count));
-        abandon(&ranks);
+        joining.abandon();
+        return Err(Told.into());
     }
     if let Err(error) = &outcome
         && launched.rank == 0
         && !error.is::<Interrupted>()
     {
-        // Before MPI ends, where all wait for each other: a launcher ends the others as soon as one has gone with an error.
+        // Before the connection to them ends, where all wait for each other: a launcher ends the others as soon as one has gone with an error.
         terminal::print_error(&error.to_string());
         terminal::be_silent();
     }
@@ -51,52 +65,90 @@ pub(super) fn run(shares: Option<u32>, train: impl FnOnce(Team<'_>) -> anyhow::R
 /// # Errors
 /// When a launcher started this process as one of several.
 pub(super) fn refuse(what: &str) -> anyhow::Result<()> {
-    let Some(launched) = launched() else { return Ok(()) };
+    let Some(launched) = launched()? else { return Ok(()) };
     let Launched { count, by, variables, .. } = launched;
     Err(usage(format!(
         "{by} started {count} of this program ({variables}), and {what} is done by one\nhint: start it without a launcher"
     )))
 }
 
-fn launched() -> Option<Launched> {
-    Launched::by_variables(|name| env::var(name).ok())
+fn launched() -> anyhow::Result<Option<Launched>> {
+    Launched::by_variables(|name| env::var(name).ok()).map_err(|error| usage(error.to_string()))
+}
+
+/// This process as one of several.
+enum Joining {
+    Tcp(Tcp),
+    #[cfg(feature = "mpi")]
+    Mpi(qwenkit_train::Mpi),
+}
+
+impl Joining {
+    fn ranks(&self) -> &dyn Ranks {
+        match self {
+            Joining::Tcp(ranks) => ranks,
+            #[cfg(feature = "mpi")]
+            Joining::Mpi(ranks) => ranks,
+        }
+    }
+
+    /// Ends ranks that may wait for ever: those of MPI. Over TCP they see that this one has gone.
+    fn abandon(&self) {
+        match self {
+            Joining::Tcp(_) => {}
+            #[cfg(feature = "mpi")]
+            Joining::Mpi(ranks) => ranks.abort(1),
+        }
+    }
+}
+
+fn join(launched: &Launched) -> anyhow::Result<Joining> {
+    match launched.joined {
+        Joined::Mpi => by_mpi(launched),
+        Joined::Tcp => by_tcp(launched),
+    }
+}
+
+fn by_tcp(launched: &Launched) -> anyhow::Result<Joining> {
+    let meeting = Meeting::by_variables(launched, |name| env::var(name).ok());
+    let meeting = meeting.map_err(|error| usage(error.to_string()))?;
+    if launched.rank > 0 {
+        return Ok(Joining::Tcp(Tcp::other(&meeting, launched.rank, WAITS)?));
+    }
+    let listener = meeting.listen()?;
+    if let Ok(place) = listener.local_addr() {
+        let any = format!("port {} of all addresses", place.port());
+        let place = if place.ip().is_unspecified() { any } else { place.to_string() };
+        terminal::note(&format!("rank 0 of {} waits for the others at {place}", launched.count));
+    }
+    Ok(Joining::Tcp(Tcp::first(listener, launched.count, &meeting.job, WAITS)?))
 }
 
 #[cfg(feature = "mpi")]
-fn begin(launched: &Launched) -> anyhow::Result<qwenkit_train::Mpi> {
-    use qwenkit_train::Ranks;
-
-    /// How long ranks wait for each other: far longer than a step, a validation, or the writing of a checkpoint.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30 * 60);
-    let ranks = qwenkit_train::Mpi::begin(PATIENCE)?;
-    let Launched { rank, count, by, variables } = launched;
+fn by_mpi(launched: &Launched) -> anyhow::Result<Joining> {
+    let ranks = qwenkit_train::Mpi::begin(WAITS.work)?;
+    let Launched { rank, count, by, variables, .. } = launched;
     if (ranks.rank(), ranks.count()) != (*rank, *count) {
         return Err(usage(format!(
             "{by} says that this is rank {rank} of {count} ({variables}), and MPI that it is rank {} of {}\n\
-             hint: start it by the launcher of the MPI that it was built with: mpirun, or srun --mpi=pmix",
+             hint: start it by the launcher of the MPI that it was built with: mpirun, or srun --mpi=pmix; or set MASTER_ADDR and \
+             MASTER_PORT for srun without MPI",
             ranks.rank(),
             ranks.count()
         )));
     }
-    Ok(ranks)
+    Ok(Joining::Mpi(ranks))
 }
 
 #[cfg(not(feature = "mpi"))]
-fn begin(launched: &Launched) -> anyhow::Result<Alone> {
+fn by_mpi(launched: &Launched) -> anyhow::Result<Joining> {
     let Launched { count, by, variables, .. } = launched;
     Err(usage(format!(
         "{by} started {count} of this program ({variables}), and it was built without MPI: each would train by itself, and all write \
-         into one folder\nhint: build it with `--features mpi`, or start one process without the launcher"
+         into one folder\nhint: build it with `--features mpi`, start it by torchrun, or start one process without the launcher; srun \
+         needs no MPI where MASTER_ADDR and MASTER_PORT are set"
     )))
 }
-
-#[cfg(feature = "mpi")]
-fn abandon(ranks: &qwenkit_train::Mpi) -> ! {
-    ranks.abort(1)
-}
-
-#[cfg(not(feature = "mpi"))]
-fn abandon(_: &Alone) {}
 
 /// The end that all ranks come to together: what a rank met that the others have not heard of is said to them here.
 fn end(team: Team<'_>, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
