@@ -10,12 +10,17 @@ use qwenkit_tensor::{AllocError, HugeBuf};
 
 use crate::{
     delta::TAKEN_BACK,
-    lanes::{self, for_each_isa},
+    elementwise::silu_row,
+    lanes::{LANES, for_each_isa},
     matmul::Compute,
+    shared_out::SharedOut,
 };
 
 /// The widest convolution; Qwen's are 4 wide.
 pub const CONV_WIDTH_MAX: usize = 16;
+/// Channels of which a thread takes all its tokens at once: their weights, and inputs that several tokens see, stay in the
+/// first-level cache.
+const BLOCK: usize = 512;
 
 /// The new tokens of one sequence, for layers that keep a state of fixed size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,20 +139,34 @@ impl Compute {
             state.slot_mut(seq.slot).fill(0.0);
         }
         let kept = &*state;
-        self.each_row(out, channels, |isa, row, out| {
-            let seq = &seqs[seqs.partition_point(|seq| seq.rows.end <= row)];
-            let before = kept.slot(seq.slot);
-            let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
-            for (j, input) in inputs[..width].iter_mut().enumerate() {
-                // Counted from the oldest column that the sequence's first row needs.
-                let column = row - seq.rows.start + j * step;
-                *input = match column.checked_sub(needed) {
-                    Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
-                    // Columns before position 0 are the last that are written, and 0 until nobody needs them.
-                    None => &before[(seq.first + column + held - needed) % held * channels..][..channels],
-                };
+        let to = SharedOut::new(out);
+        self.pool.run_split(x.len() / channels, 1, |rows| {
+            for first in (0..channels).step_by(BLOCK) {
+                let own = first..channels.min(first + BLOCK);
+                let mut weights: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
+                for (own_weight, weight) in weights.iter_mut().zip(weight.chunks_exact(channels)) {
+                    *own_weight = &weight[own.clone()];
+                }
+                for row in rows.clone() {
+                    let seq = &seqs[seqs.partition_point(|seq| seq.rows.end <= row)];
+                    let before = kept.slot(seq.slot);
+                    let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
+                    for (j, input) in inputs[..width].iter_mut().enumerate() {
+                        // Counted from the oldest column that the sequence's first row needs.
+                        let column = row - seq.rows.start + j * step;
+                        let column = match column.checked_sub(needed) {
+                            Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
+                            // Columns before position 0 are the last that are written, and 0 until nobody needs them.
+                            None => &before[(seq.first + column + held - needed) % held * channels..][..channels],
+                        };
+                        *input = &column[own.clone()];
+                    }
+                    // SAFETY: each row is in one range, and its channels are taken once.
+                    let out = unsafe { to.slice(row * channels + first, own.len()) };
+                    conv_row(self.isa, &inputs[..width], &weights[..width], out);
+                    silu_row(self.isa, out);
+                }
             }
-            conv_row(isa, &inputs[..width], weight, out);
         });
         for seq in seqs {
             state.keep(seq, x);
@@ -179,12 +198,21 @@ pub(crate) fn add_product(x: &[f32], weight: &[f32], out: &mut [f32]) {
 }
 
 for_each_isa! {
-    pub(crate) fn conv_row(inputs: &[&[f32]], weight: &[f32], out: &mut [f32]) {
-        out.fill(0.0);
-        for (x, weight) in inputs.iter().zip(weight.chunks_exact(out.len())) {
-            add_product(x, weight, out);
+    /// The sum of each channel's inputs, oldest first, in registers.
+    pub(crate) fn conv_row(inputs: &[&[f32]], weights: &[&[f32]], out: &mut [f32]) {
+        let whole = out.len() / LANES * LANES;
+        let (blocks, rest) = out.as_chunks_mut::<LANES>();
+        for (block, out) in blocks.iter_mut().enumerate() {
+            let mut sum = [0.0; LANES];
+            for (x, weight) in inputs.iter().zip(weights) {
+                add_product(&x[block * LANES..][..LANES], &weight[block * LANES..][..LANES], &mut sum);
+            }
+            *out = sum;
         }
-        out.iter_mut().for_each(|x| *x /= 1.0 + lanes::exp(-*x));
+        rest.fill(0.0);
+        for (x, weight) in inputs.iter().zip(weights) {
+            add_product(&x[whole..], &weight[whole..], rest);
+        }
     }
 }
 
@@ -193,7 +221,7 @@ mod tests {
     use super::*;
     use crate::Isa;
 
-    const CHANNELS: usize = 5;
+    const CHANNELS: usize = 517;
     const WIDTH: usize = 4;
 
     fn shape(step: usize) -> ConvShape {

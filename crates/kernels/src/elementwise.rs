@@ -105,6 +105,22 @@ for_each_isa! {
     }
 }
 
+/// `x = silu(x)`, one row.
+pub(crate) fn silu_row(isa: Isa, x: &mut [f32]) {
+    match isa {
+        // SAFETY: an `Isa` reaches the ops only through `Compute::new`, which has checked that it is present.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::elementwise::silu_row(x) },
+        _ => plain_silu_row(isa, x),
+    }
+}
+
+for_each_isa! {
+    pub(crate) fn plain_silu_row(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x /= 1.0 + lanes::exp(-*x));
+    }
+}
+
 for_each_isa! {
     pub(crate) fn silu_mul_row(up: &[f32], gate: &mut [f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {

@@ -18,11 +18,29 @@ pub(crate) unsafe fn silu_mul_row(up: &[f32], gate: &mut [f32]) {
         // SAFETY: the mask keeps loads and stores to the chunks, which are of one length.
         unsafe {
             let (x, up) = (_mm512_maskz_loadu_ps(mask, gate.as_ptr()), _mm512_maskz_loadu_ps(mask, up.as_ptr()));
-            let down = exp_2(_mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E)));
-            let y = _mm512_mul_ps(_mm512_mul_ps(x, inverse(_mm512_add_ps(_mm512_set1_ps(1.0), down))), up);
-            _mm512_mask_storeu_ps(gate.as_mut_ptr(), mask, y);
+            _mm512_mask_storeu_ps(gate.as_mut_ptr(), mask, _mm512_mul_ps(silu(x), up));
         }
     }
+}
+
+/// `x = silu(x)`, one row.
+///
+/// # Safety
+/// The machine has what `Isa::Avx512` stands for.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn silu_row(x: &mut [f32]) {
+    for x in x.chunks_mut(LANES) {
+        let mask = (u32::MAX >> (32 - x.len())) as u16;
+        // SAFETY: the mask keeps loads and stores to the chunk.
+        unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, silu(_mm512_maskz_loadu_ps(mask, x.as_ptr()))) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn silu(x: __m512) -> __m512 {
+    let down = exp_2(_mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E)));
+    _mm512_mul_ps(x, inverse(_mm512_add_ps(_mm512_set1_ps(1.0), down)))
 }
 
 /// `lanes::exp_2` of sixteen values, with 125 in place of what is larger. What is no number stays none: of two operands of which one

@@ -3,7 +3,10 @@
 //! # Safety
 //! Every `unsafe fn` here asks that the machine has the vector's instruction set.
 
-use std::ops::Range;
+// Loops over the registers of some tokens index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use std::{array, ops::Range};
 
 use super::{Between, CHUNK, Head, PART, Tile};
 use crate::{
@@ -53,6 +56,34 @@ unsafe fn avx2(chunk: &Chunk<'_>, state: &mut [Lanes], writes: &mut [Lanes]) {
     // Four sums of two tokens take eight of the sixteen registers.
     // SAFETY: the caller's promise.
     unsafe { chunk.blocks::<crate::vector::x86::Avx2, 2>(state, writes) }
+}
+
+/// Up to sixteen columns, and zeros behind them.
+#[inline(always)]
+unsafe fn load_columns<V: Vector>(x: &[f32]) -> V {
+    let mut part = [0.0; LANES];
+    let whole = x.first_chunk().unwrap_or_else(|| {
+        part[..x.len()].copy_from_slice(x);
+        &part
+    });
+    // SAFETY: the caller's promise.
+    unsafe { V::load(whole) }
+}
+
+/// As many of the columns as there is room for.
+#[inline(always)]
+unsafe fn store_columns<V: Vector>(x: V, to: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match to.first_chunk_mut() {
+            Some(to) => x.store(to),
+            None => {
+                let mut part = [0.0; LANES];
+                x.store(&mut part);
+                to.copy_from_slice(&part[..to.len()]);
+            }
+        }
+    }
 }
 
 impl Chunk<'_> {
@@ -107,29 +138,37 @@ impl Chunk<'_> {
             let column = head.head * shape.value_dim + block * LANES;
             let v_at = 2 * shape.key_heads * shape.key_dim + column;
             let columns = LANES.min(shape.value_dim - block * LANES);
-            for (n, [of_key, of_query]) in sums.iter().enumerate() {
-                let i = place + n;
-                let row = self.row + i - self.places.start;
-                let mut v = [0.0; LANES];
-                v[..columns].copy_from_slice(&head.input.qkv[row * shape.channels() + v_at..][..columns]);
-                let mut result = [0.0; LANES];
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let left = V::splat(between.left[i]);
-                    let mut held = of_key.times(left);
-                    for (write, factor) in writes[..i].iter().zip(&between.held[i]) {
-                        held = held.plus(V::load(write), V::splat(*factor));
+            let row = |n: usize| self.row + place + n - self.places.start;
+            // Each write goes into what all later tokens hold and read as soon as it is known: so none waits for the sums of all
+            // that come before it, which are added in the same order.
+            // SAFETY: the caller's promise.
+            unsafe {
+                let left: [V; N] = array::from_fn(|n| V::splat(between.left[place + n]));
+                let mut held: [V; N] = array::from_fn(|n| sums[n][0].times(left[n]));
+                let mut read: [V; N] = array::from_fn(|n| sums[n][1].times(left[n]));
+                for (i, write) in writes[..place].iter().enumerate() {
+                    let write = V::load(write);
+                    for n in 0..N {
+                        held[n] = held[n].plus(write, V::splat(between.held[place + n][i]));
+                        read[n] = read[n].plus(write, V::splat(between.read[place + n][i]));
                     }
-                    V::load(&v).minus(held).times(V::splat(between.beta[i])).store(&mut writes[i]);
-                    let mut read = of_query.times(left);
-                    for (write, factor) in writes[..=i].iter().zip(&between.read[i]) {
-                        read = read.plus(V::load(write), V::splat(*factor));
-                    }
-                    read.store(&mut result);
                 }
-                // SAFETY: each token's columns of a head are in exactly one job.
-                let to = unsafe { head.out.slice(row * shape.value_width() + column, columns) };
-                to.copy_from_slice(&result[..columns]);
+                for n in 0..N {
+                    let i = place + n;
+                    let v = load_columns::<V>(&head.input.qkv[row(n) * shape.channels() + v_at..][..columns]);
+                    let write = v.minus(held[n]).times(V::splat(between.beta[i]));
+                    write.store(&mut writes[i]);
+                    for later in n + 1..N {
+                        held[later] = held[later].plus(write, V::splat(between.held[place + later][i]));
+                    }
+                    for later in n..N {
+                        read[later] = read[later].plus(write, V::splat(between.read[place + later][i]));
+                    }
+                }
+                for n in 0..N {
+                    // Each token's columns of a head are in exactly one job.
+                    store_columns(read[n], head.out.slice(row(n) * shape.value_width() + column, columns));
+                }
             }
         }
         N
@@ -148,7 +187,7 @@ impl Chunk<'_> {
         let mut sums = unsafe { [[[V::splat(0.0); 2]; N]; B] };
         for (tile, first) in self.tiles.iter().zip((0..dim).step_by(PART)) {
             let len = PART.min(dim - first);
-            let state: [&[Lanes]; B] = std::array::from_fn(|b| &state[(block + b) * dim + first..][..len]);
+            let state: [&[Lanes]; B] = array::from_fn(|b| &state[(block + b) * dim + first..][..len]);
             let rows = &tile[place..place + CHUNK + N];
             for d in 0..len {
                 for (state, sums) in state.iter().zip(&mut sums) {
@@ -174,7 +213,7 @@ impl Chunk<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let left = V::splat(self.between.left[CHUNK - 1]);
-            let kept: [V; CHUNK] = std::array::from_fn(|i| V::load(&writes[i]).times(V::splat(self.between.kept[i])));
+            let kept: [V; CHUNK] = array::from_fn(|i| V::load(&writes[i]).times(V::splat(self.between.kept[i])));
             for (tile, first) in self.tiles.iter().zip((0..dim).step_by(PART)) {
                 let len = PART.min(dim - first);
                 for (d, s) in state[first..][..len].iter_mut().enumerate() {
