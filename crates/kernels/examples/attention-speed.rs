@@ -13,7 +13,8 @@ const HEAD_DIM: usize = 64;
 
 fn main() {
     let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse::<usize>().ok());
-    let (tokens, context, threads) = (args.next().unwrap_or(512), args.next().unwrap_or(8192), args.next().unwrap_or(2));
+    let (tokens, context, threads) =
+        (args.next().unwrap_or(512), args.next().unwrap_or(8192), args.next().unwrap_or(2));
     let isa = Isa::detect().expect("a known instruction set");
     let compute = Compute::new(threads, isa);
     println!("{tokens} tokens behind {context}, {threads} threads, {isa}");

@@ -326,8 +326,7 @@ impl Job<'_> {
 
     /// Every place's spans on all threads, then their merges.
     fn run_spans<F: KvForm>(&self, places: &[Place<'_>]) {
-        let pieces: Vec<_> =
-            places.iter().flat_map(|p| spans(self.chunks(p)).map(move |chunks| (p, chunks))).collect();
+        let pieces: Vec<_> = places.iter().flat_map(|p| spans(self.chunks(p)).map(move |chunks| (p, chunks))).collect();
         let (threads, value_dim) = (self.compute.pool.threads(), self.cache.value_dim());
         let width = TILES * TILE_QUERIES * value_dim;
         let mut values = vec![0.0; pieces.len() * width];
@@ -353,7 +352,9 @@ impl Job<'_> {
             let mut results = place.none(&mut room, value_dim);
             for (values, sums) in found.by_ref().take(spans(self.chunks(place)).count()) {
                 let values = values.chunks_mut(TILE_QUERIES * value_dim);
-                for (((result, (_, count)), values), sums) in results.iter_mut().zip(place.tiles()).zip(values).zip(sums) {
+                for (((result, (_, count)), values), sums) in
+                    results.iter_mut().zip(place.tiles()).zip(values).zip(sums)
+                {
                     let (largest, total) = *sums;
                     result.merge(&Partial { largest, total, values: &mut values[..count * value_dim] }, count);
                 }

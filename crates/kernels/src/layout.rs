@@ -45,6 +45,16 @@ pub(crate) struct Layout {
     pub(crate) encoding: Encoding,
 }
 
+/// log2 of what is subtracted from a stored quant, `None` for types that store the value itself.
+pub(crate) const fn offset_log2(encoding: Encoding) -> Option<u32> {
+    match encoding {
+        Encoding::Offset { log2 } => Some(log2),
+        Encoding::Plain => None,
+        // The codebook is stored with 128 added, so that its entries are unsigned as the dot product wants them.
+        Encoding::Codebook => Some(7),
+    }
+}
+
 impl Layout {
     /// The layout of `dtype`; `None` for plain types.
     pub(crate) const fn of(dtype: DType) -> Option<Layout> {

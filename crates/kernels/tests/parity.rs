@@ -284,7 +284,9 @@ impl AttentionCase {
                 let at = |s: usize| (s * self.kv_heads + h / (self.heads / self.kv_heads)) * self.dim;
                 let first = self.window.map_or(0, |w| (t + 1).saturating_sub(w));
                 let scores: Vec<f64> = (first..=t)
-                    .map(|s| (0..self.dim).map(|d| f64::from(q[d]) * f64::from(k[at(s) + d])).sum::<f64>() * self.scale())
+                    .map(|s| {
+                        (0..self.dim).map(|d| f64::from(q[d]) * f64::from(k[at(s) + d])).sum::<f64>() * self.scale()
+                    })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
@@ -376,7 +378,8 @@ fn what_is_no_number_stays_none() {
             let (q, k) = (random.values(tokens * 4 * 64), random.values(tokens * 2 * 64));
             let v = random.values(k.len());
             let positions = [2, 2 * PAGE_TOKENS + 3, tokens - 1];
-            let bad = positions.map(|p| (p, "key")).into_iter().chain(positions.map(|p| (p, "value"))).chain([(70, "query")]);
+            let bad =
+                positions.map(|p| (p, "key")).into_iter().chain(positions.map(|p| (p, "value"))).chain([(70, "query")]);
             for (bad, part) in bad {
                 let (mut q, mut k, mut v) = (q.clone(), k.clone(), v.clone());
                 match part {

@@ -20,11 +20,8 @@ use qwenkit_tensor::DType;
 use super::tile::{self, ROW_BYTES, ROWS, Room, Tiles};
 use crate::{
     activations::UnitFacts,
-    avx512::{
-        self,
-        unit::{self, offset_log2},
-    },
-    layout::{GROUP_ROWS, Layout, UNIT},
+    avx512::{self, unit},
+    layout::{GROUP_ROWS, Layout, UNIT, offset_log2},
     matmul::Task,
     prefetch,
 };

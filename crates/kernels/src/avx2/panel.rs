@@ -2,7 +2,7 @@
 //! of a panel, whose sums wait in memory meanwhile.
 //!
 //! Sixteen registers hold the sums of four tokens; to take quants apart anew for every four costs as much as to multiply
-//! them. Products of small quants are added up in 16 bits for as many steps as cannot overflow. Order of operations as in
+//! them. Without AVX-VNNI, products of small quants are added up in 16 bits for as many steps as cannot overflow. Order of operations as in
 //! `portable::matmul`.
 //!
 //! # Safety
@@ -11,10 +11,9 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
-use super::matmul::{HALF_ROWS, factors, step, store};
+use super::matmul::{HALF_ROWS, add_products, factors, offset, shifted, step, store};
 use crate::{
     activations::tile_of,
-    blocks::Encoding,
     layout::{Layout, UNIT},
     matmul::Task,
 };
@@ -38,18 +37,17 @@ struct Apart {
     factors: [[[[[f32; HALF_ROWS]; 2]; 2]; 2]; UNITS],
 }
 
-/// One group of a quantised weight by `tokens`; not for types that `step` gives as signed values: adding up in 16 bits is what
-/// pays, and they cannot (measured: 52 against 58 GMAC/s).
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+/// One group of a quantised weight by `tokens`; not for types that `step` gives as signed values.
+#[inline(always)]
+pub(super) unsafe fn quantized<const D: usize, const VNNI: bool>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
     for first in tokens.clone().step_by(PANEL_TOKENS) {
         // SAFETY: the panel stays inside `tokens`.
-        unsafe { panel::<D>(task, g, first..(first + PANEL_TOKENS).min(tokens.end)) };
+        unsafe { panel::<D, VNNI>(task, g, first..(first + PANEL_TOKENS).min(tokens.end)) };
     }
 }
 
 #[inline(always)]
-unsafe fn panel<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
+unsafe fn panel<const D: usize, const VNNI: bool>(task: &Task<'_>, g: usize, tokens: Range<usize>) {
     let units = task.x.cols / UNIT;
     let mut apart = Apart { quants: [[[[0; 32]; STEPS]; 2]; UNITS], factors: [[[[[0.0; HALF_ROWS]; 2]; 2]; 2]; UNITS] };
     let mut sums = [[[0.0; HALF_ROWS]; 2]; PANEL_TOKENS];
@@ -57,14 +55,14 @@ unsafe fn panel<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>)
         let own = first..(first + UNITS).min(units);
         // SAFETY: the units exist, and each tile stays inside `tokens`.
         unsafe {
-            apart.fill::<D>(task, g, own.clone());
+            apart.fill::<D, VNNI>(task, g, own.clone());
             let mut t = tokens.start;
             while t < tokens.end {
                 let sums = &mut sums[t - tokens.start..];
                 t += match tokens.end - t {
-                    4.. => tile::<D, 4>(task, &apart, own.clone(), t, sums),
-                    2.. => tile::<D, 2>(task, &apart, own.clone(), t, sums),
-                    _ => tile::<D, 1>(task, &apart, own.clone(), t, sums),
+                    4.. => tile::<D, VNNI, 4>(task, &apart, own.clone(), t, sums),
+                    2.. => tile::<D, VNNI, 2>(task, &apart, own.clone(), t, sums),
+                    _ => tile::<D, VNNI, 1>(task, &apart, own.clone(), t, sums),
                 };
             }
         }
@@ -79,7 +77,7 @@ unsafe fn panel<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usize>)
 
 impl Apart {
     #[inline(always)]
-    unsafe fn fill<const D: usize>(&mut self, task: &Task<'_>, g: usize, units: Range<usize>) {
+    unsafe fn fill<const D: usize, const VNNI: bool>(&mut self, task: &Task<'_>, g: usize, units: Range<usize>) {
         let layout = const { Layout::at::<D>() };
         let group = task.group(g).as_ptr();
         // SAFETY: the group has these units; stores are of 32 bytes.
@@ -89,7 +87,7 @@ impl Apart {
                 let unit = group.add(u * layout.unit_bytes());
                 for half in 0..2 {
                     for s in 0..STEPS {
-                        _mm256_storeu_si256(quants[half][s].as_mut_ptr().cast(), step::<D>(unit, s, half));
+                        _mm256_storeu_si256(quants[half][s].as_mut_ptr().cast(), step::<D, VNNI>(unit, s, half));
                     }
                     for part in 0..1 + usize::from(layout.has_half_scales()) {
                         let (scale, addend) = factors::<D>(plane, u, part, half);
@@ -113,7 +111,7 @@ const fn steps_of_16_bits(layout: &Layout) -> usize {
 
 /// Units `units` of a group by tokens `t..t + C`, on top of `sums`; returns C.
 #[inline(always)]
-unsafe fn tile<const D: usize, const C: usize>(
+unsafe fn tile<const D: usize, const VNNI: bool, const C: usize>(
     task: &Task<'_>,
     apart: &Apart,
     units: Range<usize>,
@@ -140,13 +138,22 @@ unsafe fn tile<const D: usize, const C: usize>(
                 for part in 0..parts {
                     let which = if parts == 1 { 0 } else { 1 + part };
                     let mut sum = [_mm256_setzero_si256(); C];
-                    if let Encoding::Offset { log2 } = layout.encoding {
+                    if let Some(log2) = const { offset::<D>(VNNI) } {
                         for c in 0..C {
-                            let minus_sum = _mm256_set1_epi32((*facts.add(c)).minus_sum[which]);
-                            sum[c] = _mm256_sll_epi32(minus_sum, _mm_cvtsi32_si128(log2 as i32));
+                            sum[c] = shifted((*facts.add(c)).minus_sum[which], log2);
                         }
                     }
-                    for some in (part * steps..(part + 1) * steps).step_by(together) {
+                    if VNNI {
+                        for s in part * steps..(part + 1) * steps {
+                            let q = _mm256_load_si256(quants[half][s].as_ptr().cast());
+                            for (c, sum) in sum.iter_mut().enumerate() {
+                                let four = _mm256_set1_epi32(x.add(c * UNIT + 4 * s).cast::<i32>().read_unaligned());
+                                *sum = add_products::<D, VNNI>(*sum, q, four);
+                            }
+                        }
+                    }
+                    let in_16_bits = if VNNI { 0..0 } else { part * steps..(part + 1) * steps };
+                    for some in in_16_bits.step_by(together) {
                         let mut pairs = [_mm256_setzero_si256(); C];
                         for s in some..some + together {
                             let q = _mm256_load_si256(quants[half][s].as_ptr().cast());

@@ -65,7 +65,7 @@ unsafe fn tile<const C: usize>(group: &[u8], x: &Rows<'_>, t: usize, out: &mut [
                 for four in 0..2 {
                     let mut pairs = [_mm256_setzero_si256(); C];
                     for s in 4 * four..4 * four + 4 {
-                        let q = step::<D>(unit, s, half);
+                        let q = step::<D, false>(unit, s, half);
                         for c in 0..C {
                             let own = x.add((u * width + c) * UNIT + 4 * s).cast::<i32>().read_unaligned();
                             pairs[c] = _mm256_add_epi16(pairs[c], _mm256_maddubs_epi16(q, _mm256_set1_epi32(own)));

@@ -15,10 +15,10 @@ use std::{
 
 use qwenkit_tensor::DType;
 
-use super::unit::{self, offset_log2};
+use super::unit;
 use crate::{
     Isa,
-    layout::{GROUP_ROWS, Layout, UNIT},
+    layout::{GROUP_ROWS, Layout, UNIT, offset_log2},
     matmul::Task,
     prefetch,
 };

@@ -8,12 +8,9 @@ use std::arch::x86_64::*;
 
 use qwenkit_tensor::DType;
 
-use super::{
-    transpose,
-    unit::{self, offset_log2},
-};
+use super::{transpose, unit};
 use crate::{
-    layout::{GROUP_ROWS, Layout, UNIT},
+    layout::{GROUP_ROWS, Layout, UNIT, offset_log2},
     turned::{Bits, HALF, Row, Spread, Step, scale_of_bits},
 };
 

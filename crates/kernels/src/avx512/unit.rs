@@ -14,16 +14,6 @@ use crate::{
     layout::{Layout, Scales},
 };
 
-/// log2 of what is subtracted from a stored quant, `None` for types that store the value itself.
-pub(crate) const fn offset_log2(encoding: Encoding) -> Option<u32> {
-    match encoding {
-        Encoding::Offset { log2 } => Some(log2),
-        Encoding::Plain => None,
-        // The codebook is stored with 128 added, so that its entries are unsigned as the dot product wants them.
-        Encoding::Codebook => Some(7),
-    }
-}
-
 /// The eight steps of a unit: byte `4 r + j` of vector `s` is the quant of row `r` at k-value `4 s + j`.
 ///
 /// # Safety
