@@ -59,6 +59,8 @@ pub(crate) const BUFFER_BYTES: u64 = 512 << 20;
 /// when there is no memory for the buffers.
 pub(crate) fn read_bandwidth(threads: usize, bytes: u64) -> Option<f64> {
     const PASSES: usize = 12;
+    const MOST_BYTES: u64 = 2 << 30;
+    let bytes = bytes.min(MOST_BYTES);
     let room = qwenkit_engine::available_memory_bytes().map_or(bytes, |available| available / 4);
     let share = usize::try_from(bytes.min(room)).ok()? / threads.max(1);
     let mut buffers = (0..threads).map(|_| HugeBuf::zeroed(share).ok()).collect::<Option<Vec<_>>>()?;

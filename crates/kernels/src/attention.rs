@@ -82,6 +82,7 @@ impl<F: KvForm> Tile<'_, F> {
     }
 
     /// Behind the last key of chunk `c` that any query sees, counted from the chunk's first; 0 if none sees any.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn seen_end(&self, c: usize) -> usize {
         (0..self.count).map(|i| self.seen(i, c)).filter(|seen| !seen.is_empty()).map(|seen| seen.end).max().unwrap_or(0)
     }
@@ -115,8 +116,8 @@ impl Partial<'_> {
     /// Adds what comes from the chunks behind.
     fn merge(&mut self, next: &Partial<'_>, queries: usize) {
         let dim = self.values.len() / queries;
-        // What is no number is not nothing.
-        for i in (0..queries).filter(|&i| next.largest[i] != f32::NEG_INFINITY) {
+        // Where a key was seen the largest weighs 1; a sum that is no number is not nothing, whatever the largest score is.
+        for i in (0..queries).filter(|&i| next.total[i] != 0.0) {
             let largest = f32::max(self.largest[i], next.largest[i]);
             let (old, new) = (lanes::exp_2(self.largest[i] - largest), lanes::exp_2(next.largest[i] - largest));
             let (to, from) = (&mut self.values[i * dim..][..dim], &next.values[i * dim..][..dim]);
@@ -328,7 +329,7 @@ impl Job<'_> {
     fn run_spans<F: KvForm>(&self, places: &[Place<'_>]) {
         let pieces: Vec<_> = places.iter().flat_map(|p| spans(self.chunks(p)).map(move |chunks| (p, chunks))).collect();
         let (threads, value_dim) = (self.compute.pool.threads(), self.cache.value_dim());
-        let width = TILES * TILE_QUERIES * value_dim;
+        let width = places.iter().map(|place| place.count).max().unwrap_or(0) * value_dim;
         let mut values = vec![0.0; pieces.len() * width];
         let mut sums = vec![[Sums::default(); TILES]; pieces.len()];
         let (shared_values, shared_sums) = (SharedOut::new(&mut values), SharedOut::new(&mut sums));

@@ -38,7 +38,7 @@ impl Compute {
         grads: [&mut [f32]; 3],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa >= Isa::Avx512 && half::fits(shape.head_dim) {
+        if self.isa >= Isa::Avx512 && Isa::Avx512.pairs_bf16() && half::fits(shape.head_dim) {
             shape.check(seqs, input, d_out, &grads);
             return self.half_backward(shape, seqs, input, d_out, grads);
         }
@@ -125,6 +125,34 @@ impl Compute {
                     }
                 }
             });
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// On machines that have the products and do not choose them too.
+    #[test]
+    fn rounded_gradients_are_near_the_exact_ones() {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, window: Some(37), scale: 0.3 };
+        let value = |i: f32, f: f32| (i * f + 0.3).sin() + 0.3 * (i * f * 0.013).cos();
+        let wave = |n: usize, f: f32| (0..n).map(|i| value(i as f32, f)).collect::<Vec<_>>();
+        let (q, d_out) = (wave(90 * 256, 0.7), wave(90 * 256, 1.7));
+        let (k, v) = (wave(90 * 128, 0.9), wave(90 * 128, 1.3));
+        let (input, seqs) = (AttentionInput { q: &q, k: &k, v: &v }, [0..13, 13..90]);
+        for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512 && half::fits(64)) {
+            let compute = Compute::new(2, isa);
+            let mut grads = [0, 1].map(|_| [vec![9.0; q.len()], vec![9.0; k.len()], vec![9.0; v.len()]]);
+            let [[dq, dk, dv], [exact_dq, exact_dk, exact_dv]] = &mut grads;
+            compute.half_backward(shape, &seqs, input, &d_out, [dq, dk, dv]);
+            compute.attention_backward(shape, &seqs, input, &d_out, [exact_dq, exact_dk, exact_dv]);
+            for (found, exact) in grads[0].iter().zip(&grads[1]) {
+                let off: f32 = found.iter().zip(exact).map(|(a, b)| (a - b) * (a - b)).sum();
+                let size: f32 = exact.iter().map(|b| b * b).sum();
+                assert!(off.sqrt() < 1e-2 * size.sqrt(), "{isa}: off by {} of {}", off.sqrt(), size.sqrt());
+            }
         }
     }
 }

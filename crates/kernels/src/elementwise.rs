@@ -105,6 +105,11 @@ for_each_isa! {
     }
 }
 
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + lanes::exp(-x))
+}
+
 /// `x = silu(x)`, one row.
 pub(crate) fn silu_row(isa: Isa, x: &mut [f32]) {
     match isa {
@@ -117,15 +122,14 @@ pub(crate) fn silu_row(isa: Isa, x: &mut [f32]) {
 
 for_each_isa! {
     pub(crate) fn plain_silu_row(x: &mut [f32]) {
-        x.iter_mut().for_each(|x| *x /= 1.0 + lanes::exp(-*x));
+        x.iter_mut().for_each(|x| *x = silu(*x));
     }
 }
 
 for_each_isa! {
     pub(crate) fn silu_mul_row(up: &[f32], gate: &mut [f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
-            let x = *gate;
-            *gate = x / (1.0 + lanes::exp(-x)) * up;
+            *gate = silu(*gate) * up;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 pub enum Isa {
     /// Plain Rust, on any machine; the oracle of the others.
     Portable,
-    /// x86-64 with AVX2, FMA and F16C.
+    /// x86-64 with AVX2, FMA and F16C; 8-bit products of AVX-VNNI where the machine has them.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; products of BF16 pairs where they pay.
     Avx512,

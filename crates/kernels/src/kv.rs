@@ -25,7 +25,7 @@ pub(crate) const KEY_BLOCK: usize = 16;
 /// The element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
-    /// Full precision, for models whose activations stay in f32: those with f32 or f16 weights.
+    /// Full precision, for models with f32 or f16 weights.
     F32,
     /// 16 bits a number, for all others: integers under a scale for each key and each value; processors multiply them in pairs.
     F16,

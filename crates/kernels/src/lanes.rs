@@ -82,15 +82,16 @@ pub(crate) fn dot_3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
     sum(partial)
 }
 
+/// 1.5 * 2^23: what is added to it is rounded to a whole number, ties to even, and stands in the low bits of the sum. A
+/// conversion in Rust's way, which saturates, the compiler would do value by value.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// e^x to within 3e-7 of itself for -87 to 88, outside which x is taken for the nearer end: Cody-Waite reduction and the
 /// Taylor polynomial of degree 7 over half an octave.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // 1.5 * 2^23: what is added to it is rounded to a whole number, ties to even, and stands in the low bits of the sum. A
-    // conversion in Rust's way, which saturates, the compiler would do value by value.
-    const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;

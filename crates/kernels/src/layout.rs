@@ -46,6 +46,7 @@ pub(crate) struct Layout {
 }
 
 /// log2 of what is subtracted from a stored quant, `None` for types that store the value itself.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const fn offset_log2(encoding: Encoding) -> Option<u32> {
     match encoding {
         Encoding::Offset { log2 } => Some(log2),

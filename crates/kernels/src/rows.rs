@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{Isa, matmul::Compute, shared_out::SharedOut, weight::Weight};
 
 /// Rows below which a fork costs more than it gains.
-const PARALLEL_ROWS: usize = 4;
+pub(crate) const PARALLEL_ROWS: usize = 4;
 
 impl Compute {
     /// `out`: (ids, K) = the rows of `table`: (N, K) that the ids name.

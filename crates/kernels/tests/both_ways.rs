@@ -73,8 +73,8 @@ fn every_query_sees_its_whole_segment_and_nothing_else() {
         let row = heads * dim;
         let n = case.segments.iter().sum::<usize>() * row;
         let (q, k, v) = (wave(n, 0.71), wave(n, 1.13), wave(n, 0.29));
-        // Half-precision caches round each weight to a bf16.
-        let allowed = if kv_type == KvType::F32 { 1e-5 } else { 8e-3 };
+        // Integers of 12 bits and a sign for queries are the coarsest of what caches of 16 bits round.
+        let allowed = if kv_type == KvType::F32 { 1e-5 } else { 1e-3 };
         for isa in Isa::available() {
             let what = format!("{isa}, {:?} of ({heads}, {dim}), {kv_type:?}", case.segments);
             let whole = case.run(&Compute::new(3, isa), [&q, &k, &v]);

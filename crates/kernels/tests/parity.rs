@@ -150,7 +150,7 @@ fn rows_come_back_as_stored() {
 }
 
 /// y = w . x in f64, and how far a product of this type may be from it: half a step of each rounded activation times
-/// its weight, and f32's own rounding of sums.
+/// its weight - of those of BF16 weights, which some machines round -, and f32's own rounding of sums.
 fn exact_dot(dtype: DType, w: &[f32], x: &[f32]) -> (f32, f32) {
     let (mut sum, mut magnitude, mut rounding) = (0.0, 0.0, 0.0);
     for (w, x) in w.chunks(32).zip(x.chunks(32)) {
@@ -406,6 +406,34 @@ fn what_is_no_number_stays_none() {
         gate[33] = f32::NAN;
         compute.silu_mul(&mut gate, &up, 20);
         assert!(gate.iter().enumerate().all(|(i, x)| x.is_nan() == (i == 3 || i == 33)), "silu on {isa}: {gate:?}");
+    }
+}
+
+/// Keys that are no number at the border of a span, and before the border of a page that a tile of queries crosses.
+#[test]
+fn what_is_no_number_stays_none_in_later_spans() {
+    let mut random = Random(12);
+    let tokens = 1100;
+    for (isa, kv_type) in Isa::available().into_iter().flat_map(|isa| [(isa, KvType::F32), (isa, KvType::F16)]) {
+        let compute = Compute::new(2, isa);
+        let case = AttentionCase { heads: 14, kv_heads: 2, dim: 16, window: None, kv_type };
+        let (q, k) = (random.values(tokens * 14 * 16), random.values(tokens * 2 * 16));
+        for (bad, cuts) in [(1024, &[][..]), (1024, &[1024]), (1087, &[]), (1087, &[1087]), (1023, &[1022])] {
+            let mut k = k.clone();
+            k[bad * 2 * 16 + 3] = f32::NAN;
+            let out = case.cached(
+                &compute,
+                cuts,
+                &q,
+                &k,
+                &k.iter().map(|x| if x.is_nan() { 0.0 } else { *x }).collect::<Vec<_>>(),
+            );
+            for (t, row) in out.chunks_exact(14 * 16).enumerate() {
+                let what = format!("{kv_type:?} on {isa}: position {t}, bad {bad}, cut at {cuts:?}");
+                assert!(row[..7 * 16].iter().all(|x| x.is_nan() == (t >= bad)), "{what}");
+                assert!(row[7 * 16..].iter().all(|x| x.is_finite()), "{what}");
+            }
+        }
     }
 }
 

@@ -335,3 +335,66 @@ unsafe fn plain_tile<const C: usize>(task: &Task<'_>, g: usize, t: usize) -> usi
     }
     C
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Isa,
+        activations::Activations,
+        matmul::{Compute, Rows},
+        shared_out::SharedOut,
+        weight::{Operand, Weight},
+    };
+
+    /// The products of (tokens, 96 or 256) with 33 rows, by `f` for each group.
+    fn product(compute: &Compute, weight: &Weight, x: &[f32], f: impl Fn(&Task<'_>, usize, Range<usize>)) -> Vec<f32> {
+        let tokens = x.len() / weight.cols();
+        let mut prepared = Activations::default();
+        prepared.prepare(Isa::Avx2, compute.pool(), x, weight.cols(), &[Operand::Quantized]);
+        let mut out = vec![f32::NAN; tokens * weight.rows()];
+        let shared = SharedOut::new(&mut out);
+        let (groups, x) = (0..weight.groups(), Rows::of(&prepared, x));
+        let task = Task { weight, groups, joined: None, x, out: &shared, out_step: weight.rows(), out_group: 0 };
+        task.groups.clone().for_each(|g| f(&task, g, 0..tokens));
+        out
+    }
+
+    /// A machine with AVX-VNNI would otherwise never run what machines without it do.
+    #[test]
+    fn with_and_without_vnni_products_have_the_same_bits() {
+        if !Isa::available().contains(&Isa::Avx2) {
+            return;
+        }
+        let compute = Compute::new(1, Isa::Avx2);
+        macro_rules! each {
+            ($($dtype:ident)*) => {$({
+                let dtype = DType::$dtype;
+                let cols = 256;
+                let values: Vec<f32> = (0..33 * cols).map(|i| (i as f32 * 0.37).sin() * (1.0 + (i % 7) as f32)).collect();
+                let mut bytes = vec![0; dtype.tensor_bytes(&[33, cols]).unwrap()];
+                let row_bytes = dtype.row_bytes(cols).unwrap();
+                for (x, to) in values.chunks_exact(cols).zip(bytes.chunks_exact_mut(row_bytes)) {
+                    crate::quantize_row(dtype, x, None, to);
+                }
+                let weight = Weight::from_bytes(compute.pool(), dtype, 33, cols, &bytes).unwrap();
+                for tokens in [1, 3, 8, 130] {
+                    let x: Vec<f32> = (0..tokens * cols).map(|i| (i as f32 * 0.73).cos() * 3.0).collect();
+                    // SAFETY: the machine has what is asked for.
+                    let plain = product(&compute, &weight, &x, |task, g, t| unsafe { without::<{ DType::$dtype as usize }>(task, g, t) });
+                    assert!(plain.iter().all(|x| x.is_finite()), "{dtype}, {tokens} tokens");
+                    if is_x86_feature_detected!("avxvnni") {
+                        // SAFETY: as above.
+                        let vnni = product(&compute, &weight, &x, |task, g, t| unsafe { with_vnni::<{ DType::$dtype as usize }>(task, g, t) });
+                        assert_eq!(vnni, plain, "{dtype}, {tokens} tokens");
+                    }
+                    let portable = Compute::new(1, Isa::Portable);
+                    let (mut expected, mut scratch) = (vec![0.0; tokens * 33], crate::MatmulScratch::default());
+                    portable.matmul(&mut scratch, &x, &mut [crate::Product { weight: &weight, out: &mut expected }]);
+                    assert_eq!(plain, expected, "{dtype}, {tokens} tokens, portable");
+                }
+            })*};
+        }
+        each!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
+    }
+}

@@ -237,7 +237,7 @@ unsafe fn merge_values<F: KvForm, const Q: usize>(
             }
             merge_columns::<F, Q, 2>(values, end, (d, dim), state, out);
         }
-        if dim % (2 * LANES) != 0 {
+        if !dim.is_multiple_of(2 * LANES) {
             merge_columns::<F, Q, 1>(values, end, (dim - LANES, dim), state, out);
         }
     }

@@ -64,9 +64,9 @@ pub(crate) struct Room {
     d_score_rows: Vec<u32>,
 }
 
-/// Whether this machine has the products, faster than those of f32, and heads of `dim` fit them.
+/// Whether this machine has the products, and heads of `dim` fit them.
 pub(crate) fn fits(dim: usize) -> bool {
-    Isa::Avx512.pairs_bf16() && dim.is_multiple_of(2 * LANES)
+    is_x86_feature_detected!("avx512bf16") && dim.is_multiple_of(2 * LANES)
 }
 
 /// Gradients of the head: towards its queries into rows of `dq` from `dq_at`, `q_step` apart; towards keys and values turned into

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::{EXP_2, LANES};
+use crate::lanes::{EXP_2, LANES, ROUND};
 
 /// `gate = silu(gate) * up`, one row.
 ///
@@ -50,28 +50,29 @@ fn silu(x: __m512) -> __m512 {
 pub(super) fn exp_2(x: __m512) -> __m512 {
     let x = _mm512_min_ps(_mm512_set1_ps(125.0), _mm512_max_ps(_mm512_set1_ps(-126.0), x));
     let n = _mm512_roundscale_ps::<0>(x);
-    let r = _mm512_sub_ps(x, n);
+    _mm512_scalef_ps(power(_mm512_sub_ps(x, n)), n)
+}
+
+/// 2^r for r within half an octave.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn power(r: __m512) -> __m512 {
     let mut p = _mm512_set1_ps(EXP_2[0]);
     for c in &EXP_2[1..] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
     }
-    _mm512_scalef_ps(p, n)
+    p
 }
 
 /// `exp_2` of what is at most 0, in the lanes of `mask`; zeros in the others.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn exp_2_up_to_0(mask: u16, x: __m512) -> __m512 {
-    // What is added to 1.5 * 2^23 is rounded to a whole number; two additions go to either pipe, the machine's rounding to one.
-    let round = _mm512_set1_ps(12_582_912.0);
+    // Two additions go to either pipe, the machine's rounding to one.
+    let round = _mm512_set1_ps(ROUND);
     let x = _mm512_max_ps(_mm512_set1_ps(-126.0), x);
     let n = _mm512_sub_ps(_mm512_add_ps(x, round), round);
-    let r = _mm512_sub_ps(x, n);
-    let mut p = _mm512_set1_ps(EXP_2[0]);
-    for c in &EXP_2[1..] {
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
-    }
-    _mm512_maskz_scalef_ps(mask, p, n)
+    _mm512_maskz_scalef_ps(mask, power(_mm512_sub_ps(x, n)), n)
 }
 
 /// 1 / x to within 2e-7 of itself, for normal numbers below 2^126: an estimate of 14 bits and one of Newton's steps, which the

@@ -49,7 +49,7 @@ pub(crate) unsafe fn run(task: &Task<'_>) {
                     task.panels(PANEL_BYTES / 2, TILE_TOKENS, |g, t| unsafe { plain_bf16(task, g, t) })
                 }
                 // SAFETY: the caller's promise.
-                DType::BF16 => task.panels(PANEL_BYTES / 2, TILE_TOKENS, |g, t| unsafe { plain::<Bf16Spread>(task, g, t) }),
+                DType::BF16 => task.panels(PANEL_BYTES / 4, TILE_TOKENS, |g, t| unsafe { plain::<Bf16Spread>(task, g, t) }),
                 other => unreachable!("{other} is not a weight type"),
             }
         };

@@ -1,5 +1,5 @@
-//! Keys and values of 16 bits: integers under a scale for each position, multiplied in pairs and summed exactly, so that every
-//! instruction set gets the same sums.
+//! Keys and values of 16 bits: integers under a scale for each position, multiplied in pairs and summed exactly, so that no sum
+//! depends on an order.
 
 // Loops over the registers of a tile index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -18,8 +18,9 @@ use crate::{
 const KEY_MAX: f32 = 8191.0;
 /// The largest integer that a value is rounded to.
 const VALUE_MAX: f32 = 32767.0;
-/// What a chunk's 64 weights are scaled to add up to: rounded they are at most 32 more, and times `VALUE_MAX` still fit 32 bits.
-const WEIGHTS_SUM: f32 = 32735.0;
+/// What a chunk's 64 weights are scaled to add up to: one of them may be all of it and has 16 bits. Times `VALUE_MAX` it is half of
+/// what 32 bits hold.
+const WEIGHTS_SUM: f32 = 32767.0;
 
 /// Keys of 14 bits, values of 16.
 pub(crate) struct Half;
@@ -30,10 +31,10 @@ pub(crate) struct HalfQueries {
     scale: [f32; TILE_QUERIES],
 }
 
-/// Rounds to the nearest integer, ties to even: adding 1.5 * 2^23 leaves it in the low bits.
+/// Rounds to the nearest integer, ties to even.
 #[inline(always)]
 fn nearest(x: f32) -> i16 {
-    (x + 12_582_912.0).to_bits() as i16
+    (x + lanes::ROUND).to_bits() as i16
 }
 
 /// Rounds `x` to integers up to `most` under a scale, and returns that. A scale of what is no number is no number.
@@ -43,6 +44,12 @@ fn round_under_scale(x: &[f32], most: f32, mut put: impl FnMut(usize, i16)) -> f
     let inverse = if largest > 0.0 { most / largest } else { 0.0 };
     x.iter().enumerate().for_each(|(i, x)| put(i, nearest(x * inverse)));
     largest / most
+}
+
+/// Integers made of what is no number may be any; that shows in their scale, and their sums may wrap.
+#[inline(always)]
+fn pair_product(a: [i16; 2], b: [i16; 2]) -> i32 {
+    (i32::from(a[0]) * i32::from(b[0])).wrapping_add(i32::from(a[1]) * i32::from(b[1]))
 }
 
 /// What weights are multiplied by so that they add up to `WEIGHTS_SUM`. A sum that is no number shows in the factor.
@@ -89,10 +96,10 @@ impl KvForm for Half {
 
     #[inline(always)]
     fn scores(queries: &HalfQueries, i: usize, keys: &[i16], scales: &[f32]) -> Lanes {
-        let mut sums = [0; LANES];
+        let mut sums = [0i32; LANES];
         for (keys, q) in keys.as_chunks::<{ 2 * LANES }>().0.iter().zip(queries.values[i].as_chunks::<2>().0) {
             for (sum, key) in sums.iter_mut().zip(keys.as_chunks::<2>().0) {
-                *sum += i32::from(key[0]) * i32::from(q[0]) + i32::from(key[1]) * i32::from(q[1]);
+                *sum = sum.wrapping_add(pair_product([key[0], key[1]], [q[0], q[1]]));
             }
         }
         let mut scores = [0.0; LANES];
@@ -118,7 +125,7 @@ impl KvForm for Half {
     #[inline(always)]
     fn add_values(sum: &mut [i32], weights: &[i16], values: &[i16]) {
         for (s, pair) in sum.iter_mut().zip(values.as_chunks::<2>().0) {
-            *s += i32::from(weights[0]) * i32::from(pair[0]) + i32::from(weights[1]) * i32::from(pair[1]);
+            *s = s.wrapping_add(pair_product([weights[0], weights[1]], [pair[0], pair[1]]));
         }
     }
 

@@ -155,8 +155,8 @@ impl Model {
         self.weight_bytes() - idle - if self.head.is_some() { self.embedding.size_bytes() } else { 0 }
     }
 
-    /// The form that keys and values are cached in: f32 for models of f32 and f16 weights, whose activations stay in f32; for all
-    /// others 16 bits, keys as integers under a scale each and values in bf16.
+    /// The form that keys and values are cached in: f32 for models of f32 and f16 weights; for all others 16 bits, integers under
+    /// a scale for each key and each value.
     pub fn kv_type(&self) -> KvType {
         match self.embedding.dtype() {
             DType::F32 | DType::F16 => KvType::F32,
