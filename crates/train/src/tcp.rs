@@ -92,7 +92,7 @@ impl Tcp {
     pub fn other(meeting: &Meeting, rank: usize, waits: Waits) -> Result<Tcp, Error> {
         let line = Arc::new(start::call(meeting, rank, waits)?);
         let beat = Beat::new(waits.silence / BEATS).map_err(|error| Error::lost(format!("no thread: {error}")))?;
-        beat.add(line.clone());
+        beat.add(&line);
         Ok(Tcp { rank, count: meeting.count, lines: vec![line], waits, beat: Some(beat) })
     }
 

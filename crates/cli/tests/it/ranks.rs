@@ -145,6 +145,9 @@ fn a_variable_of_torchrun_that_is_missing_is_named() {
         assert!(code == Some(2) && told.contains(&format!("{name} is missing")), "{told}");
         assert_eq!(told.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{told}");
     }
+    // Rank 0 may have all of them, and would wait for the one that has not.
+    let (code, told) = launched(&place, &[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")], &args);
+    assert!(code == Some(2) && told.contains("MASTER_PORT is missing"), "{told}");
     assert!(!place.path("out").exists());
     let (code, told) = launched(&place, &[("RANK", "0"), ("WORLD_SIZE", "1")], &args);
     assert_eq!(code, Some(0), "{told}");

@@ -87,7 +87,8 @@ impl Answer {
 pub(super) struct NotOurs;
 
 fn framed(magic: u64, text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.len().min(MOST_BYTES - HEAD_BYTES)];
+    // Whole characters, as half of one is no text.
+    let text = &text.as_bytes()[..text.floor_char_boundary(MOST_BYTES - HEAD_BYTES)];
     [&magic.to_ne_bytes()[..], &(text.len() as u16).to_le_bytes(), text].concat()
 }
 
@@ -128,6 +129,11 @@ mod tests {
         }
         let long = Answer::Refused("x".repeat(9000)).bytes();
         assert!(long.len() == MOST_BYTES && Answer::read(&long).is_ok());
+        // The last character would lie on both sides of the end.
+        let why = format!("x{}", "\u{e9}".repeat(9000));
+        let long = Answer::Refused(why.clone()).bytes();
+        let Ok(Some(Answer::Refused(cut))) = Answer::read(&long) else { panic!("{long:?}") };
+        assert!(long.len() == MOST_BYTES - 1 && why.starts_with(&cut));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs},
 };
 
 use crate::{error::Error, launch::Launched};
@@ -72,20 +72,34 @@ impl Meeting {
         let mut places = self.places().map_err(|error| all(error.to_string()))?;
         // A machine's own name often stands for its loopback in /etc/hosts.
         if self.is_wide && places.iter().all(|place| place.ip().is_loopback()) {
-            let anywhere = |port: &u16| [(Ipv6Addr::UNSPECIFIED, *port).into(), (Ipv4Addr::UNSPECIFIED, *port).into()];
-            places = self.ports.iter().flat_map(anywhere).collect();
+            places = self.anywhere(places.first().is_some_and(SocketAddr::is_ipv6));
         }
-        let mut why = format!("`{}` has no address", self.host);
+        let (mut why, mut is_held) = (format!("`{}` has no address", self.host), false);
         for place in places {
             match TcpListener::bind(place) {
                 Ok(listener) => return Ok(listener),
+                // That a port is held says more than that a family of addresses is missing.
+                Err(error) if is_held && error.kind() != ErrorKind::AddrInUse => {}
                 Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
                     why = format!("`{}` ({}) is no address of this machine, which rank 0 is on", self.host, place.ip());
                 }
-                Err(error) => why = format!("{place}: {error}"),
+                Err(error) => {
+                    is_held |= error.kind() == ErrorKind::AddrInUse;
+                    why = format!("{place}: {error}");
+                }
             }
         }
         Err(all(why))
+    }
+
+    /// All addresses of this machine with every port: of the family by which the host is known before the other, as a system may keep the
+    /// two apart, and who calls by one would not come in by the other.
+    fn anywhere(&self, is_ipv6: bool) -> Vec<SocketAddr> {
+        let families: [IpAddr; 2] = match is_ipv6 {
+            true => [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()],
+            false => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        };
+        families.iter().flat_map(|ip| self.ports.iter().map(|port| SocketAddr::new(*ip, *port))).collect()
     }
 
     /// Every address of the host with every port, in order of ports.
@@ -164,7 +178,11 @@ mod tests {
         let error = Meeting { ports: vec![port], ..meeting.clone() }.listen().unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("QWENKIT_MASTER_PORT"), "{error}");
         let wide = Meeting { is_wide: true, ..meeting.clone() }.listen().unwrap().local_addr().unwrap();
-        assert!(wide.ip().is_unspecified());
+        assert!(wide.ip().is_unspecified() && wide.is_ipv4());
+        let anywhere = |is_ipv6: bool| Meeting { ports: vec![1, 2], ..meeting.clone() }.anywhere(is_ipv6);
+        let (four, six) = (["0.0.0.0:1", "0.0.0.0:2"], ["[::]:1", "[::]:2"]);
+        let places = |all: [[&str; 2]; 2]| all.concat().iter().map(|place| place.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!((anywhere(false), anywhere(true)), (places([four, six]), places([six, four])));
         // An address that is kept for documents (RFC 5737) is no machine's.
         let error = Meeting { host: "192.0.2.1".to_owned(), ..meeting }.listen().unwrap_err().to_string();
         assert!(error.contains("is no address of this machine"), "{error}");

@@ -26,6 +26,8 @@ const WORD: Duration = Duration::from_secs(30);
 const RING: Duration = Duration::from_secs(3);
 /// Callers that may have said nothing yet; the oldest is given up for another one.
 const MOST_CALLERS: usize = 256;
+/// The longest version that is shown.
+const VERSION_BYTES: usize = 32;
 /// Between two looks at the door.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -123,7 +125,8 @@ impl Reception<'_> {
         let rank = hello.rank;
         let is_taken = |line: &Option<Arc<Line>>| line.as_ref().is_some_and(|line| !line.is_closed());
         let why = if hello.version != own.version {
-            Some(format!("it is QwenKit {}, and rank 0 is QwenKit {}", hello.version, own.version))
+            let its = if is_version(&hello.version) { &hello.version } else { "of an unreadable version" };
+            Some(format!("it is QwenKit {its}, and rank 0 is QwenKit {}", own.version))
         } else if rank == 0 || rank >= self.count || is_taken(&self.lines[rank - 1]) {
             Some("two processes are this rank, or it is none of the job: each needs a RANK of its own".to_owned())
         } else {
@@ -138,11 +141,16 @@ impl Reception<'_> {
             && let Ok(line) = Line::new(rank, caller.stream, self.waits.silence)
         {
             let line = Arc::new(line);
-            self.beat.add(line.clone());
+            self.beat.add(&line);
             self.lines[rank - 1] = Some(line);
         }
         Ok(())
     }
+}
+
+/// Whether a text of somebody unknown can be shown as a version.
+fn is_version(text: &str) -> bool {
+    (1..=VERSION_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Calls rank 0 until it takes this rank.
@@ -208,6 +216,21 @@ fn knock(place: SocketAddr, hello: &[u8]) -> Result<(Answer, TcpStream), String>
             Ok(Some(answer)) => return Ok((answer, stream)),
             Ok(None) if since.elapsed() < WORD => {}
             _ => return Err("who is there is no rank of QwenKit".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_short_and_printable() {
+        for text in [env!("CARGO_PKG_VERSION"), "0.0.0", "1.0.0-rc.1+a", &"1".repeat(32)] {
+            assert!(is_version(text), "{text}");
+        }
+        for text in ["", "1.0 beta", "1.0\x1b[2J", "1.0\0", "1.0\r", "1.\u{e9}", &"1".repeat(33)] {
+            assert!(!is_version(text), "{text:?}");
         }
     }
 }

@@ -322,6 +322,22 @@ fn a_rank_of_another_version_ends_all() {
     assert!(heard.ends_with(format!("refused\n{expected}").as_bytes()));
 }
 
+/// Of a version that no program has, nothing is shown to anybody.
+#[test]
+fn a_version_that_is_none_is_refused_unsaid() {
+    for version in ["\x1b[2J", &"1".repeat(33)] {
+        let (listener, meeting) = place(2);
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.write_all(&hello(1, version, &meeting.job)).unwrap();
+        let error = Tcp::first(listener, 2, &meeting.job, LONG).err().unwrap().to_string();
+        assert!(error.starts_with("rank 1: ") && !error.contains(version), "{error}");
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(heard.contains("refused\n") && !heard.contains(version), "{heard:?}");
+    }
+}
+
 /// As of a machine without power: its connection stays, and nothing comes.
 #[test]
 fn a_rank_that_falls_silent_is_given_up() {

@@ -111,7 +111,11 @@ fn join(launched: &Launched) -> anyhow::Result<Joining> {
 
 fn by_tcp(launched: &Launched) -> anyhow::Result<Joining> {
     let meeting = Meeting::by_variables(launched, |name| env::var(name).ok());
-    let meeting = meeting.map_err(|error| usage(error.to_string()))?;
+    let meeting = meeting.map_err(|error| {
+        // Rank 0 may lack nothing, and would wait for this one without knowing why.
+        terminal::speak_again();
+        usage(error.to_string())
+    })?;
     if launched.rank > 0 {
         return Ok(Joining::Tcp(Tcp::other(&meeting, launched.rank, WAITS)?));
     }
