@@ -319,6 +319,8 @@ impl<R: Runner> Scheduler<R> {
         }
         let mut load = self.gauges.lock();
         load.waiting = load.waiting.saturating_sub(waited.len());
+        // Who hears that an answer has ended finds it gone.
+        load.running = self.running.len();
         load.finished += (waited.len() + ran.len()) as u64;
         load.cached_tokens += ran.iter().map(|s| s.cached_tokens() as u64).sum::<u64>();
         drop(load);

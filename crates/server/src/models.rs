@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use axum::http::StatusCode;
@@ -23,6 +24,9 @@ use crate::{
     metrics::Work,
     text::blocking,
 };
+
+/// How long a model that another needs the memory of may take to become idle.
+const UNTIL_IDLE: Duration = Duration::from_millis(500);
 
 /// Why a model cannot be loaded now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -292,11 +296,22 @@ impl Models {
         }
     }
 
-    /// Unloads the longest unused idle model; false where there is none.
+    /// Unloads the longest unused idle model; false where there is none, nor becomes one soon: who asks for another model as soon
+    /// as an answer has ended is faster than the answer's own request is let go.
     async fn unload_one(&self) -> bool {
         let mut slots: Vec<&Arc<Slot>> = self.slots.iter().collect();
         slots.sort_by_key(|slot| slot.used.load(Ordering::Relaxed));
-        let Some(model) = slots.into_iter().find_map(|slot| slot.take_idle()) else { return false };
+        let until = Instant::now() + UNTIL_IDLE;
+        let model = loop {
+            if let Some(model) = slots.iter().find_map(|slot| slot.take_idle()) {
+                break model;
+            }
+            let may_end = slots.iter().any(|slot| slot.load.is_some() && slot.model().is_some());
+            if !may_end || Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(UNTIL_IDLE / 50).await;
+        };
         // Its memory is free when its thread has ended.
         tokio::task::spawn_blocking(move || drop(model)).await.is_ok()
     }
