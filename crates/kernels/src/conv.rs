@@ -13,7 +13,6 @@ use crate::{
     elementwise::silu_row,
     lanes::{LANES, for_each_isa},
     matmul::Compute,
-    rows::PARALLEL_ROWS,
     shared_out::SharedOut,
 };
 
@@ -141,7 +140,7 @@ impl Compute {
         }
         let kept = &*state;
         let to = SharedOut::new(out);
-        let work = |rows: Range<usize>| {
+        self.split_rows(x.len() / channels, |rows| {
             for first in (0..channels).step_by(BLOCK) {
                 let own = first..channels.min(first + BLOCK);
                 let mut weights: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
@@ -168,13 +167,7 @@ impl Compute {
                     silu_row(self.isa, out);
                 }
             }
-        };
-        let rows = x.len() / channels;
-        if rows < PARALLEL_ROWS {
-            work(0..rows)
-        } else {
-            self.pool.run_split(rows, 1, work)
-        }
+        });
         for seq in seqs {
             state.keep(seq, x);
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{Isa, matmul::Compute, shared_out::SharedOut, weight::Weight};
 
 /// Rows below which a fork costs more than it gains.
-pub(crate) const PARALLEL_ROWS: usize = 4;
+const PARALLEL_ROWS: usize = 4;
 
 impl Compute {
     /// `out`: (ids, K) = the rows of `table`: (N, K) that the ids name.
@@ -31,6 +31,11 @@ impl Compute {
                 f(self.isa, row, unsafe { out.slice(row * width, width) });
             }
         };
+        self.split_rows(rows, work);
+    }
+
+    /// Runs `work` over `rows` rows, in ranges on all threads where there are enough.
+    pub(crate) fn split_rows(&self, rows: usize, work: impl Fn(Range<usize>) + Sync) {
         if rows < PARALLEL_ROWS { work(0..rows) } else { self.pool.run_split(rows, 1, work) }
     }
 }

@@ -8,6 +8,8 @@
 //! ordinary way. Which groups are computed does not depend on the number of threads.
 
 use std::cmp::Ordering;
+#[cfg(target_arch = "x86_64")]
+use std::marker::PhantomData;
 
 use crate::{
     Isa,
@@ -18,6 +20,11 @@ use crate::{
     pool::Deal,
     shared_out::SharedOut,
     weight::{Operand, Weight},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    activations::{UnitFacts, tile_of},
+    planes::COARSE,
 };
 
 /// Rows of `x` up to which first parts are looked at: for more, the whole product is as fast (docs/LOG.md).
@@ -272,6 +279,81 @@ for_each_isa! {
         })
     }
 }
+
+/// Some tokens of one group, as the kernels of first parts take them: pointers to what exists of a group of whole units and of
+/// tokens from one on.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct CoarseTile<'a> {
+    /// Quants, unit after unit
+    pub(crate) group: *const u8,
+    /// Scales
+    pub(crate) plane: *const u8,
+    /// The first token's quants; those of the next unit are `width` times 32 behind.
+    pub(crate) x: *const i8,
+    pub(crate) facts: *const UnitFacts,
+    pub(crate) units: usize,
+    /// Tokens of the tile of activations, which is as wide as what a kernel takes or wider.
+    pub(crate) width: usize,
+    _of: PhantomData<&'a [u8]>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> CoarseTile<'a> {
+    /// Row `t` of `x` and those behind it, by the first part `group`.
+    pub(crate) fn new(group: &'a [u8], x: &Rows<'a>, t: usize) -> CoarseTile<'a> {
+        let units = x.cols / UNIT;
+        let (first, width) = tile_of(x.widest, t, x.rows);
+        let at = first * units + (t - first);
+        assert!(group.len() >= COARSE.group_bytes(x.cols));
+        let plane = group[COARSE.quant_plane_bytes(x.cols)..].as_ptr();
+        let (x, facts) = (x.quants[at * UNIT..].as_ptr(), x.facts[at..].as_ptr());
+        CoarseTile { group: group.as_ptr(), plane, x, facts, units, width, _of: PhantomData }
+    }
+}
+
+/// Defines `coarse` of an instruction set with these features by its `tile`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! coarse_by_tiles {
+    ($features:literal) => {
+        /// Coarse results of group `g` for all rows of `x`.
+        ///
+        /// # Safety
+        /// The machine has the features.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn coarse(
+            weight: &crate::weight::Weight,
+            g: usize,
+            x: &crate::matmul::Rows<'_>,
+            sums: &mut [[f32; GROUP_ROWS]],
+        ) {
+            let group = weight.coarse(g).0;
+            let mut t = 0;
+            while t < x.rows {
+                let (first, sums) = (CoarseTile::new(group, x, t), &mut sums[t..]);
+                // SAFETY: each tile stays inside the rows.
+                t += unsafe {
+                    match x.rows - t {
+                        4.. => {
+                            tile::<4>(&first, sums);
+                            4
+                        }
+                        2.. => {
+                            tile::<2>(&first, sums);
+                            2
+                        }
+                        _ => {
+                            tile::<1>(&first, sums);
+                            1
+                        }
+                    }
+                };
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use coarse_by_tiles;
 
 /// Coarse results of group `g` for all rows of `x`: the first part's integer sums, doubled so that they are whole, times half
 /// the scales, in ascending k; the same bits on every instruction set.

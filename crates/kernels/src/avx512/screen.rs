@@ -11,46 +11,24 @@ use qwenkit_tensor::DType;
 
 use super::unit;
 use crate::{
-    activations::tile_of,
     layout::{GROUP_ROWS, UNIT},
-    matmul::Rows,
     planes::{COARSE, OFFSET_TIMES_16},
     prefetch,
-    weight::Weight,
+    screen::{CoarseTile, coarse_by_tiles},
 };
 
 /// The type as which first parts lie.
 const D: usize = DType::Q5_0 as usize;
 
-/// Coarse results of group `g` for all rows of `x`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2")]
-pub(crate) unsafe fn coarse(weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut [[f32; GROUP_ROWS]]) {
-    let group = weight.coarse(g).0;
-    let mut t = 0;
-    while t < x.rows {
-        // SAFETY: each tile stays inside the rows.
-        t += unsafe {
-            match x.rows - t {
-                4.. => tile::<4>(group, x, t, &mut sums[t..]),
-                2.. => tile::<2>(group, x, t, &mut sums[t..]),
-                _ => tile::<1>(group, x, t, &mut sums[t..]),
-            }
-        };
-    }
-}
+coarse_by_tiles!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2");
 
-/// Tokens `t..t + C`; returns C.
+/// The results of C tokens.
 #[inline(always)]
-unsafe fn tile<const C: usize>(group: &[u8], x: &Rows<'_>, t: usize, out: &mut [[f32; GROUP_ROWS]]) -> usize {
-    let units = x.cols / UNIT;
-    // The tile of activations is as wide as this one or wider.
-    let (first, width) = tile_of(x.widest, t, x.rows);
-    let at = first * units + (t - first);
-    assert!(out.len() >= C && group.len() >= COARSE.group_bytes(x.cols));
-    // SAFETY: the group holds quants and scales of `units` units, and rows t..t + C of the activations exist.
+unsafe fn tile<const C: usize>(first: &CoarseTile<'_>, out: &mut [[f32; GROUP_ROWS]]) {
+    let CoarseTile { group, plane, x, facts, units, width, .. } = *first;
+    assert!(out.len() >= C);
+    // SAFETY: the group holds quants and scales of `units` units, and C tokens of the activations exist.
     unsafe {
-        let (group, plane) = (group.as_ptr(), group.as_ptr().add(COARSE.quant_plane_bytes(x.cols)));
-        let (x, facts) = (x.quants.as_ptr().add(at * UNIT), x.facts.as_ptr().add(at));
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
             let unit = group.add(u * COARSE.unit_bytes());
@@ -77,5 +55,4 @@ unsafe fn tile<const C: usize>(group: &[u8], x: &Rows<'_>, t: usize, out: &mut [
             _mm512_storeu_ps(out.as_mut_ptr(), acc);
         }
     }
-    C
 }

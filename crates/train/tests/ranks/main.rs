@@ -1,11 +1,13 @@
 //! Ranks: several that train one thing find the bits that one process finds which takes all shares itself, and, but for the order of
 //! sums, what one process finds with a batch as large; whatever is learnt. A rank that fails ends all of them.
 
+mod bits;
 mod course;
 mod threads;
 
 use std::path::PathBuf;
 
+use bits::holds_the_bits_of_one;
 use course::{Kind, alone, trained};
 use qwenkit_train::{Alone, Error, Ranks, Team};
 use threads::Thread;
@@ -23,22 +25,7 @@ fn on_ranks<T: Send>(count: usize, call: impl Fn(Team<'_>) -> T + Sync) -> Vec<T
 /// The batch has six samples either way; the last of an epoch three, or one.
 #[test]
 fn ranks_find_the_bits_of_one_process_with_as_many_shares() {
-    for (kind, count) in
-        [(Kind::Tokens, 2), (Kind::Tokens, 3), (Kind::Labels, 2), (Kind::Preferences, 2), (Kind::Whole, 2)]
-    {
-        let folder = tempfile::tempdir().unwrap();
-        let found = on_ranks(count, |team| trained(kind, team, folder.path(), false, 0).unwrap());
-        let expected = alone(kind, count);
-        for (rank, found) in found.iter().enumerate() {
-            assert!(
-                *found == expected,
-                "{kind:?}, rank {rank} of {count}: {:?} and {:?}",
-                found.losses,
-                expected.losses
-            );
-        }
-        assert!(expected.losses.len() > 4 && !expected.validations.is_empty());
-    }
+    holds_the_bits_of_one(|kind, count, folder| on_ranks(count, |team| trained(kind, team, folder, false, 0).unwrap()));
 }
 
 /// Losses differ by the order in which gradients are summed alone: first ones not at all, later ones by what steps make of it.

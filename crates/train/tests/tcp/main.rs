@@ -1,6 +1,8 @@
 //! Ranks over TCP, on this machine: they find the bits that one process finds which takes all shares itself; one that fails, dies, falls
 //! silent or does not come ends all of them, by name; strangers and other jobs are left alone.
 
+#[path = "../ranks/bits.rs"]
+mod bits;
 #[path = "../ranks/course.rs"]
 mod course;
 
@@ -12,7 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use course::{Kind, Left, alone, trained};
+use bits::holds_the_bits_of_one;
+use course::trained;
 use qwenkit_train::{Error, Meeting, Ranks, Tcp, Team, Waits};
 
 /// Limits that no rank comes near which is there.
@@ -43,21 +46,14 @@ fn on_ranks<T: Send>(count: usize, waits: Waits, call: impl Fn(Tcp) -> T + Sync)
 
 #[test]
 fn ranks_find_the_bits_of_one_process_with_as_many_shares() {
-    for (kind, count) in
-        [(Kind::Tokens, 2), (Kind::Tokens, 3), (Kind::Labels, 2), (Kind::Preferences, 2), (Kind::Whole, 2)]
-    {
-        let folder = tempfile::tempdir().unwrap();
-        let found = on_ranks(count, LONG, |tcp| {
+    holds_the_bits_of_one(|kind, count, folder| {
+        on_ranks(count, LONG, |tcp| {
             let team = Team::new(&tcp, None).unwrap();
-            let left = trained(kind, team, folder.path(), false, 0).unwrap();
+            let left = trained(kind, team, folder, false, 0).unwrap();
             team.end(None).unwrap();
             left
-        });
-        let expected: Left = alone(kind, count);
-        for (rank, found) in found.iter().enumerate() {
-            assert!(*found == expected, "{kind:?}, rank {rank}: {:?} and {:?}", found.losses, expected.losses);
-        }
-    }
+        })
+    });
 }
 
 /// Messages of several frames and lengths, and sums of several parts, of which the last is not full.
