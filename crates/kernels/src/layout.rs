@@ -1,11 +1,13 @@
 //! How quantised weights lie in memory for the kernels: sixteen rows side by side.
 //!
-//! A *group* is 16 output rows; it holds two planes, quants and then scales, both in ascending k:
-//! - Quants: for each *unit* of 32 k-values, eight *steps* of 4 k-values; step `s` of row `r` is 4 bytes at `4 r` of a
-//!   64-byte vector, so that one 512-bit load feeds 16 rows. The low bits of steps share vectors: with 4 low bits vector
-//!   `v` holds step `v` in its low and step `v + 4` in its high nibbles; with 2 low bits vector `v` holds step `4 v + i`
-//!   at bits `2 i`. High bits follow in vectors of their own: one bit per step, or two in the order of the 2-bit form.
-//! - Scales: as the type has them (`Scales`), 16 rows side by side.
+//! A *group* is 16 output rows. It holds *runs* in ascending k: a line of scales, and the quants of the *units* of 32 k-values
+//! whose scales fill that line. So a product reads a group straight ahead, as hardware fetches memory fastest: with all scales
+//! behind all quants it reached four fifths of that (docs/LOG.md).
+//! - Scales: as the type has them (`Scales`), 16 rows side by side. What 256 k-values share stands in a line before their runs.
+//! - Quants: for each unit eight *steps* of 4 k-values; step `s` of row `r` is 4 bytes at `4 r` of a 64-byte vector, so that
+//!   one 512-bit load feeds 16 rows. The low bits of steps share vectors: with 4 low bits vector `v` holds step `v` in its
+//!   low and step `v + 4` in its high nibbles; with 2 low bits vector `v` holds step `4 v + i` at bits `2 i`. High bits
+//!   follow in vectors of their own: one bit per step, or two in the order of the 2-bit form.
 //!
 //! The sizes equal the file's within 4%. Rows past the matrix's end are zero. Values and encodings: `blocks`.
 
@@ -19,7 +21,12 @@ pub(crate) const GROUP_ROWS: usize = 16;
 /// k-values that share a dot product's integer accumulator.
 pub(crate) const UNIT: usize = 32;
 
-/// What the scale plane holds; f16 and bytes are each 16 rows side by side.
+/// Units of the 256 k-values that share factors in types with super-blocks.
+pub(crate) const SUPER_UNITS: usize = 8;
+/// What a run begins with, and a super-block: a line of memory.
+const LINE: usize = 64;
+
+/// What a type's scales are; f16 and bytes are each 16 rows side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scales {
     /// Per unit: f16 `d`.
@@ -95,55 +102,78 @@ impl Layout {
         (self.low_bits + self.high_bits) * UNIT * GROUP_ROWS / 8
     }
 
-    /// Bytes of the scale plane's repeated part, and the units it covers.
+    /// Units whose own scales fill a line.
     #[inline(always)]
-    pub(crate) const fn scale_stride(&self) -> (usize, usize) {
+    const fn run_units(&self) -> usize {
         match self.scales {
-            Scales::Unit => (32, 1),
-            Scales::UnitMin => (64, 1),
-            Scales::SuperMin | Scales::SuperHalfMin => (64 + 8 * 32, 8),
-            Scales::Super => (32 + 8 * 16, 8),
-            Scales::SuperHalf => (32 + 8 * 32, 8),
+            Scales::UnitMin => 1,
+            Scales::Super => 4,
+            _ => 2,
         }
     }
 
-    /// Bytes of a group's quants for rows of `cols`.
+    /// Bytes of what the units of a super-block share.
     #[inline(always)]
-    pub(crate) const fn quant_plane_bytes(&self, cols: usize) -> usize {
-        cols / UNIT * self.unit_bytes()
+    const fn head_bytes(&self) -> usize {
+        match self.scales {
+            Scales::Unit | Scales::UnitMin => 0,
+            _ => LINE,
+        }
     }
 
-    /// Bytes of a group for rows of `cols`: both planes, to whole 64-byte lines.
+    /// Where the super-block of unit `u` begins in its group, and its run.
+    #[inline(always)]
+    const fn starts(&self, u: usize) -> (usize, usize) {
+        let run_bytes = LINE + self.run_units() * self.unit_bytes();
+        let block = u / SUPER_UNITS * (self.head_bytes() + SUPER_UNITS / self.run_units() * run_bytes);
+        (block, block + self.head_bytes() + u % SUPER_UNITS / self.run_units() * run_bytes)
+    }
+
+    /// Where the quants of unit `u` begin in its group.
+    #[inline(always)]
+    pub(crate) const fn quants_at(&self, u: usize) -> usize {
+        self.starts(u).1 + LINE + u % self.run_units() * self.unit_bytes()
+    }
+
+    /// Where the fields of unit `u` begin in its group: the super-block's factors, and the unit's own bytes.
+    #[inline(always)]
+    pub(crate) const fn scales_at(&self, u: usize) -> (usize, usize) {
+        let (block, run) = self.starts(u);
+        let own = run + u % self.run_units() * (LINE / self.run_units());
+        (if self.head_bytes() > 0 { block } else { own }, own)
+    }
+
+    /// Bytes of scales that stand right before the quants of unit `u`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) const fn bytes_before(&self, u: usize) -> usize {
+        let head = if u.is_multiple_of(SUPER_UNITS) { self.head_bytes() } else { 0 };
+        head + if u.is_multiple_of(self.run_units()) { LINE } else { 0 }
+    }
+
+    /// Bytes of a group for rows of `cols`.
     pub(crate) const fn group_bytes(&self, cols: usize) -> usize {
-        let (bytes, units) = self.scale_stride();
-        self.quant_plane_bytes(cols) + (cols / UNIT / units * bytes).next_multiple_of(64)
+        let units = cols / UNIT;
+        let lines = units.div_ceil(self.run_units()) * LINE + units.div_ceil(SUPER_UNITS) * self.head_bytes();
+        lines + units * self.unit_bytes()
     }
 
-    /// Where the fields of unit `u` begin in the scale plane: the super-block's factors, and the unit's own bytes.
+    /// The quants of unit `u` of a group.
     #[inline(always)]
-    pub(crate) const fn scale_offsets(&self, u: usize) -> (usize, usize) {
-        let (bytes, units) = self.scale_stride();
-        let start = u / units * bytes;
-        let own = match self.scales {
-            Scales::Unit | Scales::UnitMin => start,
-            Scales::SuperMin | Scales::SuperHalfMin => start + 64 + u % 8 * 32,
-            Scales::Super => start + 32 + u % 8 * 16,
-            Scales::SuperHalf => start + 32 + u % 8 * 32,
-        };
-        (start, own)
+    pub(crate) fn unit<'a>(&self, group: &'a [u8], u: usize) -> &'a [u8] {
+        &group[self.quants_at(u)..][..self.unit_bytes()]
     }
 
     /// Lays one row of the file (`bytes`, whole blocks of `dtype`) as row `r` of a zeroed group.
-    pub(crate) fn pack_row(&self, dtype: DType, bytes: &[u8], cols: usize, r: usize, group: &mut [u8]) {
-        let (quants, scales) = group.split_at_mut(self.quant_plane_bytes(cols));
+    pub(crate) fn pack_row(&self, dtype: DType, bytes: &[u8], r: usize, group: &mut [u8]) {
         let units_per_block = dtype.block_len() / UNIT;
         let mut block = Split::new();
         for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
             blocks::split(dtype, bytes, &mut block);
             for (i, q) in block.q.as_chunks::<UNIT>().0.iter().take(units_per_block).enumerate() {
                 let u = b * units_per_block + i;
-                self.pack_unit(q, r, &mut quants[u * self.unit_bytes()..][..self.unit_bytes()]);
-                self.pack_scales(&block, i, u, r, scales);
+                self.pack_unit(q, r, &mut group[self.quants_at(u)..][..self.unit_bytes()]);
+                self.pack_scales(&block, i, u, r, group);
             }
         }
     }
@@ -175,9 +205,9 @@ impl Layout {
         }
     }
 
-    fn pack_scales(&self, block: &Split, i: usize, u: usize, r: usize, plane: &mut [u8]) {
-        let (factors, own) = self.scale_offsets(u);
-        let mut put = |at: usize, value: f16| plane[at + 2 * r..][..2].copy_from_slice(&value.to_le_bytes());
+    fn pack_scales(&self, block: &Split, i: usize, u: usize, r: usize, group: &mut [u8]) {
+        let (factors, own) = self.scales_at(u);
+        let mut put = |at: usize, value: f16| group[at + 2 * r..][..2].copy_from_slice(&value.to_le_bytes());
         put(factors, block.d);
         if matches!(self.scales, Scales::UnitMin | Scales::SuperMin | Scales::SuperHalfMin) {
             put(factors + 32, block.dmin);
@@ -186,24 +216,24 @@ impl Layout {
         match self.scales {
             Scales::Unit | Scales::UnitMin => {}
             Scales::SuperMin => {
-                plane[own + r] = block.scale[first] as u8;
-                plane[own + 16 + r] = block.min[first];
+                group[own + r] = block.scale[first] as u8;
+                group[own + 16 + r] = block.min[first];
             }
-            Scales::Super => plane[own + r] = block.scale[first] as u8,
+            Scales::Super => group[own + r] = block.scale[first] as u8,
             Scales::SuperHalf => {
-                plane[own + r] = block.scale[first] as u8;
-                plane[own + 16 + r] = block.scale[last] as u8;
+                group[own + r] = block.scale[first] as u8;
+                group[own + 16 + r] = block.scale[last] as u8;
             }
             Scales::SuperHalfMin => {
-                plane[own + r] = block.scale[first] as u8 | block.min[first] << 4;
-                plane[own + 16 + r] = block.scale[last] as u8 | block.min[last] << 4;
+                group[own + r] = block.scale[first] as u8 | block.min[first] << 4;
+                group[own + 16 + r] = block.scale[last] as u8 | block.min[last] << 4;
             }
         }
     }
 
     /// The stored quant of row `r` at k-value `k` of its group, unsigned.
     pub(crate) fn quant(&self, group: &[u8], k: usize, r: usize) -> u8 {
-        let unit = &group[k / UNIT * self.unit_bytes()..][..self.unit_bytes()];
+        let unit = self.unit(group, k / UNIT);
         let (low, high) = unit.split_at(self.low_bits * UNIT * GROUP_ROWS / 8);
         let (step, lane) = (k % UNIT / 4, 4 * r + k % 4);
         let low = match self.low_bits {
@@ -228,22 +258,21 @@ impl Layout {
     }
 
     /// Scale and addend of row `r` for the 16 k-values from `16 half` of unit `u`: value = `scale * q + addend`.
-    pub(crate) fn scale(&self, group: &[u8], cols: usize, u: usize, half: usize, r: usize) -> (f32, f32) {
-        let plane = &group[self.quant_plane_bytes(cols)..];
-        let (factors, own) = self.scale_offsets(u);
-        let f16_at = |at: usize| f16::from_le_bytes([plane[at + 2 * r], plane[at + 2 * r + 1]]).to_f32();
+    pub(crate) fn scale(&self, group: &[u8], u: usize, half: usize, r: usize) -> (f32, f32) {
+        let (factors, own) = self.scales_at(u);
+        let f16_at = |at: usize| f16::from_le_bytes([group[at + 2 * r], group[at + 2 * r + 1]]).to_f32();
         let d = f16_at(factors);
         match self.scales {
             Scales::Unit => (d, 0.0),
             Scales::UnitMin => (d, f16_at(factors + 32)),
             Scales::SuperMin => {
-                let (scale, min) = (plane[own + r], plane[own + 16 + r]);
+                let (scale, min) = (group[own + r], group[own + 16 + r]);
                 (d * f32::from(scale), -(f16_at(factors + 32) * f32::from(min)))
             }
-            Scales::Super => (d * f32::from(plane[own + r] as i8), 0.0),
-            Scales::SuperHalf => (d * f32::from(plane[own + 16 * half + r] as i8), 0.0),
+            Scales::Super => (d * f32::from(group[own + r] as i8), 0.0),
+            Scales::SuperHalf => (d * f32::from(group[own + 16 * half + r] as i8), 0.0),
             Scales::SuperHalfMin => {
-                let packed = plane[own + 16 * half + r];
+                let packed = group[own + 16 * half + r];
                 (d * f32::from(packed & 15), -(f16_at(factors + 32) * f32::from(packed >> 4)))
             }
         }
@@ -263,14 +292,12 @@ impl Layout {
 
     /// Values of row `r` of a group of rows of `out.len()`: (K).
     pub(crate) fn unpack_row(&self, group: &[u8], r: usize, out: &mut [f32]) {
-        let cols = out.len();
-        let (units, out) = (group.chunks_exact(self.unit_bytes()), out.as_chunks_mut::<UNIT>().0);
-        for (u, (unit, out)) in units.zip(out).enumerate() {
-            let quants = self.unit_row(unit, r);
+        for (u, out) in out.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
+            let quants = self.unit_row(self.unit(group, u), r);
             for (half, (quants, out)) in
                 quants.as_chunks::<{ UNIT / 2 }>().0.iter().zip(out.as_chunks_mut::<{ UNIT / 2 }>().0).enumerate()
             {
-                let (scale, addend) = self.scale(group, cols, u, half, r);
+                let (scale, addend) = self.scale(group, u, half, r);
                 for (x, q) in out.iter_mut().zip(quants) {
                     *x = scale * self.quant_value(*q) as f32;
                 }

@@ -35,6 +35,8 @@ const REST: Layout = layout_of(DType::Q3_K);
 const WHOLE: Layout = layout_of(DType::Q8_0);
 /// What is taken from 16 times a first part's quant so that twice its value is left: `16 n - 249 = 2 (8 (n - 16) + 3.5)`.
 pub(crate) const OFFSET_TIMES_16: i32 = 249;
+/// Bytes of the scales of a unit.
+const SCALE_BYTES: usize = 2 * GROUP_ROWS;
 /// Bytes of a group's bounds.
 const BOUND_BYTES: usize = 4 * GROUP_ROWS;
 /// Bytes of a joined group of one unit.
@@ -54,7 +56,7 @@ pub(crate) const fn coarse_bytes(cols: usize) -> usize {
 
 /// Bytes of a group's second part.
 pub(crate) const fn rest_bytes(cols: usize) -> usize {
-    REST.quant_plane_bytes(cols)
+    cols / UNIT * REST.unit_bytes()
 }
 
 /// Bytes of both parts.
@@ -75,17 +77,15 @@ fn slack(units: usize) -> f64 {
 
 /// Takes a packed Q8_0 group of rows of `cols` apart. Returns whether all its bounds are numbers.
 pub(crate) fn split(group: &[u8], cols: usize, coarse: &mut [u8], rest: &mut [u8]) -> bool {
-    let (quants, scales) = group.split_at(WHOLE.quant_plane_bytes(cols));
-    let (coarse, behind) = coarse.split_at_mut(COARSE.quant_plane_bytes(cols));
-    let (own_scales, bounds) = behind.split_at_mut(scales.len());
-    own_scales.copy_from_slice(scales);
-    let units = quants.as_chunks().0.iter().zip(coarse.as_chunks_mut().0).zip(rest.as_chunks_mut().0);
+    let (coarse, bounds) = coarse.split_at_mut(COARSE.group_bytes(cols));
     let mut squares = [0.0f64; GROUP_ROWS];
-    for (u, ((quants, coarse), rest)) in units.enumerate() {
-        let of_unit = split_unit(quants, coarse, rest);
+    for (u, rest) in rest.as_chunks_mut().0.iter_mut().enumerate() {
+        let scales = scales(&WHOLE, group, u);
+        coarse[COARSE.scales_at(u).1..][..SCALE_BYTES].copy_from_slice(scales);
+        let Some(to) = coarse[COARSE.quants_at(u)..].first_chunk_mut() else { unreachable!("the group has unit {u}") };
+        let of_unit = split_unit(quants(&WHOLE, group, u), to, rest);
         for (r, (sum, own)) in squares.iter_mut().zip(of_unit).enumerate() {
-            let at = WHOLE.scale_offsets(u).0 + 2 * r;
-            let d = f16::from_le_bytes([scales[at], scales[at + 1]]).to_f64();
+            let d = f16::from_le_bytes([scales[2 * r], scales[2 * r + 1]]).to_f64();
             *sum += d * d * f64::from(own) / 4.0;
         }
     }
@@ -96,6 +96,21 @@ pub(crate) fn split(group: &[u8], cols: usize, coarse: &mut [u8], rest: &mut [u8
         *to = bound.to_ne_bytes();
     }
     finite
+}
+
+/// The scales of unit `u` of a group.
+#[inline(always)]
+fn scales<'a>(layout: &Layout, group: &'a [u8], u: usize) -> &'a [u8] {
+    &group[layout.scales_at(u).1..][..SCALE_BYTES]
+}
+
+/// The quants of unit `u` of a group whose units have N bytes.
+#[inline(always)]
+fn quants<'a, const N: usize>(layout: &Layout, group: &'a [u8], u: usize) -> &'a [u8; N] {
+    match layout.unit(group, u).as_array() {
+        Some(quants) => quants,
+        None => unreachable!("units have {N} bytes"),
+    }
 }
 
 /// Returns of each row the sum of `(2 lo - 7)^2`.
@@ -137,19 +152,17 @@ fn join_unit(coarse: &[u8; 320], rest: &[u8; 192], out: &mut [u8; 512]) {
 for_each_isa! {
     /// Puts a group together again. With `ahead` the memory of the groups behind it is asked for.
     pub(crate) fn join(coarse: &[u8], rest: &[u8], ahead: bool, out: &mut [u8]) {
-        let units = rest.len() / REST.unit_bytes();
-        let (quants, scales) = out.split_at_mut(units * WHOLE.unit_bytes());
-        let (coarse, own_scales) = coarse.split_at(units * COARSE.unit_bytes());
-        scales.copy_from_slice(&own_scales[..scales.len()]);
-        let parts = coarse.as_chunks().0.iter().zip(rest.as_chunks().0);
-        for (u, ((coarse, rest), out)) in parts.zip(quants.as_chunks_mut().0).enumerate() {
+        for (u, rest) in rest.as_chunks().0.iter().enumerate() {
             #[cfg(target_arch = "x86_64")]
             if ahead {
-                prefetch::ahead(coarse.as_ptr(), coarse.len());
+                let before = COARSE.bytes_before(u);
+                let from = coarse.as_ptr().wrapping_add(COARSE.quants_at(u) - before);
+                prefetch::ahead(from, before + COARSE.unit_bytes());
                 prefetch::ahead(rest.as_ptr(), rest.len());
-                prefetch::ahead(own_scales.as_ptr().wrapping_add(32 * u), 1);
             }
-            join_unit(coarse, rest, out);
+            out[WHOLE.scales_at(u).1..][..SCALE_BYTES].copy_from_slice(scales(&COARSE, coarse, u));
+            let Some(to) = out[WHOLE.quants_at(u)..].first_chunk_mut() else { unreachable!("the group has unit {u}") };
+            join_unit(quants(&COARSE, coarse, u), rest, to);
         }
         let _ = ahead;
     }
@@ -193,22 +206,20 @@ impl Weight {
     pub(crate) fn unit_group(&self, g: usize, u: usize) -> [u8; UNIT_GROUP_BYTES] {
         let (coarse, rest) = (self.coarse(g).0, self.rest(g));
         let mut group = [0; UNIT_GROUP_BYTES];
-        let (quants, scales) = group.split_at_mut(WHOLE.unit_bytes());
-        let units = (coarse.as_chunks().0.get(u), rest.as_chunks().0.get(u), quants.as_mut_array());
-        let (Some(of_coarse), Some(of_rest), Some(quants)) = units else { unreachable!("the group has unit {u}") };
-        join_unit(of_coarse, of_rest, quants);
-        let at = COARSE.quant_plane_bytes(self.cols()) + COARSE.scale_offsets(u).0;
-        scales[..2 * GROUP_ROWS].copy_from_slice(&coarse[at..at + 2 * GROUP_ROWS]);
+        group[WHOLE.scales_at(0).1..][..SCALE_BYTES].copy_from_slice(scales(&COARSE, coarse, u));
+        let (of_rest, to) = (rest.as_chunks().0.get(u), group[WHOLE.quants_at(0)..].first_chunk_mut());
+        let Some((of_rest, to)) = of_rest.zip(to) else { unreachable!("the group has unit {u}") };
+        join_unit(quants(&COARSE, coarse, u), of_rest, to);
         group
     }
 
     /// Values of row `r` of group `g` of a weight in two parts: (K).
     pub(crate) fn joined_row(&self, g: usize, r: usize, out: &mut [f32]) {
         let (coarse, rest) = (self.coarse(g).0, self.rest(g));
-        let units = coarse.chunks_exact(COARSE.unit_bytes()).zip(rest.chunks_exact(REST.unit_bytes()));
-        for (u, ((coarse_unit, rest), out)) in units.zip(out.as_chunks_mut::<UNIT>().0).enumerate() {
-            let scale = COARSE.scale(coarse, self.cols(), u, 0, r).0;
-            let quants = COARSE.unit_row(coarse_unit, r).into_iter().zip(REST.unit_row(rest, r));
+        let units = rest.chunks_exact(REST.unit_bytes());
+        for (u, (rest, out)) in units.zip(out.as_chunks_mut::<UNIT>().0).enumerate() {
+            let scale = COARSE.scale(coarse, u, 0, r).0;
+            let quants = COARSE.unit_row(COARSE.unit(coarse, u), r).into_iter().zip(REST.unit_row(rest, r));
             for (x, (n, lo)) in out.iter_mut().zip(quants) {
                 *x = scale * WHOLE.quant_value(n << 3 | lo) as f32;
             }

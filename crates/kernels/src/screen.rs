@@ -285,10 +285,8 @@ for_each_isa! {
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(crate) struct CoarseTile<'a> {
-    /// Quants, unit after unit
+    /// Scales and quants
     pub(crate) group: *const u8,
-    /// Scales
-    pub(crate) plane: *const u8,
     /// The first token's quants; those of the next unit are `width` times 32 behind.
     pub(crate) x: *const i8,
     pub(crate) facts: *const UnitFacts,
@@ -306,9 +304,8 @@ impl<'a> CoarseTile<'a> {
         let (first, width) = tile_of(x.widest, t, x.rows);
         let at = first * units + (t - first);
         assert!(group.len() >= COARSE.group_bytes(x.cols));
-        let plane = group[COARSE.quant_plane_bytes(x.cols)..].as_ptr();
         let (x, facts) = (x.quants[at * UNIT..].as_ptr(), x.facts[at..].as_ptr());
-        CoarseTile { group: group.as_ptr(), plane, x, facts, units, width, _of: PhantomData }
+        CoarseTile { group: group.as_ptr(), x, facts, units, width, _of: PhantomData }
     }
 }
 

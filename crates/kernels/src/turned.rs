@@ -141,16 +141,16 @@ impl Turned {
 /// Values of 32 columns of one group, and what becomes the largest. Rows past the matrix's end are zeros in the group.
 fn spread(isa: Isa, weight: &Weight, g: usize, unit: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
     if weight.in_planes() {
-        return spread_group(isa, weight, (&weight.unit_group(g, unit), UNIT), 0, values, largest);
+        return spread_group(isa, weight, &weight.unit_group(g, unit), 0, values, largest);
     }
-    spread_group(isa, weight, (weight.group(g), weight.cols()), unit, values, largest);
+    spread_group(isa, weight, weight.group(g), unit, values, largest);
 }
 
-/// The same of a group of rows of so many columns.
+/// The same of a group as `layout` has it.
 fn spread_group(
     isa: Isa,
     weight: &Weight,
-    (group, cols): (&[u8], usize),
+    group: &[u8],
     unit: usize,
     values: &mut [Row; UNIT],
     largest: &mut [Bits; UNIT],
@@ -159,11 +159,11 @@ fn spread_group(
         // SAFETY: `Compute::new` has checked that the machine has this instruction set; the group has this unit.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Amx => unsafe {
-            crate::avx512::turned::spread(weight.dtype(), (group, cols), unit, values, largest)
+            crate::avx512::turned::spread(weight.dtype(), group, unit, values, largest)
         },
         _ => {
             let Some(layout) = weight.layout else { unreachable!("only quantised weights are turned in 8 bits") };
-            spread_lanes(isa, layout, group, cols, unit, values, largest);
+            spread_lanes(isa, layout, group, unit, values, largest);
         }
     }
 }
@@ -182,16 +182,15 @@ for_each_isa! {
     pub(crate) fn spread_lanes(
         layout: Layout,
         group: &[u8],
-        cols: usize,
         unit: usize,
         values: &mut [Row; UNIT],
         largest: &mut [Bits; UNIT],
     ) {
-        let bytes = &group[unit * layout.unit_bytes()..][..layout.unit_bytes()];
+        let bytes = layout.unit(group, unit);
         let mut factors = [[[0.0f32; GROUP_ROWS]; 2]; 2];
         for (half, [scales, addends]) in factors.iter_mut().enumerate() {
             for r in 0..GROUP_ROWS {
-                (scales[r], addends[r]) = layout.scale(group, cols, unit, half, r);
+                (scales[r], addends[r]) = layout.scale(group, unit, half, r);
             }
         }
         for step in 0..UNIT / 4 {

@@ -148,7 +148,7 @@ impl Weight {
                     };
                     for (r, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
                         match layout {
-                            Some(layout) => layout.pack_row(dtype, bytes, cols, r, group),
+                            Some(layout) => layout.pack_row(dtype, bytes, r, group),
                             None => pack_plain_row(dtype, bytes, r, group),
                         }
                     }

@@ -96,7 +96,7 @@ unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usi
         if !whole.is_empty() {
             for first in (0..units).step_by(BLOCK_UNITS) {
                 let of_block = first..(first + BLOCK_UNITS).min(units);
-                spread::<D>(task.group(g), task.x.cols, of_block.clone(), block);
+                spread::<D>(task.group(g), of_block.clone(), block);
                 for t in whole.clone().step_by(ROWS) {
                     add_block::<D>(task, g, t, of_block.clone(), block);
                 }
@@ -106,22 +106,22 @@ unsafe fn quantized<const D: usize>(task: &Task<'_>, g: usize, tokens: Range<usi
     }
 }
 
-/// Spreads `units` of a group of rows of `cols`: quants as the signed integers that they stand for.
+/// Spreads `units` of a group: quants as the signed integers that they stand for.
 #[inline(always)]
-unsafe fn spread<const D: usize>(group: &[u8], cols: usize, units: Range<usize>, block: *mut Block) {
+unsafe fn spread<const D: usize>(group: &[u8], units: Range<usize>, block: *mut Block) {
     let layout = const { Layout::at::<D>() };
     let offset = const { offset_log2(Layout::at::<D>().encoding) }.map_or(0, |log2| (1u8 << log2) as i8);
     // SAFETY: the group has these units, and the block has room for them.
     unsafe {
-        let plane = group.as_ptr().add(layout.quant_plane_bytes(cols));
+        let group = group.as_ptr();
         let offset = _mm512_set1_epi8(offset);
         for (i, u) in units.enumerate() {
-            let quants = unit::quants::<D>(group.as_ptr().add(u * layout.unit_bytes()));
+            let quants = unit::quants::<D>(group.add(layout.quants_at(u)));
             let to = (&raw mut (*block).quants[i]).cast::<__m512i>();
             for s in 0..8 {
                 _mm512_store_si512(to.add(s), _mm512_sub_epi8(quants[s], offset));
             }
-            let factors = unit::factors::<D>(plane, u);
+            let factors = unit::factors::<D>(&unit::head::<D>(group, u), group, u);
             let parts = parts_of(&layout);
             for part in 0..parts {
                 _mm512_store_ps((&raw mut (*block).scales[parts * i + part]).cast(), factors.scale[part]);

@@ -101,24 +101,21 @@ unsafe fn quantized_tile<const D: usize, const VNNI: bool, const C: usize>(
     let cols = task.x.cols;
     let units = cols / UNIT;
     let group = task.group(g).as_ptr();
-    // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
+    // SAFETY: the group holds quants and scales of `units` units, and rows t..t + C of the activations exist.
     unsafe {
-        let plane = group.add(layout.quant_plane_bytes(cols));
         // The tile of activations is as wide as this one or twice as wide.
         let (first, width) = tile_of(task.x.widest, t, task.x.rows);
         let at = first * units + (t - first);
         let (x, facts) = (task.x.quants.as_ptr().add(at * UNIT), task.x.facts.as_ptr().add(at));
-        let (scale_bytes, scale_units) = layout.scale_stride();
         for half in 0..2 {
             // The second half reads the same lines again.
             let ahead = half == 0 && task.asks_ahead();
             let mut acc = [_mm256_setzero_ps(); C];
             for u in 0..units {
-                let unit = group.add(u * layout.unit_bytes());
+                let unit = group.add(layout.quants_at(u));
                 if ahead {
-                    prefetch::ahead(unit, layout.unit_bytes());
-                    // The scales are a short stream of their own in each group.
-                    prefetch::ahead(plane.wrapping_add(u * scale_bytes / scale_units), 1);
+                    let before = layout.bytes_before(u);
+                    prefetch::ahead(unit.wrapping_sub(before), before + layout.unit_bytes());
                 }
                 let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
                 for part in 0..parts {
@@ -137,7 +134,7 @@ unsafe fn quantized_tile<const D: usize, const VNNI: bool, const C: usize>(
                             sum[c] = add_products::<D, VNNI>(sum[c], q, four);
                         }
                     }
-                    let (scale, addend) = factors::<D>(plane, u, part, half);
+                    let (scale, addend) = factors::<D>(group, u, part, half);
                     for c in 0..C {
                         let facts = &*facts.add(u * width + c);
                         let scale = _mm256_mul_ps(scale, _mm256_set1_ps(facts.scale));
@@ -226,17 +223,17 @@ pub(super) unsafe fn step<const D: usize, const VNNI: bool>(unit: *const u8, s: 
 
 /// Scale and addend of rows `8 half..8 half + 8` for part `part` of unit `u`.
 #[inline(always)]
-pub(super) unsafe fn factors<const D: usize>(plane: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
+pub(super) unsafe fn factors<const D: usize>(group: *const u8, u: usize, part: usize, half: usize) -> (__m256, __m256) {
     let layout = const { Layout::at::<D>() };
     // SAFETY: offsets are those of the layout; every load is 16 or 8 bytes of a field's half.
     unsafe {
-        let f16s = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(plane.add(at + 16 * half).cast()));
-        let bytes = |at: usize| _mm_loadl_epi64(plane.add(at + HALF_ROWS * half).cast());
+        let f16s = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(group.add(at + 16 * half).cast()));
+        let bytes = |at: usize| _mm_loadl_epi64(group.add(at + HALF_ROWS * half).cast());
         let unsigned = |b| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b));
         let signed = |b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
         let negate = |x| _mm256_xor_ps(x, _mm256_set1_ps(-0.0));
         let none = _mm256_setzero_ps();
-        let (start, own) = layout.scale_offsets(u);
+        let (start, own) = layout.scales_at(u);
         match layout.scales {
             Scales::Unit => (f16s(start), none),
             Scales::UnitMin => (f16s(start), f16s(start + 32)),

@@ -82,15 +82,14 @@ impl Apart {
         let group = task.group(g).as_ptr();
         // SAFETY: the group has these units; stores are of 32 bytes.
         unsafe {
-            let plane = group.add(layout.quant_plane_bytes(task.x.cols));
             for ((u, quants), own) in units.zip(&mut self.quants).zip(&mut self.factors) {
-                let unit = group.add(u * layout.unit_bytes());
+                let unit = group.add(layout.quants_at(u));
                 for half in 0..2 {
                     for s in 0..STEPS {
                         _mm256_storeu_si256(quants[half][s].as_mut_ptr().cast(), step::<D, VNNI>(unit, s, half));
                     }
                     for part in 0..1 + usize::from(layout.has_half_scales()) {
-                        let (scale, addend) = factors::<D>(plane, u, part, half);
+                        let (scale, addend) = factors::<D>(group, u, part, half);
                         _mm256_storeu_ps(own[part][half][0].as_mut_ptr(), scale);
                         _mm256_storeu_ps(own[part][half][1].as_mut_ptr(), addend);
                     }

@@ -26,18 +26,18 @@ coarse_by_tiles!("avx2,fma,f16c");
 /// The results of C tokens.
 #[inline(always)]
 unsafe fn tile<const C: usize>(first: &CoarseTile<'_>, out: &mut [[f32; GROUP_ROWS]]) {
-    let CoarseTile { group, plane, x, facts, units, width, .. } = *first;
+    let CoarseTile { group, x, facts, units, width, .. } = *first;
     assert!(out.len() >= C);
     // SAFETY: the group holds quants and scales of `units` units, and C tokens of the activations exist.
     unsafe {
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); C];
             for u in 0..units {
-                let unit = group.add(u * COARSE.unit_bytes());
+                let unit = group.add(COARSE.quants_at(u));
                 if half == 0 {
                     // The second half reads the same lines again.
-                    prefetch::ahead(unit, COARSE.unit_bytes());
-                    prefetch::ahead(plane.wrapping_add(COARSE.scale_offsets(u).0), 1);
+                    let before = COARSE.bytes_before(u);
+                    prefetch::ahead(unit.wrapping_sub(before), before + COARSE.unit_bytes());
                 }
                 let mut sum = [_mm256_setzero_si256(); C];
                 for four in 0..2 {
@@ -53,7 +53,7 @@ unsafe fn tile<const C: usize>(first: &CoarseTile<'_>, out: &mut [[f32; GROUP_RO
                         sum[c] = _mm256_add_epi32(sum[c], _mm256_madd_epi16(pairs[c], _mm256_set1_epi16(1)));
                     }
                 }
-                let scale = factors::<D>(plane, u, 0, half).0;
+                let scale = factors::<D>(group, u, 0, half).0;
                 for c in 0..C {
                     let facts = &*facts.add(u * width + c);
                     let offset = _mm256_set1_epi32(OFFSET_TIMES_16 * facts.minus_sum[0]);

@@ -18,7 +18,7 @@ use qwenkit_tensor::DType;
 use super::unit;
 use crate::{
     Isa,
-    layout::{GROUP_ROWS, Layout, UNIT, offset_log2},
+    layout::{GROUP_ROWS, Layout, SUPER_UNITS, UNIT, offset_log2},
     matmul::Task,
     prefetch,
 };
@@ -82,22 +82,24 @@ unsafe fn quantized_tile<const D: usize, const C: usize>(task: &Task<'_>, g: usi
     let units = cols / UNIT;
     let group = task.group(g).as_ptr();
     debug_assert!(t + C <= task.x.rows && task.x.quants.len() >= (t + C) * cols);
-    // SAFETY: the group holds both planes for `units` units, and rows t..t + C of the activations exist.
+    // SAFETY: the group holds quants and scales of `units` units, and rows t..t + C of the activations exist.
     unsafe {
-        let plane = group.add(layout.quant_plane_bytes(cols));
         // Tokens `t..t + C` are a tile of the activations.
         let (x, facts) = (task.x.quants.as_ptr().add(t * cols), task.x.facts.as_ptr().add(t * units));
-        let (scale_bytes, scale_units) = layout.scale_stride();
         let ahead = task.asks_ahead();
+        let mut head = unit::head::<D>(group, 0);
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
-            if ahead {
-                prefetch::ahead(group.wrapping_add(u * layout.unit_bytes()), layout.unit_bytes());
-                // The scales are a short stream of their own in each group.
-                prefetch::ahead(plane.wrapping_add(u * scale_bytes / scale_units), 1);
+            if u.is_multiple_of(SUPER_UNITS) {
+                head = unit::head::<D>(group, u);
             }
-            let q = unit::quants::<D>(group.add(u * layout.unit_bytes()));
-            let factors = unit::factors::<D>(plane, u);
+            let quants = group.add(layout.quants_at(u));
+            if ahead {
+                let before = layout.bytes_before(u);
+                prefetch::ahead(quants.wrapping_sub(before), before + layout.unit_bytes());
+            }
+            let factors = unit::factors::<D>(&head, group, u);
+            let q = unit::quants::<D>(quants);
             let (parts, steps) = if layout.has_half_scales() { (2, 4) } else { (1, 8) };
             for part in 0..parts {
                 let which = if parts == 1 { 0 } else { 1 + part };

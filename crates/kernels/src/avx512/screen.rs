@@ -25,17 +25,16 @@ coarse_by_tiles!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma,avx2");
 /// The results of C tokens.
 #[inline(always)]
 unsafe fn tile<const C: usize>(first: &CoarseTile<'_>, out: &mut [[f32; GROUP_ROWS]]) {
-    let CoarseTile { group, plane, x, facts, units, width, .. } = *first;
+    let CoarseTile { group, x, facts, units, width, .. } = *first;
     assert!(out.len() >= C);
     // SAFETY: the group holds quants and scales of `units` units, and C tokens of the activations exist.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); C];
         for u in 0..units {
-            let unit = group.add(u * COARSE.unit_bytes());
-            prefetch::ahead(unit, COARSE.unit_bytes());
-            prefetch::ahead(plane.wrapping_add(COARSE.scale_offsets(u).0), 1);
-            let quants = unit::quants::<D>(unit);
-            let scale = unit::factors::<D>(plane, u).scale[0];
+            let (quants, before) = (group.add(COARSE.quants_at(u)), COARSE.bytes_before(u));
+            prefetch::ahead(quants.wrapping_sub(before), before + COARSE.unit_bytes());
+            let scale = unit::factors::<D>(&unit::head::<D>(group, u), group, u).scale[0];
+            let quants = unit::quants::<D>(quants);
             for c in 0..C {
                 let own = x.add((u * width + c) * UNIT);
                 let facts = &*facts.add(u * width + c);

@@ -14,13 +14,13 @@ use crate::{
     turned::{Bits, HALF, Row, Spread, Step, scale_of_bits},
 };
 
-/// Values of unit `u` of a group of `dtype` of rows of `cols`, and what becomes the largest of each column.
+/// Values of unit `u` of a group of `dtype`, and what becomes the largest of each column.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for; the type is a quantised one, and the group has this unit.
 pub(crate) unsafe fn spread(
     dtype: DType,
-    (group, cols): (&[u8], usize),
+    group: &[u8],
     u: usize,
     values: &mut [Row; UNIT],
     largest: &mut [Bits; UNIT],
@@ -29,7 +29,7 @@ pub(crate) unsafe fn spread(
         ($($dtype:ident)*) => {
             match dtype {
                 // SAFETY: the caller's promise.
-                $(DType::$dtype => unsafe { spread_of::<{ DType::$dtype as usize }>(group, cols, u, values, largest) },)*
+                $(DType::$dtype => unsafe { spread_of::<{ DType::$dtype as usize }>(group, u, values, largest) },)*
                 other => unreachable!("{other} is not quantised"),
             }
         };
@@ -38,19 +38,14 @@ pub(crate) unsafe fn spread(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,avx2")]
-unsafe fn spread_of<const D: usize>(
-    group: &[u8],
-    cols: usize,
-    u: usize,
-    values: &mut [Row; UNIT],
-    largest: &mut [Bits; UNIT],
-) {
+unsafe fn spread_of<const D: usize>(group: &[u8], u: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
     let layout = const { Layout::at::<D>() };
-    debug_assert!(u < cols / UNIT && group.len() == layout.group_bytes(cols));
-    // SAFETY: the group holds both planes for all units of its rows.
+    debug_assert!(layout.quants_at(u) + layout.unit_bytes() <= group.len());
+    // SAFETY: the group holds quants and scales of all units of its rows.
     unsafe {
-        let quants = unit::quants::<D>(group.as_ptr().add(u * layout.unit_bytes()));
-        let factors = unit::factors::<D>(group.as_ptr().add(layout.quant_plane_bytes(cols)), u);
+        let group = group.as_ptr();
+        let quants = unit::quants::<D>(group.add(layout.quants_at(u)));
+        let factors = unit::factors::<D>(&unit::head::<D>(group, u), group, u);
         let offset = _mm512_set1_epi32(match const { offset_log2(Layout::at::<D>().encoding) } {
             Some(log2) => 1 << log2,
             None => 0,

@@ -102,52 +102,79 @@ pub(crate) struct Factors {
     pub(crate) addend: [__m512; 2],
 }
 
-/// The factors of unit `u`.
+/// What the units of a super-block share: its factors, zero where the type has none.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    d: __m512,
+    dmin: __m512,
+}
+
+/// What unit `u` shares with the others of its super-block.
 ///
 /// # Safety
-/// AVX-512 F, BW, F16C; `plane` points at the scale plane of a group that has unit `u`.
+/// AVX-512 F, F16C; `group` points at a group that has unit `u`.
 #[inline(always)]
-pub(crate) unsafe fn factors<const D: usize>(plane: *const u8, u: usize) -> Factors {
-    let scales = const { Layout::at::<D>().scales };
+pub(crate) unsafe fn head<const D: usize>(group: *const u8, u: usize) -> Head {
+    let layout = const { Layout::at::<D>() };
+    // SAFETY: offsets are those of the layout; every load is 32 bytes of a field that long.
+    unsafe {
+        let at = layout.scales_at(u).0;
+        match layout.scales {
+            Scales::Unit | Scales::UnitMin => Head { d: _mm512_setzero_ps(), dmin: _mm512_setzero_ps() },
+            Scales::Super | Scales::SuperHalf => Head { d: f16s(group.add(at)), dmin: _mm512_setzero_ps() },
+            Scales::SuperMin | Scales::SuperHalfMin => Head { d: f16s(group.add(at)), dmin: f16s(group.add(at + 32)) },
+        }
+    }
+}
+
+/// The factors of unit `u`, `head` being what it shares with others.
+///
+/// # Safety
+/// AVX-512 F, BW, F16C; `group` points at a group that has unit `u`.
+#[inline(always)]
+pub(crate) unsafe fn factors<const D: usize>(head: &Head, group: *const u8, u: usize) -> Factors {
+    let layout = const { Layout::at::<D>() };
     // SAFETY: offsets are those of the layout; every load is 32 or 16 bytes of a field that long.
     unsafe {
-        let f16s = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(plane.add(at).cast()));
-        let bytes = |at: usize| _mm_loadu_si128(plane.add(at).cast());
+        let own = group.add(layout.scales_at(u).1);
+        let bytes = |at: usize| _mm_loadu_si128(own.add(at).cast());
         let unsigned = |b: __m128i| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b));
         let signed = |b: __m128i| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
         let none = [_mm512_setzero_ps(); 2];
-        match scales {
-            Scales::Unit => Factors { scale: [f16s(32 * u); 2], addend: none },
-            Scales::UnitMin => Factors { scale: [f16s(64 * u); 2], addend: [f16s(64 * u + 32); 2] },
+        match layout.scales {
+            Scales::Unit => Factors { scale: [f16s(own); 2], addend: none },
+            Scales::UnitMin => Factors { scale: [f16s(own); 2], addend: [f16s(own.add(32)); 2] },
             Scales::SuperMin => {
-                let (start, own) = (u / 8 * 320, u / 8 * 320 + 64 + u % 8 * 32);
-                let scale = _mm512_mul_ps(f16s(start), unsigned(bytes(own)));
-                let min = _mm512_mul_ps(f16s(start + 32), unsigned(bytes(own + 16)));
+                let scale = _mm512_mul_ps(head.d, unsigned(bytes(0)));
+                let min = _mm512_mul_ps(head.dmin, unsigned(bytes(16)));
                 Factors { scale: [scale; 2], addend: [negate(min); 2] }
             }
-            Scales::Super => {
-                let (start, own) = (u / 8 * 160, u / 8 * 160 + 32 + u % 8 * 16);
-                Factors { scale: [_mm512_mul_ps(f16s(start), signed(bytes(own))); 2], addend: none }
-            }
+            Scales::Super => Factors { scale: [_mm512_mul_ps(head.d, signed(bytes(0))); 2], addend: none },
             Scales::SuperHalf => {
-                let (start, own) = (u / 8 * 288, u / 8 * 288 + 32 + u % 8 * 32);
-                let d = f16s(start);
-                let scale = |at| _mm512_mul_ps(d, signed(bytes(at)));
-                Factors { scale: [scale(own), scale(own + 16)], addend: none }
+                let scale = |at| _mm512_mul_ps(head.d, signed(bytes(at)));
+                Factors { scale: [scale(0), scale(16)], addend: none }
             }
             Scales::SuperHalfMin => {
-                let (start, own) = (u / 8 * 320, u / 8 * 320 + 64 + u % 8 * 32);
-                let (d, dmin) = (f16s(start), f16s(start + 32));
                 let low = _mm_set1_epi8(15);
-                let scale = |at| _mm512_mul_ps(d, unsigned(_mm_and_si128(bytes(at), low)));
+                let scale = |at| _mm512_mul_ps(head.d, unsigned(_mm_and_si128(bytes(at), low)));
                 let min = |at| {
                     let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes(at)), low);
-                    negate(_mm512_mul_ps(dmin, unsigned(high)))
+                    negate(_mm512_mul_ps(head.dmin, unsigned(high)))
                 };
-                Factors { scale: [scale(own), scale(own + 16)], addend: [min(own), min(own + 16)] }
+                Factors { scale: [scale(0), scale(16)], addend: [min(0), min(16)] }
             }
         }
     }
+}
+
+/// Sixteen f16 as f32.
+///
+/// # Safety
+/// AVX-512 F, F16C; 32 bytes can be read at `from`.
+#[inline(always)]
+unsafe fn f16s(from: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
 }
 
 /// # Safety

@@ -85,7 +85,7 @@ impl Unpacked {
             self.quants.extend((0..cols).map(|k| layout.quant_value(layout.quant(group, k, r)) as i8));
         }
         for half in 0..cols / UNIT * 2 {
-            self.scales.extend((0..GROUP_ROWS).map(|r| layout.scale(group, cols, half / 2, half % 2, r)));
+            self.scales.extend((0..GROUP_ROWS).map(|r| layout.scale(group, half / 2, half % 2, r)));
         }
     }
 

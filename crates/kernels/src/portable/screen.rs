@@ -15,10 +15,10 @@ pub(crate) fn coarse(weight: &Weight, g: usize, x: &Rows<'_>, sums: &mut [[f32; 
         for u in 0..x.cols / UNIT {
             let (quants, facts) = x.unit(t, u);
             for (r, sum) in sums.iter_mut().enumerate() {
-                let row = COARSE.unit_row(&group[u * COARSE.unit_bytes()..][..COARSE.unit_bytes()], r);
+                let row = COARSE.unit_row(COARSE.unit(group, u), r);
                 let dot: i32 = row.iter().zip(quants).map(|(&n, &x)| i32::from(n) * i32::from(x)).sum();
                 let twice = 16 * dot + OFFSET_TIMES_16 * facts.minus_sum[0];
-                let scale = COARSE.scale(group, x.cols, u, 0, r).0 * (0.5 * facts.scale);
+                let scale = COARSE.scale(group, u, 0, r).0 * (0.5 * facts.scale);
                 *sum = (twice as f32).mul_add(scale, *sum);
             }
         }
