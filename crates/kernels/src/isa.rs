@@ -105,10 +105,21 @@ impl Isa {
 /// Intel's vectors take four times as long for a product of bf16 pairs as for one of f32 (docs/LOG.md, 2026-11-30), AMD's as long.
 /// Asked once: in a virtual machine the question is slow.
 #[cfg(target_arch = "x86_64")]
-static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+static IS_INTEL: LazyLock<bool> = LazyLock::new(|| is_of(b"GenuineIntel"));
+
+/// AMD's from Zen 5 on, by whose measure `prefetch` asks for weights otherwise than elsewhere. Asked once too.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static IS_ZEN5: LazyLock<bool> = LazyLock::new(|| {
+    let signature = std::arch::x86_64::__cpuid(1).eax;
+    let family = (signature >> 8 & 15) + (signature >> 20 & 255);
+    is_of(b"AuthenticAMD") && family >= 0x1a
 });
+
+#[cfg(target_arch = "x86_64")]
+fn is_of(vendor: &[u8; 12]) -> bool {
+    let own = std::arch::x86_64::__cpuid(0);
+    [own.ebx, own.edx, own.ecx].map(u32::to_le_bytes).concat() == vendor
+}
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
