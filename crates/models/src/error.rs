@@ -124,7 +124,7 @@ pub enum Error {
     },
 
     /// An image for a model that takes none.
-    #[error("{path}: {architecture} reads text only, found an image; take a model with vision, such as Qwen3-VL", path = path.display())]
+    #[error("{path}: {architecture} reads text only, found an image or a tower for images; take a model with vision, such as Qwen3-VL", path = path.display())]
     Blind {
         /// The file or folder.
         path: PathBuf,

@@ -131,7 +131,9 @@ fn lines_are_judged_together_as_alone_and_a_long_document_is_cut_at_its_end() {
         let alone = &rerank(&line.to_string(), i32::from(matches!(i, 2 | 5)))[0];
         match found["error"].as_str() {
             // Alone it is line 1.
-            Some(error) => assert!(error.contains(&format!("line {}: ", i + 1)) && alone["error"].is_string(), "{found}"),
+            Some(error) => {
+                assert!(error.contains(&format!("line {}: ", i + 1)) && alone["error"].is_string(), "{found}")
+            }
             None => assert_eq!(found, alone, "line {}", i + 1),
         }
     }
@@ -161,14 +163,20 @@ fn a_reranker_without_its_head_is_refused_at_once() {
     let mut metadata = gguf.metadata().clone();
     metadata.set("qwen2.pooling_type", Meta::U32(4));
     let kept: Vec<_> = gguf.tensors().iter().filter(|info| info.name != "output.weight").collect();
-    let spec = |info: &&qwenkit_formats::TensorInfo| TensorSpec { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone() };
-    let mut writer = Writer::create(&place.path("r.gguf"), &metadata, &kept.iter().map(spec).collect::<Vec<_>>()).expect("writable");
+    let spec = |info: &&qwenkit_formats::TensorInfo| TensorSpec {
+        name: info.name.clone(),
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+    };
+    let mut writer =
+        Writer::create(&place.path("r.gguf"), &metadata, &kept.iter().map(spec).collect::<Vec<_>>()).expect("writable");
     for info in kept {
         let mut bytes = vec![0; info.len_bytes];
         gguf.read(info, 0, &mut bytes).expect("readable");
         writer.write(&info.name, &bytes).expect("written");
     }
     writer.finish().expect("finished");
-    let parts = ["`qwen2.pooling_type` is 4", "neither `cls.output.weight` nor `output.weight`", "expected one of these"];
+    let parts =
+        ["`qwen2.pooling_type` is 4", "neither `cls.output.weight` nor `output.weight`", "expected one of these"];
     place.run(&["rerank", "--model", "r.gguf", "--query", "q", "d"]).fails_with(1, &parts);
 }
