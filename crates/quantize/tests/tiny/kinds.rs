@@ -22,19 +22,21 @@ fn distance(found: &[f32], expected: &[f32]) -> f64 {
 /// nothing to do with the model is at 1.4.
 const KINDS: [&str; 3] = ["F32", "Q8_0", "Q4_K"];
 
-/// Of each family about half above the largest that was seen (docs/LOG.md): in mixtures another choice of experts makes a jump, and images
-/// go through a tower of the same kind first.
-const LIMITS: [(&str, [f64; 3]); 4] = [
-    ("dense", [1e-5, 0.08, 0.45]),
-    ("mixture", [1e-5, 0.08, 0.45]),
-    ("hybrid", [1e-5, 0.08, 0.45]),
-    ("vision", [1e-5, 0.08, 0.45]),
+/// Of each family about a quarter above the largest that was seen (docs/LOG.md): in mixtures another choice of experts makes a jump, and
+/// images go through a tower of the same kind first.
+const LIMITS: [(&str, [f64; 3]); 5] = [
+    ("dense", [1e-5, 0.12, 0.62]),
+    ("mixture", [1e-5, 0.25, 0.58]),
+    ("hybrid", [1e-5, 0.11, 0.48]),
+    ("hybrid mixture", [1e-5, 0.27, 0.7]),
+    ("vision", [1e-5, 0.075, 0.42]),
 ];
 
 fn family(name: &str) -> &'static str {
     match name {
         "qwen2-moe" | "qwen2-moe-mixed" | "qwen3-moe" => "mixture",
-        "qwen3-next" | "qwen3.5" | "qwen3.5-moe" | "qwen4-exp" => "hybrid",
+        "qwen3.5" => "hybrid",
+        "qwen3-next" | "qwen3.5-moe" | "qwen4-exp" => "hybrid mixture",
         _ if name.contains("-vl") || name.contains("vision") => "vision",
         _ => "dense",
     }
@@ -70,7 +72,7 @@ fn every_folder_runs_from_every_kind_of_file() {
 fn wide_rows_have_the_type_that_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let ids: Vec<TokenId> = (0..64).map(|i| TokenId(3 + (i * 37) % 250)).collect();
-    for (has_experts, limits) in [(false, [0.04, 0.3]), (true, [0.06, 0.4])] {
+    for (has_experts, limits) in [(false, [0.03, 0.27]), (true, [0.03, 0.4])] {
         let folder = dir.path().join(format!("wide-{has_experts}"));
         write_wide(&folder, has_experts);
         let expected = logits(&folder, &ids);
