@@ -11,7 +11,7 @@ use qwenkit_kernels::Isa;
 use qwenkit_models::LoadEvent;
 
 use crate::args::ComputeArgs;
-use crate::seeing::Sight;
+use crate::seeing::{Sight, note_guess};
 use crate::terminal::{Bar, Unit, note};
 
 /// How to run a model.
@@ -94,6 +94,9 @@ pub(crate) fn open_with(files: &ModelFiles, sight: &Sight, options: &Options) ->
         note(&format!(
             "note: the model's own block for guesses of next tokens (MTP) is not used: found {found}; answers are the same without it"
         ));
+    }
+    if let Some(vision) = session.vision() {
+        note_guess(&vision.plan);
     }
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
     if in_force > made_for {

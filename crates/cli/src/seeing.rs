@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail, ensure};
 use qwenkit_engine::{View, VisionInfo, Visual, VisualKind, image_processor};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Compute;
-use qwenkit_models::{Grid, LoadEvent, Model, Pixels, Tower, arch, mmproj_beside};
+use qwenkit_models::{Grid, LoadEvent, Model, Pixels, Tower, VisionPlan, arch, mmproj_beside};
 use qwenkit_tensor::TokenId;
 
 use crate::tensors::Recorded;
@@ -66,6 +66,16 @@ impl Sight {
     }
 }
 
+/// Says what no file states of a tower and had to be guessed.
+pub(crate) fn note_guess(plan: &VisionPlan) {
+    if let Some(guess) = plan.guess() {
+        terminal::note(&format!(
+            "note: the mmproj file does not state {guess}; if the model was made with others, its images are seen wrongly: put its \
+             config.json beside the mmproj file, or write that again with `qwenkit quantize`"
+        ));
+    }
+}
+
 /// A text model's tower, loaded to look at patches.
 pub(crate) struct Eyes {
     tower: Tower,
@@ -85,6 +95,7 @@ impl Eyes {
         progress: &mut dyn FnMut(LoadEvent),
     ) -> anyhow::Result<Eyes> {
         let tower = Tower::load(files, mmproj, model.plan(), compute, progress)?;
+        note_guess(tower.plan());
         match VisionInfo::of(model.plan(), &tower) {
             Some(info) => Ok(Eyes { tower, info }),
             None => bail!("{} reads text only", model.plan().architecture),

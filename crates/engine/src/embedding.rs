@@ -70,6 +70,35 @@ impl Session {
     /// # Errors
     /// When it is longer than the context, or the model has no output head or not the words for it.
     pub fn relevance(&self, instruction: Option<&str>, query: &str, document: &str) -> Result<Reading, Error> {
+        let reading = self.pair(instruction, query, document)?.whole();
+        self.check_reading(reading.ids.len())?;
+        Ok(reading)
+    }
+
+    /// As `relevance`, but a document that is longer than the context is read up to where the context ends: the reading, and how many of
+    /// the document's tokens it leaves out. What asks for the judgement stays whole, as in Qwen3-Reranker's own code.
+    ///
+    /// # Errors
+    /// As `relevance`, and when the query alone is longer than the context.
+    pub fn relevance_of_start(
+        &self,
+        instruction: Option<&str>,
+        query: &str,
+        document: &str,
+    ) -> Result<(Reading, usize), Error> {
+        let mut pair = self.pair(instruction, query, document)?;
+        let room = self.info().context_tokens.saturating_sub(pair.head.len() + pair.tail.len());
+        let left_out = pair.middle.len().saturating_sub(room);
+        if left_out > 0 && self.pair(instruction, query, "")?.middle.len() < room {
+            pair.middle.truncate(room);
+        }
+        let reading = pair.whole();
+        self.check_reading(reading.ids.len())?;
+        Ok((reading, left_out))
+    }
+
+    /// The prompt that a reranker judges.
+    fn pair(&self, instruction: Option<&str>, query: &str, document: &str) -> Result<Pair, Error> {
         let tokenizer = self.tokenizer();
         let goal = match self.judge() {
             Some(_) => Goal::Hidden,
@@ -80,11 +109,12 @@ impl Session {
         };
         let instruction = instruction.unwrap_or(INSTRUCTION);
         let pair = format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}");
-        let mut ids = tokenizer.encode(RERANK_HEAD, SpecialTokens::Parse)?;
-        ids.extend(tokenizer.encode(&pair, SpecialTokens::AsText)?);
-        ids.extend(tokenizer.encode(RERANK_TAIL, SpecialTokens::Parse)?);
-        self.check_reading(ids.len())?;
-        Ok(Reading { ids, goal })
+        Ok(Pair {
+            head: tokenizer.encode(RERANK_HEAD, SpecialTokens::Parse)?,
+            middle: tokenizer.encode(&pair, SpecialTokens::AsText)?,
+            tail: tokenizer.encode(RERANK_TAIL, SpecialTokens::Parse)?,
+            goal,
+        })
     }
 
     /// The share of yes, 0 to 1, from the values of a reading for relevance.
@@ -137,6 +167,20 @@ impl Session {
             }
         }
         Ok(found)
+    }
+}
+
+/// A reranker's prompt in parts: the document's tokens are the last of the middle.
+struct Pair {
+    head: Vec<TokenId>,
+    middle: Vec<TokenId>,
+    tail: Vec<TokenId>,
+    goal: Goal,
+}
+
+impl Pair {
+    fn whole(self) -> Reading {
+        Reading { ids: [self.head, self.middle, self.tail].concat(), goal: self.goal }
     }
 }
 

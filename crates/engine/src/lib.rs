@@ -31,6 +31,7 @@ pub mod score;
 mod sequence;
 mod session;
 mod speculate;
+pub mod split;
 mod stop_text;
 mod trail;
 mod vision;

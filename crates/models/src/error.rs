@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use qwenkit_tensor::{AllocError, DType};
 
+use crate::vision::fitting_towers;
+
 /// Why a model could not be planned or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -71,7 +73,7 @@ pub enum Error {
 
     /// A tensor of another shape than the plan's.
     #[error(
-        "{path}: tensor `{name}`: expected {expected:?}, found {found:?}\n\
+        "{path}: tensor `{name}`: expected {expected:?}, found {found:?}{nearest}\n\
          hint: the weights are not those that the configuration describes; take both from one place",
         path = path.display()
     )]
@@ -84,6 +86,8 @@ pub enum Error {
         expected: Vec<usize>,
         /// The file's shape.
         found: Vec<usize>,
+        /// What would make it right, as the end of the sentence.
+        nearest: Box<str>,
     },
 
     /// A tensor of a type that cannot be used where it stands.
@@ -115,12 +119,12 @@ pub enum Error {
         first: String,
         /// What the file says it is.
         architecture: &'static str,
-        /// Which models have such tensors, in the middle of the sentence.
+        /// Which models have such tensors, or which of its own is most like it, in the middle of the sentence.
         looks: String,
     },
 
     /// An image for a model that takes none.
-    #[error("{path}: {architecture} reads text only, found an image; take a model with vision, such as Qwen3-VL", path = path.display())]
+    #[error("{path}: {architecture} reads text only, found an image or a tower for images; take a model with vision, such as Qwen3-VL", path = path.display())]
     Blind {
         /// The file or folder.
         path: PathBuf,
@@ -131,8 +135,8 @@ pub enum Error {
     /// An image for a model whose tower is in another file.
     #[error(
         "{path} holds the text part of a {architecture} model alone, and an image needs the tower too; \
-         expected a mmproj file beside it or named with --mmproj, found none",
-        path = path.display()
+         expected a mmproj file beside it or named with --mmproj, found none; what fits is {fits}",
+        path = path.display(), fits = fitting_towers(architecture)
     )]
     NoTower {
         /// The model's file.
@@ -159,8 +163,8 @@ pub enum Error {
     /// A tower that belongs to another model.
     #[error(
         "{path} is the tower of another model: its {what} is {found}, expected {expected}; \
-         take the mmproj file from the same place as the model",
-        path = path.display()
+         take the mmproj file from the same place as the model: what fits is {fits}",
+        path = path.display(), fits = fitting_towers(architecture)
     )]
     OtherTower {
         /// The tower's file.
@@ -171,15 +175,22 @@ pub enum Error {
         found: String,
         /// What the model needs.
         expected: String,
+        /// What the model is.
+        architecture: &'static str,
     },
 
     /// A file that should be a tower and is none.
-    #[error("{path} holds {found}, expected the vision tower of a model (mmproj)", path = path.display())]
+    #[error(
+        "{path} holds {found}, expected the vision tower of a model (mmproj); what fits is {fits}",
+        path = path.display(), fits = fitting_towers(architecture)
+    )]
     NotATower {
         /// The file.
         path: PathBuf,
         /// What it holds.
         found: String,
+        /// What the model is that should see by it.
+        architecture: &'static str,
     },
 
     /// Patches that are no image of this tower's.

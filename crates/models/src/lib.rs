@@ -15,6 +15,7 @@ mod guess;
 mod load;
 mod missing;
 mod names;
+mod near;
 mod plan;
 mod rope;
 mod state;

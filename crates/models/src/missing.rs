@@ -15,6 +15,7 @@ use qwenkit_formats::TensorInfo;
 use crate::{
     error::Error,
     names::{self, Naming, Pair},
+    near::{nearest_name, nearest_shape},
     plan::{AttentionPlan, Ffn, LayerPlan, Mixer, MoePlan, Plan},
 };
 
@@ -53,11 +54,23 @@ impl Place<'_> {
         Error::TensorMissing { path: self.path.to_owned(), name, shape, architecture: self.architecture, beside }
     }
 
-    /// The refusal of a file with `count` tensors that the plan does not name, `first` among them.
-    pub(crate) fn unused(&self, count: usize, first: String) -> Error {
-        let looks = self.other_kind(&[first.as_str()]).map(|(kind, _)| format!("; {kind} models have such"));
+    /// The refusal of a tensor of another shape.
+    pub(crate) fn shape(&self, name: String, expected: Vec<usize>, found: Vec<usize>) -> Error {
+        let nearest = nearest_shape(self.plan.map(|(plan, _)| plan), &expected, &found).into_boxed_str();
+        Error::TensorShape { path: self.path.to_owned(), name, expected, found, nearest }
+    }
+
+    /// The refusal of a file with `count` tensors that the plan does not name, `first` among them; `is_used` tells which it names.
+    pub(crate) fn unused(&self, count: usize, first: String, is_used: impl Fn(&str) -> bool) -> Error {
         let (path, architecture) = (self.path.to_owned(), self.architecture);
-        Error::TensorsUnused { path, count, first, architecture, looks: looks.unwrap_or_default() }
+        let looks = match self.other_kind(&[first.as_str()]) {
+            Some((kind, _)) => format!("; {kind} models have such"),
+            None => match nearest_name(&first, self.names().filter(|name| is_used(name))) {
+                Some(near) => format!("; the nearest that belongs to it is `{near}`"),
+                None => String::new(),
+            },
+        };
+        Error::TensorsUnused { path, count, first, architecture, looks }
     }
 
     /// What else is missing, and what is there that the plan does not name.
@@ -89,9 +102,7 @@ impl Place<'_> {
 
     /// What stands in place of `name`, as the end of the sentence and a hint.
     fn nearest(&self, name: &str, foreign: &[&str]) -> String {
-        // Of several the first.
-        let nearest = foreign.iter().rev().max_by_key(|other| likeness(name, other));
-        let near = nearest.filter(|other| 3 * likeness(name, other) >= 2 * name.len());
+        let near = nearest_name(name, foreign.iter().copied());
         let incomplete = "hint: the file is not whole; fetch it or write it again";
         let renamed = "hint: take the model in the form in which Qwen published it, or convert it again";
         match (self.other_kind(foreign), near) {
@@ -149,13 +160,6 @@ struct Survey<'a> {
     first: Vec<String>,
     /// Tensors that the plan does not name.
     foreign: Vec<&'a str>,
-}
-
-/// Bytes that two names have in common at their beginnings and their ends.
-fn likeness(a: &str, b: &str) -> usize {
-    let start = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    let end = a.bytes().rev().zip(b.bytes().rev()).take_while(|(a, b)| a == b).count();
-    (start + end).min(a.len()).min(b.len())
 }
 
 /// Whether a name in some layer is that of `pair`.

@@ -38,6 +38,7 @@ fn recorded_answers_from_gguf() {
 fn any_cut_of_the_prompt_gives_the_same_bits() {
     assert_any_cut(&fixture("qwen3-next"), "qwen3-next");
     assert_any_cut(&fixture("qwen3.5").join("model.gguf"), "qwen3.5");
+    assert_any_cut(&fixture("qwen3.5-moe"), "qwen3.5-moe");
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn recorded_answers_from_gguf() {
 
 #[test]
 fn any_cut_of_the_prompt_gives_the_same_bits() {
+    assert_any_cut(&fixture("qwen2-moe"), "qwen2-moe");
     assert_any_cut(&fixture("qwen2-moe-mixed"), "qwen2-moe-mixed");
     assert_any_cut(&fixture("qwen3-moe").join("model.gguf"), "qwen3-moe");
 }

@@ -4,6 +4,8 @@
 #[allow(dead_code)] // shared with tests that ask for more
 #[path = "moe_run/mod.rs"]
 mod moe_run;
+#[path = "vision_fit/mod.rs"]
+mod vision_fit;
 #[path = "vision_run/mod.rs"]
 mod vision_run;
 
@@ -286,13 +288,25 @@ fn tensors_too_few_too_many_and_of_other_shapes_are_refused() {
         let more = Tensor { name: "v.blk.1.ls1.weight".into(), ..all[0].clone() };
         all.push(more);
     };
-    assert_says(&with(&extra), &["1 tensors belong to no part of a qwen3_vl model", "`v.blk.1.ls1.weight`"]);
+    assert_says(
+        &with(&extra),
+        &[
+            "1 tensors belong to no part of a qwen3_vl model",
+            "`v.blk.1.ls1.weight`",
+            "the nearest that belongs to it is `v.blk.1.ln1.weight`",
+        ],
+    );
     let cut = |all: &mut Vec<Tensor>| {
         let tensor = all.iter_mut().find(|t| t.name == "v.blk.2.ffn_down.weight").unwrap();
         tensor.shape = vec![32, 96];
         tensor.bytes.truncate(32 * 96 * 4);
     };
-    assert_says(&with(&cut), &["`v.blk.2.ffn_down.weight`: expected [64, 96], found [32, 96]"]);
+    assert_says(
+        &with(&cut),
+        &[
+            "`v.blk.2.ffn_down.weight`: expected [64, 96], found [32, 96]; the nearest that fits has 32 in place of 64 on axis 0",
+        ],
+    );
 
     let mut all = tensors(&fixture(name));
     all.push(Tensor { name: "model.visual.blocks.0.extra".into(), ..all[0].clone() });

@@ -2,7 +2,8 @@
 //!
 //! Below a folder, every checkpoint with an `expected.safetensors` (`input_ids` (T), `logits` (T, V), `greedy_ids` (N); of
 //! models with vision the images' patches too) is computed, and so is its `model.gguf` where there is one, with the tower in
-//! the `mmproj.gguf` beside it. Contract: a difference above the limit, a NaN, an error
+//! the `mmproj.gguf` beside it. The text is then made longer than a page, cut in two at every position and forked there from the
+//! cached prefix, and has to give the same bits. Contract: a difference above the limit, a NaN, a bit that hangs on a cut, an error
 //! while loading and a folder without any checkpoint all fail; only an architecture that this version does not run is
 //! skipped, and counted.
 
@@ -10,10 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use qwenkit_engine::{View, score};
+use qwenkit_engine::{View, score, split};
 use qwenkit_formats::ModelFiles;
-use qwenkit_kernels::Compute;
-use qwenkit_models::{Error as ModelError, Model, arch, mmproj_beside};
+use qwenkit_kernels::{Compute, PAGE_TOKENS};
+use qwenkit_models::{Error as ModelError, Model, Plan, arch, mmproj_beside};
 use qwenkit_tensor::TokenId;
 use serde_json::{Value, json};
 
@@ -30,12 +31,14 @@ const LOGIT_DIFFERENCE_MAX_RECURRENT: f32 = 2e-3;
 const LOGIT_DIFFERENCE_MAX_STREAMS: f32 = 5e-3;
 /// Greedy decoding is compared while the best two logits are further apart than this.
 const CLEAR_GAP: f32 = 1e-3;
+/// A text to be split has so many tokens behind its first page, if the record's own is shorter.
+const BEHIND_PAGE_TOKENS: usize = 24;
 /// Folders this deep hold no checkpoints.
 const DEPTH_MAX: usize = 16;
 
 /// What holding one model against its record showed.
 enum Outcome {
-    Passed { difference: f32, compared: usize, recorded: usize },
+    Passed { difference: f32, compared: usize, recorded: usize, splits: usize },
     Failed { reason: String },
     Skipped { reason: String },
 }
@@ -190,14 +193,33 @@ fn compare(model: &Model, compute: &Compute, expected: &Expected, view: Option<&
     let ours = score::greedy_seeing(model, compute, &expected.input_ids, view, recorded)?;
     let clear = clear_steps(model, compute, (&expected.input_ids, view), &ours)?;
     let differs = ours.iter().zip(&expected.greedy_ids).take(clear).position(|(ours, theirs)| ours != theirs);
-    Ok(match differs {
-        None => Outcome::Passed { difference: worst.difference, compared: clear, recorded },
-        Some(step) => {
-            let (found, wanted) = (ours.get(step), expected.greedy_ids.get(step));
-            let id = |id: Option<&TokenId>| id.map_or("none".to_owned(), ToString::to_string);
-            Outcome::Failed { reason: format!("greedy token {step} is {}, expected {}", id(found), id(wanted)) }
-        }
-    })
+    if let Some(step) = differs {
+        let (found, wanted) = (ours.get(step), expected.greedy_ids.get(step));
+        let id = |id: Option<&TokenId>| id.map_or("none".to_owned(), ToString::to_string);
+        let reason = format!("greedy token {step} is {}, expected {}", id(found), id(wanted));
+        return Ok(Outcome::Failed { reason });
+    }
+    let text = longer_than_a_page(&expected.input_ids, plan);
+    let split::Splits { positions, fault } = split::splits(model, compute, &text, view)?;
+    if let Some((at, way, row)) = fault {
+        let how = match way {
+            split::Way::Cut => "cut",
+            split::Way::Fork => "forked from the cached prefix",
+        };
+        let reason = format!("{how} behind token {at}, the logits of token {row} have other bits than in one piece");
+        return Ok(Outcome::Failed { reason });
+    }
+    Ok(Outcome::Passed { difference: worst.difference, compared: clear, recorded, splits: positions })
+}
+
+/// The text with its words once more behind it until it fills a page and goes on: what fills a page is shared by a fork, what does not is
+/// copied. Images are not repeated.
+fn longer_than_a_page(ids: &[TokenId], plan: &Plan) -> Vec<TokenId> {
+    let is_word =
+        |id: &&TokenId| plan.sight.as_ref().is_none_or(|sight| **id != sight.image_token && **id != sight.video_token);
+    let words: Vec<TokenId> = ids.iter().filter(is_word).copied().collect();
+    let missing = (PAGE_TOKENS + BEHIND_PAGE_TOKENS).saturating_sub(ids.len());
+    ids.iter().chain(words.iter().cycle().take(missing)).copied().collect()
 }
 
 /// The largest difference so far.
@@ -266,9 +288,10 @@ impl Outcome {
 impl Finding {
     fn line(&self) -> String {
         let what = match &self.outcome {
-            Outcome::Passed { difference, compared, recorded } => {
+            Outcome::Passed { difference, compared, recorded, splits } => {
                 format!(
-                    "largest logit difference {difference:.1e}, {compared} of {recorded} greedy tokens compared, all equal"
+                    "largest logit difference {difference:.1e}, {compared} of {recorded} greedy tokens compared, all equal; \
+                     cut and forked from the cached prefix at each of {splits} positions, the same bits"
                 )
             }
             Outcome::Failed { reason } | Outcome::Skipped { reason } => reason.replace('\n', "; "),
@@ -279,9 +302,10 @@ impl Finding {
     fn to_json(&self) -> Value {
         let mut object = json!({ "model": self.name, "result": self.outcome.word() });
         match &self.outcome {
-            Outcome::Passed { difference, compared, .. } => {
+            Outcome::Passed { difference, compared, splits, .. } => {
                 object["largest_logit_difference"] = json!(difference);
                 object["greedy_tokens_compared"] = json!(compared);
+                object["positions_cut_and_forked"] = json!(splits);
             }
             Outcome::Failed { reason } | Outcome::Skipped { reason } => object["reason"] = json!(reason),
         }

@@ -21,6 +21,7 @@ use crate::{locate, machine, opening, terminal};
 Examples:
   qwenkit doctor
   qwenkit doctor --conformance DIR          checkpoints below DIR with an expected.safetensors; exit code 1 if any fails
+                                            (logits, greedy tokens, and the same bits cut and forked at every position)
   qwenkit doctor --reference FILE.json      a real model against log-probabilities on record; exit code 1 if it is too far")]
 pub(crate) struct DoctorArgs {
     /// Hold this build against every checkpoint below DIR whose logits are on record

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qwenkit_engine::{Error, available_memory_bytes, score};
-use qwenkit_formats::write_safetensors;
+use qwenkit_formats::{ModelFiles, write_safetensors};
 use qwenkit_kernels::Compute;
-use qwenkit_models::{LoadEvent, Model, arch};
+use qwenkit_models::{LoadEvent, Model, Plan, arch, vision_plan};
 use qwenkit_tensor::{DType, TokenId};
 
 use crate::args::{ComputeArgs, ModelArgs};
@@ -28,7 +28,8 @@ The file holds one tensor `logits` of f32, (tokens, vocabulary): row i is what t
 
 --pixels names a file with the tensors `pixel_values` (patches, values of a patch) and `image_grid_thw` (images, 3), as Hugging
 Face's processors make them; of films `pixel_values_videos` and `video_grid_thw`. The ids then have a placeholder token for each
-vector of an image.")]
+vector of an image. Without --pixels a placeholder is a token like any other, which is noted, and --mmproj is only held against the
+model.")]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -39,7 +40,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "FILE")]
     pixels: Option<PathBuf>,
     /// The model's vision tower, where it has a file of its own [default: the mmproj*.gguf beside the model]
-    #[arg(long, value_name = "FILE", requires = "pixels")]
+    #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
@@ -61,6 +62,13 @@ pub(crate) fn run(args: &LogitsArgs, offline: bool) -> anyhow::Result<()> {
         let (given, made_for) = (ids.len(), plan.context_tokens);
         terminal::note(&format!("note: {given} tokens are more than the {made_for} that the model was made for"));
     }
+    let mmproj = args.mmproj.as_deref().map(ModelFiles::open).transpose()?;
+    if let Some(mmproj) = &mmproj {
+        vision_plan(&files, Some(mmproj), &plan)?;
+    }
+    if args.pixels.is_none() {
+        note_placeholders(&plan, &ids);
+    }
     let shape = [ids.len(), plan.vocab];
     let size_bytes = shape.iter().product::<usize>() * size_of::<f32>();
     let needed_bytes = size_bytes as u64 + files.size_bytes();
@@ -78,7 +86,10 @@ pub(crate) fn run(args: &LogitsArgs, offline: bool) -> anyhow::Result<()> {
     let view = match &args.pixels {
         None => None,
         Some(pixels) => {
-            let mmproj = seeing::mmproj(&files, args.mmproj.as_deref())?;
+            let mmproj = match mmproj {
+                Some(named) => Some(named),
+                None => seeing::mmproj(&files, None)?,
+            };
             let progress = &mut |event: LoadEvent| bar.update(event.done_bytes, event.total_bytes);
             let eyes = seeing::Eyes::open(&model, &files, mmproj.as_ref(), &compute, progress)?;
             Some(eyes.look(&compute, &Recorded::open(pixels)?, &ids)?)
@@ -92,4 +103,16 @@ pub(crate) fn run(args: &LogitsArgs, offline: bool) -> anyhow::Result<()> {
     write_safetensors(&args.out, &[("logits", DType::F32, &shape, &bytes)], &BTreeMap::new())?;
     terminal::note(&format!("wrote `logits` ({}, {}) to {}", shape[0], shape[1], args.out.display()));
     Ok(())
+}
+
+/// Says of tokens that stand for images that they are computed as what they are, for want of images.
+fn note_placeholders(plan: &Plan, ids: &[TokenId]) {
+    let Some(sight) = &plan.sight else { return };
+    let count = ids.iter().filter(|id| **id == sight.image_token || **id == sight.video_token).count();
+    if count > 0 {
+        terminal::note(&format!(
+            "note: found {count} placeholders of images among the ids and no --pixels; the model sees no image there, the logits are \
+             those of the placeholders' own embeddings"
+        ));
+    }
 }

@@ -49,6 +49,11 @@ fn the_fixtures_pass_line_by_line() {
     let expected: usize = folders.map(models_of).sum();
     assert!(expected >= 7 && models.len() == expected, "{expected} models: {outcome:?}");
     assert!(models.iter().all(|line| line.starts_with("pass  qwen")), "{outcome:?}");
+    let is_split = |line: &&str| {
+        line.contains("; cut and forked from the cached prefix at each of ")
+            && line.ends_with(" positions, the same bits")
+    };
+    assert!(models.iter().all(is_split), "{outcome:?}");
     assert_eq!(*last, format!("{expected} passed, 0 failed, 0 skipped"));
 }
 

@@ -174,3 +174,32 @@ fn patches_that_are_not_their_grids_are_refused_with_both() {
     let told = "a grid of (8, 6, 1) patches, expected rows and columns in multiples of 2";
     refused(pixels, &[2, 3], &[8, 6, 1, 1, 4, 10], told, processor);
 }
+
+#[test]
+fn a_mmproj_without_patches_is_held_against_the_model_and_placeholders_are_noted() {
+    let (place, folder) = (Place::new(), fixture("parity/qwen3-vl"));
+    let logits = |ids: &str, mmproj: &str| {
+        let mmproj = fixture(&format!("parity/{mmproj}/mmproj.gguf"));
+        place.run(&["logits", "--model", &folder, "--mmproj", &mmproj, "--ids", ids, "--out", "out"])
+    };
+    assert!(!logits("5,6,7", "qwen3-vl").exits(0).err.contains("placeholders"));
+    let noted = logits("5,301,301,7", "qwen3-vl").exits(0);
+    assert!(noted.err.contains("note: found 2 placeholders of images among the ids and no --pixels"), "{noted:?}");
+    logits("5,6,7", "qwen2-vl").fails_with(1, &["tower of another model", "qwen2_vl", "qwen3vl_merger"]);
+}
+
+#[test]
+fn windows_that_no_file_states_are_told_to_be_a_guess() {
+    let place = Place::new();
+    for file in ["model.gguf", "mmproj.gguf", "expected.safetensors"] {
+        std::fs::copy(fixture(&format!("parity/qwen2.5-vl/{file}")), place.path(file)).expect("copied");
+    }
+    let ids = recorded::read(&place.path("expected.safetensors"))["input_ids"].ids();
+    let ids = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let args = ["logits", "--model", "model.gguf", "--ids", &ids, "--pixels", "expected.safetensors", "--out", "out"];
+    let told = "does not state the side of its windows, taken to be the 112 pixels";
+    let guessed = place.run(&args).exits(0);
+    assert!(guessed.err.contains(told), "{guessed:?}");
+    std::fs::copy(fixture("parity/qwen2.5-vl/config.json"), place.path("config.json")).expect("copied");
+    assert!(!place.run(&args).exits(0).err.contains(told));
+}

@@ -3,6 +3,7 @@
 mod adapters;
 mod answers;
 mod fixture;
+mod guard;
 mod guessing;
 mod images;
 mod model_text;

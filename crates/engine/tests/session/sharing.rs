@@ -12,7 +12,9 @@ const LONG: &str = "Tell me about the river that runs past the old mill, and abo
 
 #[test]
 fn the_second_turn_finds_the_first_in_the_cache() {
-    for name in ["qwen2", "qwen2-sliding", "qwen3"] {
+    let names =
+        ["qwen2", "qwen2-tied", "qwen2-yarn", "qwen2-sliding", "qwen2-moe", "qwen2-moe-mixed", "qwen3", "qwen3-moe"];
+    for name in names {
         let session = open(&checkpoint(name), None);
         let first = tell(&session, greedy(chat(&[("user", LONG)]), 20)).summary;
         assert_eq!(first.cached_tokens, 0);
@@ -27,6 +29,21 @@ fn the_second_turn_finds_the_first_in_the_cache() {
         // The same prompt again is all there but its last token, whose logits are wanted.
         let again = tell(&session, greedy(chat(&turns), 20)).summary;
         assert_eq!((again.cached_tokens, again.ids), (second.prompt_tokens - 1, second.ids));
+    }
+}
+
+/// The first Qwen is a GGUF file without a chat template.
+#[test]
+fn a_fork_of_the_first_qwen_goes_on_from_shared_pages() {
+    let path = checkpoint("qwen").join("model.gguf");
+    let prompt =
+        |end: u32| Prompt::Ids((0..100).chain(200..200 + end).map(|i| TokenId((3 + i * 7) % 250 + 3)).collect());
+    let session = open(&path, None);
+    for (end, cached) in [(20, 0), (30, 100), (30, 129)] {
+        let told = tell(&session, greedy(prompt(end), 12)).summary;
+        assert!(told.cached_tokens >= cached, "{} cached, expected at least {cached}", told.cached_tokens);
+        let fresh = tell(&open(&path, None), greedy(prompt(end), 12)).summary;
+        assert_eq!(told.ids, fresh.ids, "the cache changed the answer");
     }
 }
 

@@ -101,7 +101,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         aliases: &["qwen2_5_vl_text"],
         interleaved: false,
-        towers: QWEN2_TOWERS,
+        towers: &["qwen2_5_vl"],
         ..of("qwen2_5_vl", "qwen2vl", qwen2::plan)
     },
     Architecture { aliases: &["qwen3_vl_text"], towers: QWEN3_TOWERS, ..of("qwen3_vl", "qwen3vl", qwen3::plan) },
@@ -145,7 +145,7 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     };
     let mut plan = (architecture.plan)(&hyper)?;
     plan.sight = sight::read(architecture, files, &plan)?;
-    (plan.headless, plan.judges) = missing_head(architecture, files)?;
+    (plan.headless, plan.judges) = missing_head(architecture, files, &plan)?;
     plan.mtp = mtp_layer(architecture, &plan).filter(|layer| mtp_fault(files, &plan, layer).is_none());
     plan.has_parts_beside = architecture.is_hybrid || !architecture.towers.is_empty();
     check_blocks(files, &plan)?;
@@ -219,7 +219,7 @@ fn mtp_fault(files: &ModelFiles, plan: &Plan, layer: &LayerPlan) -> Option<Strin
 }
 
 /// Whether the files hold everything but an output head, and whether they have its rows of yes and no instead.
-fn missing_head(architecture: &Architecture, files: &ModelFiles) -> Result<(bool, bool), Error> {
+fn missing_head(architecture: &Architecture, files: &ModelFiles, plan: &Plan) -> Result<(bool, bool), Error> {
     let ModelFiles::Gguf(gguf) = files else {
         // The body of a model saved by itself.
         let is_body = files.tensor("embed_tokens.weight").is_some();
@@ -239,14 +239,35 @@ fn missing_head(architecture: &Architecture, files: &ModelFiles) -> Result<(bool
             _ => Ok((true, true)),
         };
     }
-    // How states become one vector: their mean, the first or the last.
-    let pooling = gguf.metadata().usize(&key("pooling_type"))?;
+    // How states become one vector: their mean, the first or the last. The fourth way is a reranker's, whose head judges.
+    let name = key("pooling_type");
+    let pooling = gguf.metadata().usize(&name)?;
+    if pooling == Some(4) && !is_tied_reranker(architecture, plan) {
+        let found = format!("4, a reranker's, in a file with neither `{JUDGE}` nor `output.weight`");
+        let expected = "one of these tensors, as the head of this model is not its embedding (of Qwen3-Reranker 0.6B and 4B \
+                        have it so, of Qwen3-VL-Reranker 2B); fetch the file again, or convert the model again";
+        return Err(wrong(gguf.path(), &name, found, expected));
+    }
     Ok((matches!(pooling, Some(1..=3)), false))
+}
+
+/// Whether it is one of the published rerankers whose head is the embedding: (layers, D) of Qwen3-Reranker 0.6B and 4B and of
+/// Qwen3-VL-Reranker 2B. GGUF files do not state whether a head is tied, so the size tells.
+fn is_tied_reranker(architecture: &Architecture, plan: &Plan) -> bool {
+    matches!(
+        (architecture.gguf, plan.layers.len(), plan.width),
+        ("qwen3", 28, 1024) | ("qwen3", 36, 2560) | ("qwen3vl", 28, 2048)
+    )
 }
 
 /// Whether the architecture of this `model_type` has linear attention in some layers; its checkpoints' norms are zero-centred.
 pub(crate) fn is_hybrid(model_type: &str) -> bool {
     ARCHITECTURES.iter().any(|a| a.model_type == model_type && a.is_hybrid)
+}
+
+/// The vision towers that go with the architecture of this `model_type`.
+pub(crate) fn towers(model_type: &str) -> &'static [&'static str] {
+    ARCHITECTURES.iter().find(|a| a.model_type == model_type).map_or(&[], |a| a.towers)
 }
 
 /// What GGUF files call the architecture that a plan names.

@@ -31,7 +31,13 @@ pub(super) fn read(architecture: &Architecture, files: &ModelFiles, plan: &Plan)
         }
         ModelFiles::Checkpoint(_) => None,
     };
-    Ok(Some(Sight { towers: architecture.towers, deepstack, image_token, video_token }))
+    // GGUF files have one name for several, a config.json says which of them it is.
+    let own = architecture.towers.iter().position(|tower| *tower == architecture.model_type);
+    let towers = match (files, own) {
+        (ModelFiles::Checkpoint(_), Some(i)) => &architecture.towers[i..=i],
+        _ => architecture.towers,
+    };
+    Ok(Some(Sight { towers, deepstack, image_token, video_token }))
 }
 
 fn of_gguf(gguf: &Gguf) -> Result<Option<[TokenId; 2]>, Error> {

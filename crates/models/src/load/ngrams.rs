@@ -84,7 +84,7 @@ impl Loader<'_> {
             let expected = vec![plan.rows, plan.row_dim];
             let found = vec![rows, plan.row_dim];
             let name = format!("{whole} in {} parts", parts.len());
-            return Err(Error::TensorShape { path: self.files.path().to_owned(), name, expected, found });
+            return Err(self.place().shape(name, expected, found));
         }
         self.matrix_of_parts(&parts, plan.row_dim)
     }

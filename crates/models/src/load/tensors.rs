@@ -303,19 +303,18 @@ impl<'a> Loader<'a> {
 
     /// The tensor of this name, which must have one of these shapes; it counts as used.
     pub(super) fn find(&mut self, name: String, shapes: &[&[usize]]) -> Result<&'a TensorInfo, Error> {
-        let path = || self.files.path().to_owned();
         let first = || shapes.first().copied().unwrap_or_default().to_vec();
         let Some(info) = self.files.tensor(&name) else {
             return Err(self.place().missing(name, first()));
         };
         if !shapes.contains(&info.shape.as_slice()) {
-            return Err(Error::TensorShape { path: path(), name, expected: first(), found: info.shape.clone() });
+            return Err(self.place().shape(name, first(), info.shape.clone()));
         }
         self.used.insert(name);
         Ok(info)
     }
 
-    fn place(&self) -> Place<'_> {
+    pub(super) fn place(&self) -> Place<'_> {
         Place {
             path: self.files.path(),
             architecture: self.architecture,
@@ -347,7 +346,10 @@ impl<'a> Loader<'a> {
         let mut unused = self.files.tensors().iter().filter(own).filter(|t| !is_spare(&t.name));
         match unused.next() {
             None => Ok(()),
-            Some(first) => Err(self.place().unused(1 + unused.count(), first.name.clone())),
+            Some(first) => {
+                let is_used = |name: &str| self.used.contains(name);
+                Err(self.place().unused(1 + unused.count(), first.name.clone(), is_used))
+            }
         }
     }
 }

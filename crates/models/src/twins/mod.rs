@@ -167,14 +167,12 @@ impl Twins {
 
     /// Holds the sources against the tensors of a file.
     fn check(&self, checkpoint: &Checkpoint, place: Place<'_>, is_spare: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let path = || checkpoint.path().to_owned();
         for Source { name, shape } in &self.sources {
             let Some(info) = checkpoint.tensor(name) else {
                 return Err(place.missing(name.clone(), shape.clone()));
             };
             if !info.shape.iter().filter(|n| **n != 1).eq(shape.iter().filter(|n| **n != 1)) {
-                let (name, expected, found) = (name.clone(), shape.clone(), info.shape.clone());
-                return Err(Error::TensorShape { path: path(), name, expected, found });
+                return Err(place.shape(name.clone(), shape.clone(), info.shape.clone()));
             }
         }
         let used: std::collections::HashSet<&str> =
@@ -183,7 +181,7 @@ impl Twins {
         let mut unused = checkpoint.tensors().iter().filter(is_unused);
         match unused.next() {
             None => Ok(()),
-            Some(first) => Err(place.unused(1 + unused.count(), first.name.clone())),
+            Some(first) => Err(place.unused(1 + unused.count(), first.name.clone(), |name| used.contains(name))),
         }
     }
 }

@@ -86,12 +86,48 @@ pub struct Windows {
     pub side: usize,
     /// For each block, whether its patches see their whole frame after all.
     pub whole: Vec<bool>,
+    /// Whether the side is that of published models because no file states it.
+    pub is_guessed: bool,
 }
 
 impl VisionPlan {
     /// K
     pub fn head_dim(&self) -> usize {
         self.width / self.heads
+    }
+
+    /// What of the tower no file states, so that it was guessed, in words.
+    pub fn guess(&self) -> Option<String> {
+        let windows = self.windows.as_ref().filter(|windows| windows.is_guessed)?;
+        let pixels = windows.side * self.patch.side * self.patch.merge;
+        Some(format!("the side of its windows, taken to be the {pixels} pixels of published Qwen2.5-VL"))
+    }
+
+    /// The first thing in which another tower differs, of those that files of both kinds state: what, here and there.
+    pub(crate) fn difference(&self, other: &VisionPlan) -> Option<(&'static str, String, String)> {
+        let ffn = |plan: &VisionPlan| match plan.ffn {
+            VisionFfn::Plain { width, .. } => format!("{width}, plain"),
+            VisionFfn::Gated { width } => format!("{width}, gated"),
+        };
+        let patch = |plan: &VisionPlan| {
+            let PatchPlan { side, frames, channels, merge, .. } = plan.patch;
+            format!("{frames} x {side} x {side} x {channels}, {merge} x {merge} merged")
+        };
+        let facts = |plan: &VisionPlan| {
+            [
+                ("architecture", plan.architecture.to_owned()),
+                ("depth", plan.layers.to_string()),
+                ("width", plan.width.to_string()),
+                ("number of heads", plan.heads.to_string()),
+                ("feed-forward width", ffn(plan)),
+                ("patch", patch(plan)),
+                ("side of its table of positions", plan.table_side.map_or("none".to_owned(), |side| side.to_string())),
+                ("list of DeepStack layers", format!("{:?}", plan.deepstack)),
+                ("output width", plan.out_width.to_string()),
+            ]
+        };
+        let pairs = facts(self).into_iter().zip(facts(other));
+        pairs.into_iter().find(|(a, b)| a != b).map(|((what, here), (_, there))| (what, here, there))
     }
 
     /// Values that one row of the tower's output has: the vector of the text model, and DeepStack's behind it.

@@ -81,6 +81,14 @@ const GENERATIONS: [Generation; 3] = [
     },
 ];
 
+/// The tower of this name, and how a mmproj file calls it.
+pub(super) fn in_words(architecture: &str) -> String {
+    match GENERATIONS.iter().find(|generation| generation.architecture == architecture) {
+        Some(generation) => format!("a {architecture} tower (`clip.projector_type` {})", generation.projector),
+        None => format!("a {architecture} tower"),
+    }
+}
+
 /// The tower that a checkpoint's config.json describes, for a text model of D = `text_width`.
 pub(super) fn of_config(whole: &Config, text_width: usize) -> Result<VisionPlan, Error> {
     let config = whole.require_object("vision_config")?;
@@ -121,8 +129,9 @@ pub(super) fn of_config(whole: &Config, text_width: usize) -> Result<VisionPlan,
     let windows = match generation.has_windows {
         false => None,
         true => {
-            let pixels = config.usize("window_size")?.unwrap_or(WINDOW_PIXELS);
             let whole = config.usizes("fullatt_block_indexes")?.unwrap_or_default();
+            // What a config leaves out has transformers' default, and is no guess.
+            let pixels = Some(config.usize("window_size")?.unwrap_or(WINDOW_PIXELS));
             Some((pixels, (0..layers.min(LAYERS_MAX)).map(|i| whole.contains(&i)).collect()))
         }
     };
@@ -195,26 +204,18 @@ pub(super) fn of_mmproj(gguf: &Gguf) -> Result<VisionPlan, Error> {
         true => Some(square_side(path, axis("v.position_embd.weight", 0)?)?),
         false => None,
     };
-    let beside = if generation.has_windows { config_beside(path)? } else { None };
+    let pixels = optional("window_size")?;
     let windows = match generation.has_windows {
         false => None,
         true => {
-            let pixels = match optional("window_size")? {
-                Some(pixels) => Some(pixels),
-                None => beside.as_ref().map(|config| config.usize("window_size")).transpose()?.flatten(),
-            };
             // Every so many blocks one sees everything; 0 means that all do.
             let interval = optional("n_wa_pattern")?.unwrap_or(0);
             let whole = |i: usize| interval == 0 || (i + 1).is_multiple_of(interval);
-            Some((pixels.unwrap_or(WINDOW_PIXELS), (0..layers.min(LAYERS_MAX)).map(whole).collect()))
+            Some((pixels, (0..layers.min(LAYERS_MAX)).map(whole).collect()))
         }
     };
-    let per_second = match (meta.f32("clip.vision.tokens_per_second")?, &beside, generation.has_windows) {
-        (_, _, false) => None,
-        (Some(stated), _, true) => Some(stated),
-        (None, Some(config), true) => Some(config.f32("tokens_per_second")?.unwrap_or(POSITIONS_PER_SECOND)),
-        (None, None, true) => Some(POSITIONS_PER_SECOND),
-    };
+    let stated_rate = meta.f32("clip.vision.tokens_per_second")?;
+    let per_second = generation.has_windows.then(|| stated_rate.unwrap_or(POSITIONS_PER_SECOND));
     let is_stacked = meta.bools("clip.vision.is_deepstack_layers")?.unwrap_or_default();
     let numbers = Numbers {
         path,
@@ -232,17 +233,27 @@ pub(super) fn of_mmproj(gguf: &Gguf) -> Result<VisionPlan, Error> {
         positions_per_second: per_second,
         out_width: axis("mm.2.weight", 0)?,
     };
-    numbers.checked()
+    let mut plan = numbers.checked()?;
+    if plan.windows.is_some()
+        && (pixels.is_none() || stated_rate.is_none())
+        && let Some(own) = described_beside(path, &plan)
+    {
+        if pixels.is_none() {
+            plan.windows = own.windows;
+        }
+        if stated_rate.is_none() {
+            plan.positions_per_second = own.positions_per_second;
+        }
+    }
+    Ok(plan)
 }
 
-/// `vision_config` of a config.json in the same folder: mmproj files do not state the size of Qwen2.5-VL's windows, and the
-/// repositories that they come from often hold the config that they were made from.
-fn config_beside(mmproj: &Path) -> Result<Option<Config>, Error> {
+/// The tower as a config.json in the same folder describes it: mmproj files do not state the size of Qwen2.5-VL's windows, and the
+/// repositories that they come from often hold the config that they were made from. `None` where that is not of this tower.
+fn described_beside(mmproj: &Path, plan: &VisionPlan) -> Option<VisionPlan> {
     let path = mmproj.with_file_name("config.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    Ok(Config::open(&path)?.object("vision_config")?)
+    let own = of_config(&Config::open(&path).ok()?, plan.out_width).ok()?;
+    plan.difference(&own).is_none().then_some(own)
 }
 
 fn ffn_of(generation: &Generation, config: &Config, width: usize) -> Result<VisionFfn, Error> {
@@ -282,8 +293,8 @@ struct Numbers<'a> {
     norm_eps: f32,
     theta: f64,
     table_side: Option<usize>,
-    /// Pixels of the side, and which blocks see everything.
-    windows: Option<(usize, Vec<bool>)>,
+    /// Pixels of the side, where they are stated, and which blocks see everything.
+    windows: Option<(Option<usize>, Vec<bool>)>,
     deepstack: Vec<usize>,
     positions_per_second: Option<f32>,
     out_width: usize,
@@ -341,11 +352,14 @@ impl Numbers<'_> {
         let unit = self.patch.side * self.patch.merge;
         let windows = match &self.windows {
             None => None,
-            Some((pixels, whole)) if *pixels >= unit && *pixels <= SIZE_MAX => {
-                Some(Windows { side: pixels / unit, whole: whole.clone() })
-            }
-            Some((pixels, _)) => {
-                return Err(self.wrong("window_size", pixels, &format!("{unit} to {SIZE_MAX} pixels")));
+            Some((stated, whole)) => {
+                let pixels = stated.unwrap_or(WINDOW_PIXELS);
+                if pixels < unit || pixels > SIZE_MAX {
+                    return Err(self.wrong("window_size", pixels, &format!("{unit} to {SIZE_MAX} pixels")));
+                }
+                // Where every block sees everything, nothing hangs on the side.
+                let is_guessed = stated.is_none() && !whole.iter().all(|whole| *whole);
+                Some(Windows { side: pixels / unit, whole: whole.clone(), is_guessed })
             }
         };
         Ok(VisionPlan {

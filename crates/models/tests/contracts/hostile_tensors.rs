@@ -261,9 +261,63 @@ fn a_body_alone_is_an_embedding_model() {
     whole.tensors.retain(|tensor| tensor.gguf != "output.weight");
     assert_refused(&whole, Form::Checkpoint, &["`lm_head.weight`", "missing"], "a model without its head");
     // In GGUF files it is the way of pooling that tells them from models whose head is the embedding.
-    for (pooling, headless) in [(0, false), (1, true), (3, true), (4, false)] {
+    let pooled = |pooling: u32| {
         let mut tiny = whole.clone();
         tiny.metadata.push(("qwen3.pooling_type".to_owned(), Value::U32(pooling)));
-        assert_eq!(planned(&tiny, Form::Gguf).headless, headless, "pooling {pooling}");
+        tiny
+    };
+    for (pooling, headless) in [(0, false), (1, true), (3, true)] {
+        assert_eq!(planned(&pooled(pooling), Form::Gguf).headless, headless, "pooling {pooling}");
+    }
+    // A reranker's head judges, and no embedding stands in for it.
+    let parts =
+        ["`qwen3.pooling_type` is 4", "neither `cls.output.weight` nor `output.weight`", "expected one of these"];
+    assert_refused(&pooled(4), Form::Gguf, &parts, "a reranker without its head");
+}
+
+/// Published rerankers whose head is the embedding are read without a head of their own; the larger one has one.
+#[test]
+fn rerankers_that_are_tied_are_told_by_their_size() {
+    for (layers, hidden_size, is_tied) in [(28, 1024, true), (36, 2560, true), (36, 4096, false), (28, 2560, false)] {
+        // Metadata and names are enough: no weights are read.
+        let shape = Shape {
+            layers,
+            hidden_size,
+            intermediate_size: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            vocab_size: 2,
+            ..SMALL
+        };
+        let mut tiny = Tiny::new(&shape);
+        tiny.tensors.retain(|tensor| tensor.gguf != "output.weight");
+        tiny.metadata.push(("qwen3.pooling_type".to_owned(), Value::U32(4)));
+        match is_tied {
+            true => assert!(planned(&tiny, Form::Gguf).tied, "{layers} layers of {hidden_size}"),
+            false => assert_refused(&tiny, Form::Gguf, &["`cls.output.weight`"], "a head of its own is missing"),
+        }
+    }
+}
+
+#[test]
+fn the_nearest_right_thing_is_named() {
+    let whole = Tiny::new(&SMALL);
+    let at = |name: &str| whole.tensors.iter().position(|tensor| tensor.gguf == name).unwrap();
+    let mut taller = whole.clone();
+    replace(&mut taller.tensors[at("blk.1.ffn_up.weight")], DType::F32, &[64, 32]);
+    let parts = ["the nearest that fits is a configuration with 64 in place of 48, which is its `intermediate_size`"];
+    let mut turned = whole.clone();
+    replace(&mut turned.tensors[at("blk.1.ffn_up.weight")], DType::F32, &[32, 48]);
+    let mut extra = whole.clone();
+    let mut more = whole.tensors[at("blk.1.ffn_up.weight")].clone();
+    (more.gguf, more.hugging_face) = ("blk.1.ffn_up.scale".into(), "model.layers.1.mlp.up_proj.scale".into());
+    extra.tensors.push(more);
+    for form in FORMS {
+        assert_refused(&taller, form, &parts, "another width");
+        assert_refused(&turned, form, &["the nearest is its transpose"], "a transposed matrix");
+        let named = name(&whole.tensors[at("blk.1.ffn_up.weight")], form);
+        let nearest = format!("the nearest that belongs to it is `{named}`");
+        assert_refused(&extra, form, &["1 tensors belong to no part", &nearest], "an extra tensor");
     }
 }
