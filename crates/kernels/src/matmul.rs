@@ -231,10 +231,21 @@ impl<'a> Task<'a> {
     /// Calls `f(group, tokens)` for all groups and tokens: tokens in panels of so many values, whole tiles of them, so that a
     /// panel stays in cache while the groups go by.
     pub(crate) fn panels(&self, panel_values: usize, tile_tokens: usize, mut f: impl FnMut(usize, Range<usize>)) {
+        self.panels_of(1, panel_values, tile_tokens, |groups, tokens| f(groups.start, tokens));
+    }
+
+    /// As `panels`, `tile_groups` groups at a time.
+    pub(crate) fn panels_of(
+        &self,
+        tile_groups: usize,
+        panel_values: usize,
+        tile_tokens: usize,
+        mut f: impl FnMut(Range<usize>, Range<usize>),
+    ) {
         let panel = (panel_values / self.x.cols.max(1) / tile_tokens * tile_tokens).max(tile_tokens);
         for first in (0..self.x.rows).step_by(panel) {
-            for g in self.groups.clone() {
-                f(g, first..(first + panel).min(self.x.rows));
+            for g in self.groups.clone().step_by(tile_groups) {
+                f(g..(g + tile_groups).min(self.groups.end), first..(first + panel).min(self.x.rows));
             }
         }
     }

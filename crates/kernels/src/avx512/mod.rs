@@ -8,6 +8,7 @@ pub(crate) mod attention_back;
 pub(crate) mod elementwise;
 pub(crate) mod matmul;
 pub(crate) mod matmul_back;
+mod plain;
 pub(crate) mod product;
 pub(crate) mod quantize;
 mod reduce;
