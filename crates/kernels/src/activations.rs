@@ -78,6 +78,33 @@ impl Activations {
         }
     }
 
+    /// Room for `rows` rows of `cols` values in the form of `operand`, which is filled piece by piece; `values` is for f32.
+    pub(crate) fn open<'a>(
+        &'a mut self,
+        isa: Isa,
+        (rows, cols): (usize, usize),
+        operand: Operand,
+        values: &'a mut Vec<f32>,
+    ) -> Filling<'a> {
+        (self.rows, self.cols, self.widest) = (rows, cols, tile_rows(isa));
+        let form = match operand {
+            Operand::Quantized => {
+                grow(&mut self.quants, rows * cols);
+                grow(&mut self.facts, rows * (cols / UNIT));
+                Form::Quants(SharedOut::new(&mut self.quants), SharedOut::new(&mut self.facts))
+            }
+            Operand::Bf16 if isa.pairs_bf16() => {
+                grow(&mut self.bf16, rows * cols.next_multiple_of(2));
+                Form::Bf16(SharedOut::new(&mut self.bf16))
+            }
+            _ => {
+                grow(values, rows * cols);
+                Form::F32(SharedOut::new(values))
+            }
+        };
+        Filling { isa, rows, cols, widest: self.widest, form }
+    }
+
     /// Bytes of the buffers.
     pub(crate) fn held_bytes(&self) -> usize {
         let Activations { quants, facts, bf16, .. } = self;
@@ -168,6 +195,49 @@ impl Place<'_> {
         let at = self.first + u * self.width;
         // SAFETY: the units of a place belong to one row, which one thread quantises, unit after unit.
         unsafe { (&mut self.quants.slice(at * UNIT, UNIT).as_chunks_mut().0[0], &mut self.facts.slice(at, 1)[0]) }
+    }
+}
+
+/// Rows that are filled piece by piece, by several threads.
+pub(crate) struct Filling<'a> {
+    isa: Isa,
+    rows: usize,
+    cols: usize,
+    widest: usize,
+    form: Form<'a>,
+}
+
+enum Form<'a> {
+    Quants(SharedOut<'a, i8>, SharedOut<'a, UnitFacts>),
+    Bf16(SharedOut<'a, bf16>),
+    F32(SharedOut<'a, f32>),
+}
+
+impl Filling<'_> {
+    /// Takes x: (rows, columns); columns begin and, but for the last, end with a unit.
+    ///
+    /// # Safety
+    /// Nobody else gives these columns of these rows.
+    pub(crate) unsafe fn put(&self, rows: Range<usize>, cols: Range<usize>, x: &[f32]) {
+        for (row, x) in rows.zip(x.chunks_exact(cols.len())) {
+            match &self.form {
+                Form::Quants(quants, facts) => {
+                    let (first, width) = tile_of(self.widest, row, self.rows);
+                    let first = first * (self.cols / UNIT) + cols.start / UNIT * width + (row - first);
+                    quantize_row(self.isa, x, &mut Place { quants, facts, first, width });
+                }
+                Form::Bf16(to) => {
+                    let padded = self.cols.next_multiple_of(2);
+                    let len = if cols.end == self.cols { padded - cols.start } else { cols.len() };
+                    // SAFETY: the caller's promise.
+                    let to = unsafe { to.slice(row * padded + cols.start, len) };
+                    to[..x.len()].convert_from_f32_slice(x);
+                    to[x.len()..].fill(bf16::ZERO);
+                }
+                // SAFETY: the caller's promise.
+                Form::F32(to) => unsafe { to.slice(row * self.cols + cols.start, cols.len()) }.copy_from_slice(x),
+            }
+        }
     }
 }
 

@@ -45,15 +45,7 @@ impl Compute {
     /// `gate = silu(gate) * up`, both (T, F). Source: Shazeer 2020, SwiGLU.
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32], width: usize) {
         assert_eq!(gate.len(), up.len(), "silu_mul");
-        self.each_row(gate, width, |isa, row, gate| {
-            let up = &up[row * width..][..width];
-            match isa {
-                // SAFETY: `Compute::new` has checked that the machine has this instruction set.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::elementwise::silu_mul_row(up, gate) },
-                _ => silu_mul_row(isa, up, gate),
-            }
-        });
+        self.each_row(gate, width, |isa, row, gate| silu_mul(isa, &up[row * width..][..width], gate));
     }
 
     /// Rotates each head of x: (T, H, K) by its token's angles, halves against halves (the NeoX pairing). `cos` and `sin`
@@ -108,6 +100,16 @@ for_each_isa! {
 #[inline(always)]
 fn silu(x: f32) -> f32 {
     x / (1.0 + lanes::exp(-x))
+}
+
+/// `gate = silu(gate) * up`.
+pub(crate) fn silu_mul(isa: Isa, up: &[f32], gate: &mut [f32]) {
+    match isa {
+        // SAFETY: an `Isa` reaches the ops only through `Compute::new`, which has checked that it is present.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => unsafe { crate::avx512::elementwise::silu_mul_row(up, gate) },
+        _ => silu_mul_row(isa, up, gate),
+    }
 }
 
 /// `x = silu(x)`, one row.

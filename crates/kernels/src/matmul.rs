@@ -11,6 +11,7 @@ use half::bf16;
 use crate::{
     Isa,
     activations::{Activations, UnitFacts, tile_of},
+    gated::GatedRoom,
     layout::{GROUP_ROWS, UNIT},
     matmul_back::BackRoom,
     planes::Joined,
@@ -46,12 +47,12 @@ pub struct Product<'a> {
 
 /// Buffers that products reuse. One per caller.
 #[derive(Default)]
-pub struct MatmulScratch(pub(crate) Activations, pub(crate) ScreenRoom);
+pub struct MatmulScratch(pub(crate) Activations, pub(crate) ScreenRoom, pub(crate) GatedRoom);
 
 impl MatmulScratch {
     /// Bytes of the buffers.
     pub fn held_bytes(&self) -> usize {
-        self.0.held_bytes() + self.1.held_bytes()
+        self.0.held_bytes() + self.1.held_bytes() + self.2.held_bytes()
     }
 }
 
@@ -136,7 +137,11 @@ impl Compute {
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
         scratch.0.prepare(self.isa, &self.pool, x, cols, &needed);
-        let x = Rows::of(&scratch.0, x);
+        self.multiply_prepared(Rows::of(&scratch.0, x), products, added);
+    }
+
+    /// As `matmul_added`, of activations in the forms that the products need.
+    pub(crate) fn multiply_prepared(&self, x: Rows<'_>, products: &mut [Product<'_>], added: &[Option<LowRank<'_>>]) {
         let jobs: Vec<_> = products.iter_mut().map(|p| (p.weight, SharedOut::new(&mut *p.out))).collect();
         let groups: usize = jobs.iter().map(|(weight, _)| weight.groups()).sum();
         let deal = Deal::new(groups, self.pool.threads());
@@ -256,6 +261,19 @@ impl<'a> Rows<'a> {
     pub(crate) fn of(prepared: &'a Activations, values: &'a [f32]) -> Rows<'a> {
         let Activations { rows, cols, widest, ref quants, ref facts, ref bf16 } = *prepared;
         Rows { rows, cols, widest, values, quants, facts, bf16 }
+    }
+
+    /// Some of the rows: from a multiple of every tile's rows, up to another or to the last row.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Rows<'a> {
+        let (cols, padded) = (self.cols, self.cols.next_multiple_of(2));
+        Rows {
+            rows: rows.len(),
+            values: &self.values[rows.start * cols..rows.end * cols],
+            quants: self.quants.get(rows.start * cols..).unwrap_or_default(),
+            facts: self.facts.get(rows.start * (cols / UNIT)..).unwrap_or_default(),
+            bf16: self.bf16.get(rows.start * padded..).unwrap_or_default(),
+            ..*self
+        }
     }
 
     /// Quants (32) and facts of unit `u` of row `t`.

@@ -85,7 +85,7 @@ impl Compute {
         let few = wanted.iter().all(|best| best.count > 0) && (1..=BEST_ROWS_MAX).contains(&rows);
         if few && weight.is_bounded() {
             scratch.0.prepare(self.isa, &self.pool, x, cols, &[Operand::Quantized]);
-            let MatmulScratch(prepared, room) = &mut *scratch;
+            let MatmulScratch(prepared, room, _) = &mut *scratch;
             let x = Rows::of(prepared, x);
             let norms: Vec<f64> = (0..rows).map(|t| norm(&x, t)).collect();
             if norms.iter().all(|norm| NORMS.contains(norm)) {

@@ -1,7 +1,7 @@
 //! Every op and weight type on every instruction set present, against plain arithmetic in f64 and against `portable`.
 
 use qwenkit_kernels::{
-    AttentionSeq, Compute, Isa, KvCache, KvType, MatmulScratch, PAGE_TOKENS, Product, Weight, dequantize_row,
+    AttentionSeq, Compute, GatedUnit, Isa, KvCache, KvType, MatmulScratch, PAGE_TOKENS, Product, Weight, dequantize_row,
 };
 use qwenkit_tensor::DType;
 
@@ -263,6 +263,35 @@ fn several_products_in_one_fork() {
         compute.matmul(&mut MatmulScratch::default(), &x, &mut products);
         for (weight, out) in weights.iter().zip(&outs) {
             assert_eq!(out, &matmul(&compute, weight, &x), "{} on {isa}", weight.dtype());
+        }
+    }
+}
+
+#[test]
+fn a_gated_unit_has_the_bits_of_its_ops() {
+    let mut random = Random(6);
+    // (tokens, D, F): one, tails of tiles, several pieces of tokens; rows of groups and units that end early.
+    let shapes = [(1, 33, 5), (7, 64, 70), (8, 64, 33), (129, 40, 333), (300, 17, 48)];
+    for (isa, threads) in Isa::available().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+        let compute = Compute::new(threads, isa);
+        for dtype in WEIGHT_TYPES.into_iter().filter(|dtype| dtype.block_len() <= 32) {
+            let whole = |n: usize| n.next_multiple_of(dtype.block_len());
+            let mut scratch = MatmulScratch::default();
+            for (tokens, width, inner) in shapes.map(|(t, d, f)| (t, whole(d), whole(f))) {
+                let mut weight = |rows: usize, cols: usize| {
+                    let bytes = stored(dtype, rows, cols, &mut random);
+                    Weight::from_bytes(compute.pool(), dtype, rows, cols, &bytes).unwrap()
+                };
+                let (gate, up, down) = (weight(inner, width), weight(inner, width), weight(width, inner));
+                let x = random.values(tokens * width);
+                let mut hidden = matmul(&compute, &gate, &x);
+                compute.silu_mul(&mut hidden, &matmul(&compute, &up, &x), inner);
+                let expected = matmul(&compute, &down, &hidden);
+                let mut out = vec![f32::NAN; tokens * width];
+                let unit = GatedUnit { gate: &gate, up: &up, down: &down };
+                compute.gated_unit(&mut scratch, &x, unit, &mut out);
+                assert_eq!(out, expected, "{dtype} on {isa}, {threads} threads, ({tokens}, {width}, {inner})");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The dense feed-forward block: a gated unit. Source: Shazeer 2020, SwiGLU.
 
-use qwenkit_kernels::{Product, Weight};
+use qwenkit_kernels::{GatedUnit, Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
 use crate::{
@@ -32,6 +32,11 @@ impl DenseFfn {
         x: &[f32],
         out: &mut [f32],
     ) {
+        if cx.tap.is_none() && cx.adapted.of_seqs.is_empty() {
+            // Nobody looks at the inner values or adds to them.
+            let unit = GatedUnit { gate: &self.gate, up: &self.up, down: &self.down };
+            return cx.compute.gated_unit(&mut buffers.matmul, x, unit, out);
+        }
         let [of_gate, of_up, of_down] = modules;
         let (tokens, width) = (x.len() / self.gate.cols(), self.gate.rows());
         let gate = sized(&mut buffers.a, tokens * width);
