@@ -83,9 +83,9 @@ pub enum Error {
         /// The tensor's name.
         name: String,
         /// The plan's shape.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
         /// The file's shape.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// What would make it right, as the end of the sentence.
         nearest: Box<str>,
     },

@@ -57,6 +57,7 @@ impl Place<'_> {
     /// The refusal of a tensor of another shape.
     pub(crate) fn shape(&self, name: String, expected: Vec<usize>, found: Vec<usize>) -> Error {
         let nearest = nearest_shape(self.plan.map(|(plan, _)| plan), &expected, &found).into_boxed_str();
+        let (expected, found) = (expected.into_boxed_slice(), found.into_boxed_slice());
         Error::TensorShape { path: self.path.to_owned(), name, expected, found, nearest }
     }
 
