@@ -144,19 +144,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         },
         Err(error) => error.into_response(),
     };
-    if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
-        let message = "the request did not arrive as it was announced";
-        response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
-    }
-    let body = response.extensions().get::<ApiError>().and_then(|error| match path.as_str() {
-        path if path.starts_with("/v1/messages") => Some(anthropic::error_body(error)),
-        path if path.starts_with("/api/") => Some(ollama::error_body(error)),
-        _ => None,
-    });
-    if let Some(body) = body {
-        *response.body_mut() = Body::from(body.to_string());
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
+    tell_fault(&path, &mut response);
     if let Some(meter) = &caller.meter {
         meter.tell(response.headers_mut());
     }
@@ -172,6 +160,23 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let fault = response.extensions().get::<ApiError>().map(|error| (error.param.clone(), error.code));
     line.answer(status, fault);
     response.map(|body| Body::new(Logged::new(body, line)))
+}
+
+/// Says what is wrong in the shape of the interface that was spoken.
+fn tell_fault(path: &str, response: &mut Response) {
+    if response.status() == StatusCode::BAD_REQUEST && !is_json(response) {
+        let message = "the request did not arrive as it was announced";
+        *response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
+    }
+    let body = response.extensions().get::<ApiError>().and_then(|error| match path {
+        path if path.starts_with("/v1/messages") => Some(anthropic::error_body(error)),
+        path if path.starts_with("/api/") => Some(ollama::error_body(error)),
+        _ => None,
+    });
+    if let Some(body) = body {
+        *response.body_mut() = Body::from(body.to_string());
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
 }
 
 /// Paths that need no key: what supervisors ask, and the page, which asks for the key itself.

@@ -41,8 +41,8 @@ Examples:
   qwenkit serve ./qwen3-vl                             images too, where the model has its tower in itself or beside it
   QWENKIT_API_KEY=secret qwenkit serve --host 0.0.0.0  for the whole network, with a key
 
-Every setting has a variable (QWENKIT_MAX_WAITING for --max-waiting; several keys or origins stand behind commas) and a place in
-the file of --config. What the command line says counts before what a variable says, and that before the file.
+Every setting has a variable (QWENKIT_MODEL, QWENKIT_MAX_WAITING for --max-waiting; several keys or origins stand behind commas)
+and a place in the file of --config. What the command line says counts before what a variable says, and that before the file.
 
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
        -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'"
@@ -189,7 +189,8 @@ pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
 /// Gives a setting of `serve` its variable. What says what to do, and not how, has none.
 fn with_variable(argument: Arg) -> Arg {
     let variable = match argument.get_long() {
-        None | Some("check" | "verify-audit-log" | "help" | "version") => return argument,
+        Some("check" | "verify-audit-log" | "help" | "version") => return argument,
+        None => "QWENKIT_MODEL".to_owned(),
         Some("config") => "QWENKIT_SERVE_CONFIG".to_owned(),
         Some(name) => format!("QWENKIT_{}", name.replace('-', "_").to_uppercase()),
     };

@@ -203,7 +203,9 @@ fn no_path_takes_what_is_no_request() {
             let reply = Reply::read(server.send("POST", &path, "content-type: application/json\r\n", &body));
             let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
             // A cancellation has no body, and there is nothing of this name to cancel.
-            assert!((400..500).contains(&reply.status), "{path} {shown}: {} {}", reply.status, reply.text());
+            // Nor can this server fine-tune, which it says to whatever is sent.
+            let is_off = path.starts_with("/v1/fine_tuning/") && reply.status == 501;
+            assert!(is_off || (400..500).contains(&reply.status), "{path} {shown}: {} {}", reply.status, reply.text());
             let error = reply.json()["error"].clone();
             let message = error["message"].as_str().or(error.as_str());
             assert!(message.is_some_and(|message| !message.is_empty()), "{path} {shown}: {}", reply.text());

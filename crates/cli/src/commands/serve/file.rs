@@ -154,10 +154,11 @@ mod tests {
         let serve = command.find_subcommand("serve").unwrap();
         let without = ["check", "verify-audit-log"];
         for argument in serve.get_arguments() {
-            let Some(long) = argument.get_long().filter(|long| !without.contains(long)) else { continue };
-            let expected = match long {
-                "config" => "QWENKIT_SERVE_CONFIG".to_owned(),
-                long => format!("QWENKIT_{}", long.replace('-', "_").to_uppercase()),
+            let expected = match argument.get_long() {
+                Some(long) if without.contains(&long) => continue,
+                None => "QWENKIT_MODEL".to_owned(),
+                Some("config") => "QWENKIT_SERVE_CONFIG".to_owned(),
+                Some(long) => format!("QWENKIT_{}", long.replace('-', "_").to_uppercase()),
             };
             assert_eq!(argument.get_env().map(|name| name.to_string_lossy().into_owned()), Some(expected));
         }
