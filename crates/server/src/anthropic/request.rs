@@ -67,7 +67,8 @@ fn context_management(fields: &mut Fields) -> Result<(), ApiError> {
     let keeps_all = |edit: &Value| {
         edit["type"] == "clear_thinking_20251015" && (edit["keep"] == "all" || edit["keep"]["type"] == "all")
     };
-    for (i, edit) in management.list("edits")?.unwrap_or_default().iter().enumerate().filter(|(_, e)| !keeps_all(e)) {
+    let edits = management.list("edits")?.unwrap_or_default();
+    if let Some((i, edit)) = edits.iter().enumerate().find(|(_, edit)| !keeps_all(edit)) {
         let at = management.at(&format!("edits[{i}]"));
         let message =
             format!("`{at}` is {}, and nothing is edited out of conversations here; leave it out", edit["type"]);
