@@ -12,7 +12,7 @@ use crate::{
     clock::rfc3339,
     embeddings::{inputs, queries},
     error::ApiError,
-    fields::Fields,
+    fields::{Fields, wrong},
     models::{ServedModel, Slot},
     readings,
 };
@@ -91,10 +91,11 @@ fn size_name(parameters: u64) -> String {
 pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.take_one(&["model", "name"])?;
-    let (_, name) = fields.required("model", name)?;
+    let (at, name) = fields.required("model", name)?;
+    let Some(name) = name.as_str() else { return Err(wrong(&at, &name, "a string")) };
     fields.bool("verbose")?;
     fields.finish()?;
-    let model = app.model(name.as_str()).await?;
+    let model = app.model(Some(name)).await?;
     let info = model.session.info();
     let architecture = info.architecture;
     let mut capabilities = if info.has_head { vec!["completion", "embedding"] } else { vec!["embedding"] };
