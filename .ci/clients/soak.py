@@ -23,11 +23,14 @@ WARM_SHARE = 0.2
 GROWTH_MB = 64
 
 
-def post(path, body, timeout=600):
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout)
+def post(path, body):
+    return call("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def call(method, path, data=None, kind="application/json"):
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
     try:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request("POST", path, data, {"content-type": "application/json"})
+        connection.request(method, path, data, {"content-type": kind})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -63,16 +66,47 @@ def requests():
         made.append(("/v1/completions", {
             "prompt": words(i + 40, 700 if i == 3 else 60), "max_tokens": 12, "temperature": 0, "echo": True, "logprobs": 2}))
         made.append(("/v1/embeddings", {"input": [words(i + 60, 20 * (j + 1)) for j in range(3)]}))
+        question = {"role": "user", "content": f"{words(i + 80, 6)}? Tell me about number {i}."}
+        made.append(("/v1/messages", {
+            "model": "default", "system": f"x-soak-header: {i};\n{shared}", "messages": [question], "max_tokens": 24, "temperature": 0}))
+        made.append(("/v1/responses", {
+            "input": question["content"], "max_output_tokens": 24, "seed": i, "temperature": 0.8, "repetition_penalty": 1.1}))
+        made.append(("/api/chat", {
+            "model": "default", "messages": [question], "stream": False, "options": {"num_predict": 24, "seed": i, "temperature": 0.8}}))
     return made
 
 
+VARYING = {
+    "id", "created", "created_at", "prompt_tokens_details", "input_tokens_details", "input_tokens", "cache_read_input_tokens",
+}
+
+
 def essence(data):
-    """What must be the same each time: everything but ids, moments and what the cache spared."""
+    """What must be the same each time: everything but ids, moments, durations and what the cache spared."""
     if isinstance(data, dict):
-        return {key: essence(value) for key, value in data.items() if key not in ("id", "created", "prompt_tokens_details")}
+        return {key: essence(value) for key, value in data.items() if key not in VARYING and not key.endswith("_duration")}
     if isinstance(data, list):
         return [essence(value) for value in data]
     return data
+
+
+def batch(lines):
+    """A batch of chats, from its file to its results: the bodies of the answers in the order of the lines."""
+    content = "\n".join(json.dumps({
+        "custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": body}) for i, body in enumerate(lines))
+    form = (f'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\ncontent-disposition: form-data; '
+            f'name="file"; filename="in.jsonl"\r\n\r\n{content}\r\n--b--\r\n').encode()
+    _, data = call("POST", "/v1/files", form, "multipart/form-data; boundary=b")
+    _, data = post("/v1/batches", {
+        "input_file_id": json.loads(data)["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"})
+    made = json.loads(data)
+    while made["status"] in ("validating", "in_progress", "finalizing"):
+        time.sleep(0.2)
+        made = json.loads(call("GET", f"/v1/batches/{made['id']}")[1])
+    assert made["status"] == "completed" and made["request_counts"]["failed"] == 0, made
+    _, data = call("GET", f"/v1/files/{made['output_file_id']}/content")
+    results = sorted((json.loads(line) for line in data.splitlines()), key=lambda result: int(result["custom_id"]))
+    return [essence(result["response"]["body"]) for result in results]
 
 
 def alone(request):
@@ -102,6 +136,12 @@ class Soak:
         status, data = post(*self.requests[i])
         if status != 200 or essence(json.loads(data)) != self.expected[i]:
             raise AssertionError(f"request {i} gave {status} {data[:600]}, expected {json.dumps(self.expected[i])[:600]}")
+
+    def batched(self, picked):
+        chats = [i for i, (path, _) in enumerate(self.requests) if path == "/v1/chat/completions"]
+        lines = picked.sample(chats, 4)
+        found = batch([self.requests[i][1] for i in lines])
+        assert found == [self.expected[i] for i in lines], f"a batch of the requests {lines} gave {json.dumps(found)[:600]}"
 
     def cancelled(self, picked):
         body = {"messages": [{"role": "user", "content": words(picked.random(), 200)}], "max_tokens": 2000, "stream": True, "ignore_eos": True}
@@ -143,7 +183,7 @@ class Soak:
 
     def user(self, seed):
         picked = random.Random(seed)
-        kinds = [self.same] * 12 + [self.cancelled] * 3 + [self.oversized, self.broken, self.broken, self.large, self.half_open]
+        kinds = [self.same] * 16 + [self.cancelled] * 3 + [self.batched, self.oversized, self.broken, self.broken, self.large, self.half_open]
         while time.monotonic() < self.end and not self.faults:
             kind = picked.choice(kinds)
             try:

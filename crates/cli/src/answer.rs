@@ -46,7 +46,7 @@ pub(crate) fn answer(session: &Session, ask: Ask, show: Show) -> anyhow::Result<
     let (mut logprobs, mut ends_line) = (Vec::new(), true);
     for piece in &mut pieces {
         match piece? {
-            Piece::Prefill { done_tokens, total_tokens } if total_tokens >= LONG_PROMPT_TOKENS => {
+            Piece::Prefill { done_tokens, total_tokens, .. } if total_tokens >= LONG_PROMPT_TOKENS => {
                 bar.update(done_tokens as u64, total_tokens as u64);
             }
             Piece::Prefill { .. } | Piece::Prompt(_) => {}

@@ -12,9 +12,10 @@ use qwenkit_text::{Opening, StreamDecoder};
 use crate::{
     engine::Canceller,
     error::Error,
-    request::{Event, Finish, TokenLogprobs},
+    guide::ThoughtEnd,
+    request::{Event, Finish, Missed, TokenLogprobs},
     sequence::Listener,
-    stop_text::StopText,
+    stop_text::{Passed, StopText},
 };
 
 /// A part of an answer.
@@ -26,6 +27,8 @@ pub enum Piece {
         done_tokens: usize,
         /// Tokens of the prompt.
         total_tokens: usize,
+        /// Milliseconds until it is through, at the pace since the first word of it.
+        left_ms: Option<f64>,
     },
     /// Log-probabilities of the next tokens of the prompt, from its second token on.
     Prompt(Vec<TokenLogprobs>),
@@ -61,6 +64,10 @@ pub struct Summary {
     pub prompt_tokens: usize,
     /// Of these, tokens whose state was still there from before.
     pub cached_tokens: usize,
+    /// What was not there of a long prompt, and why.
+    pub missed: Option<Missed>,
+    /// Why the thought was ended for the model, if it was.
+    pub thought_end: Option<ThoughtEnd>,
     /// Milliseconds from the question to the first token.
     pub prompt_ms: f64,
     /// Milliseconds from the first token to the last.
@@ -79,7 +86,13 @@ pub struct Transcript {
     prompt_ids: Vec<TokenId>,
     opening: Opening,
     summary: Summary,
+    /// No stop text ends the answer before it has so many tokens.
+    min_tokens: usize,
     asked: Instant,
+    /// When the first piece of the prompt was through, and how many tokens.
+    begun: Option<(Instant, usize)>,
+    /// Tokens of the prompt that are through.
+    read_tokens: usize,
     ended: bool,
 }
 
@@ -97,12 +110,17 @@ impl Transcript {
                 stop_text: None,
                 prompt_tokens: plan.prompt_ids.len(),
                 cached_tokens: 0,
+                missed: None,
+                thought_end: None,
                 prompt_ms: 0.0,
                 generate_ms: 0.0,
                 seed: plan.seed,
             },
             prompt_ids: plan.prompt_ids,
             opening: plan.opening,
+            min_tokens: plan.min_tokens,
+            begun: None,
+            read_tokens: 0,
             asked: plan.asked,
             ended: false,
         }
@@ -128,6 +146,11 @@ impl Transcript {
         self.summary.seed
     }
 
+    /// Tokens of the prompt that are through, and of the answer.
+    pub fn tokens_so_far(&self) -> (usize, usize) {
+        (self.read_tokens, self.summary.ids.len())
+    }
+
     /// Takes in an event that happened at `time`; returns what has become certain with it, in order. The last piece is
     /// `Done`.
     ///
@@ -135,9 +158,18 @@ impl Transcript {
     /// When the answer cannot be finished; nothing more comes then.
     pub fn push(&mut self, time: Instant, event: Event) -> Result<Vec<Piece>, Error> {
         Ok(match event {
-            Event::Prefill { done_tokens, total_tokens, cached_tokens } => {
-                self.summary.cached_tokens = cached_tokens;
-                vec![Piece::Prefill { done_tokens, total_tokens }]
+            Event::Prefill { done_tokens, total_tokens, cached_tokens, missed } => {
+                (self.summary.cached_tokens, self.summary.missed) = (cached_tokens, missed);
+                self.read_tokens = done_tokens;
+                let (begun, first_tokens) = *self.begun.get_or_insert((time, done_tokens));
+                let per_token_ms =
+                    time.saturating_duration_since(begun).as_secs_f64() * 1e3 / (done_tokens - first_tokens) as f64;
+                let left_ms = (done_tokens > first_tokens).then(|| per_token_ms * (total_tokens - done_tokens) as f64);
+                vec![Piece::Prefill { done_tokens, total_tokens, left_ms }]
+            }
+            Event::ThoughtEnded(why) => {
+                self.summary.thought_end = Some(why);
+                Vec::new()
             }
             Event::Prompt(logprobs) => vec![Piece::Prompt(logprobs)],
             // Tokens computed between a stop text and its cancellation belong to nobody.
@@ -163,7 +195,10 @@ impl Transcript {
         let mut piece = TextPiece { text: String::new(), ids: vec![id], logprobs: Vec::from_iter(logprobs) };
         if !self.stop_tokens.contains(&id) {
             let text = self.decoder.as_mut().map(|d| d.push(id)).unwrap_or_default();
-            let passed = self.stop_text.push(&text);
+            let passed = match self.summary.ids.len() <= self.min_tokens {
+                true => Passed { text, stop: None },
+                false => self.stop_text.push(&text),
+            };
             if passed.stop.is_some() {
                 self.summary.stop_text = passed.stop;
                 self.canceller.cancel();
@@ -211,6 +246,7 @@ pub(crate) struct TranscriptPlan {
     pub(crate) stop_tokens: Vec<TokenId>,
     pub(crate) prompt_ids: Vec<TokenId>,
     pub(crate) opening: Opening,
+    pub(crate) min_tokens: usize,
     pub(crate) seed: u64,
     pub(crate) asked: Instant,
 }

@@ -12,6 +12,25 @@ pub trait Guide: Send {
     fn accept(&mut self, id: TokenId) -> Verdict;
 }
 
+/// Why a thought was ended for the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThoughtEnd {
+    /// It had as many tokens as it may.
+    Budget,
+    /// It went round in circles.
+    Loop,
+}
+
+impl ThoughtEnd {
+    /// The word that interfaces use.
+    pub fn name(self) -> &'static str {
+        match self {
+            ThoughtEnd::Budget => "budget",
+            ThoughtEnd::Loop => "loop",
+        }
+    }
+}
+
 /// How an answer goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -19,6 +38,8 @@ pub enum Verdict {
     Continue,
     /// With these tokens, whatever the model would say.
     Force(Vec<TokenId>),
+    /// So too, because the thought at hand had to be ended.
+    EndThought(ThoughtEnd, Vec<TokenId>),
     /// Not at all.
     Stop,
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use qwenkit_tensor::TokenId;
 use qwenkit_text::{Grammar, Opening, SpecialTokens, Tokenizer};
 
-use crate::guide::{Guide, Verdict};
+use crate::guide::{Guide, ThoughtEnd, Verdict};
 
 /// What a thought that is cut off ends with.
 const LAST_THOUGHT: &str = "\n\nI have thought long enough; now I give the answer that follows from this.\n";
@@ -166,7 +166,9 @@ impl Held {
         }
         self.place = Place::Answer;
         let end = [tags.last.as_slice(), &[tags.close], &tags.blank].concat();
-        self.force(end, false)
+        let why = if is_long { ThoughtEnd::Budget } else { ThoughtEnd::Loop };
+        (self.forced, self.of_form) = (end.len(), false);
+        Verdict::EndThought(why, end)
     }
 
     fn answer(&mut self, id: TokenId) -> Verdict {
@@ -286,7 +288,9 @@ mod tests {
         let mut guide = hold.clone().guide(Opening::Open, &tokenizer, &[]).unwrap();
         assert_eq!(guide.accept(TokenId(40)), Verdict::Continue);
         assert_eq!(guide.accept(TokenId(41)), Verdict::Continue);
-        let Verdict::Force(ids) = guide.accept(TokenId(42)) else { panic!("the budget is spent") };
+        let Verdict::EndThought(ThoughtEnd::Budget, ids) = guide.accept(TokenId(42)) else {
+            panic!("the budget is spent")
+        };
         assert_eq!(ids.iter().filter(|&&id| id == close).count(), 1);
         assert!(ids.iter().all(|&id| guide.accept(id) == Verdict::Continue));
         assert!((0..50).all(|id| guide.accept(TokenId(id)) == Verdict::Continue), "the answer itself has no budget");
@@ -294,6 +298,15 @@ mod tests {
         let mut guide = hold.guide(Opening::Open, &tokenizer, &[]).unwrap();
         assert_eq!([guide.accept(TokenId(40)), guide.accept(close)], [Verdict::Continue, Verdict::Continue]);
         assert!((0..50).all(|id| guide.accept(TokenId(id)) == Verdict::Continue));
+    }
+
+    #[test]
+    fn a_thought_that_goes_in_circles_is_ended_as_such() {
+        let tokenizer = tokenizer();
+        let mut guide = Hold::default().guide(Opening::Open, &tokenizer, &[]).unwrap();
+        let mut verdicts = (0..2000).map(|i| guide.accept(TokenId(40 + i % 7)));
+        let ended = verdicts.find(|verdict| *verdict != Verdict::Continue);
+        assert!(matches!(ended, Some(Verdict::EndThought(ThoughtEnd::Loop, _))), "{ended:?}");
     }
 
     #[test]

@@ -7,13 +7,16 @@
 //! page of the tree may have a checkpoint, a slot with the state after the page's last token: without one, its keys and
 //! values alone are worth nothing.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_tensor::TokenId;
 
 /// What the tree compares: a token of text is itself, a vector of an image something made of the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key(u64);
 
 impl Key {
@@ -49,7 +52,12 @@ pub(crate) struct PagePool {
     free_slots: Vec<usize>,
     /// Counts uses.
     clock: u64,
+    /// Texts of whole pages that were given up lately, the last one last; so that somebody can be told.
+    forgotten: VecDeque<u64>,
 }
+
+/// Pages given up that are remembered: a few times as many as a large cache has, 8 bytes each.
+const FORGOTTEN_MAX: usize = 1 << 14;
 
 /// What a page goes on from; `None` is the beginning of a text.
 pub(crate) type Parent = Option<u32>;
@@ -68,6 +76,8 @@ struct Node {
     tokens: Vec<Key>,
     checkpoint: Option<usize>,
     last_used: u64,
+    /// Stands for the text from the root to its last token.
+    text: u64,
 }
 
 /// How the tree goes on with a text.
@@ -91,6 +101,7 @@ impl PagePool {
             children: HashMap::new(),
             free_slots: checkpoint_slots,
             clock: 0,
+            forgotten: VecDeque::new(),
         }
     }
 
@@ -211,7 +222,8 @@ impl PagePool {
             }
         }
         self.children.entry(parent).or_default().push(page);
-        let node = Node { parent, tokens: tokens.to_vec(), checkpoint: None, last_used: self.clock };
+        let (last_used, text) = (self.clock, self.text(parent, tokens));
+        let node = Node { parent, tokens: tokens.to_vec(), checkpoint: None, last_used, text };
         self.pages[page as usize].node = Some(node);
     }
 
@@ -251,6 +263,12 @@ impl PagePool {
     fn forget(&mut self, page: u32) {
         self.drop_checkpoint(page);
         let Some(node) = self.pages[page as usize].node.take() else { return };
+        if node.tokens.len() == PAGE_TOKENS {
+            if self.forgotten.len() >= FORGOTTEN_MAX {
+                self.forgotten.pop_front();
+            }
+            self.forgotten.push_back(node.text);
+        }
         if let Some(siblings) = self.children.get_mut(&node.parent) {
             siblings.retain(|&p| p != page);
             if siblings.is_empty() {
@@ -259,6 +277,19 @@ impl PagePool {
         }
         self.idle -= 1;
         self.free.push(page);
+    }
+
+    /// Stands for the text that goes on from `parent` with `tokens`.
+    fn text(&self, parent: Parent, tokens: &[Key]) -> u64 {
+        let before = parent.and_then(|page| self.pages[page as usize].node.as_ref()).map(|node| node.text);
+        let mut hasher = DefaultHasher::new();
+        (before, tokens).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Whether a page that went on from `parent` as `rest` does was given up lately.
+    pub(crate) fn was_forgotten(&self, parent: Parent, rest: &[Key]) -> bool {
+        rest.get(..PAGE_TOKENS).is_some_and(|tokens| self.forgotten.contains(&self.text(parent, tokens)))
     }
 
     /// What must hold whenever no step is running: `in_use` lists the pages of every running sequence.

@@ -7,7 +7,7 @@ use qwenkit_tensor::TokenId;
 
 use crate::{
     error::Error,
-    guide::Guide,
+    guide::{Guide, ThoughtEnd},
     sampler::Sampling,
     vision::{Placed, VisionInfo},
 };
@@ -25,6 +25,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens to generate at most.
     pub max_tokens: usize,
+    /// Tokens to generate at least, unless the guide ends the answer: before, no stop token is chosen.
+    pub min_tokens: usize,
     /// Tokens that end the answer.
     pub stop_tokens: Vec<TokenId>,
     /// Log-probabilities wanted: of the chosen token and of so many best ones.
@@ -111,6 +113,8 @@ pub enum Event {
         total_tokens: usize,
         /// Tokens whose state was still there from an earlier request.
         cached_tokens: usize,
+        /// Why there were not more of these, if more than a page was left to compute.
+        missed: Option<Missed>,
     },
     /// Log-probabilities of the next tokens of the prompt, from its second token on; in pieces.
     Prompt(Vec<TokenLogprobs>),
@@ -121,12 +125,48 @@ pub enum Event {
         /// If the request wants them.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The thought at hand is ended for the model; the tokens that do it follow.
+    ThoughtEnded(ThoughtEnd),
     /// The numbers that the request wants instead of an answer.
     Values(Vec<f32>),
     /// Nothing more will come.
     Finished(Finish),
     /// The request could not be finished, for this reason; nothing more will come.
     GivenUp(String),
+}
+
+/// What the cache did not have of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// Why it was not there.
+    pub why: Miss,
+    /// So many of the prompt's first tokens are those of an earlier text that is still known.
+    pub common_tokens: usize,
+}
+
+/// Why a part of a prompt had to be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// No text that is known goes on like this.
+    New,
+    /// It was there, and its pages were given to others.
+    Evicted,
+    /// Its pages are there, and no recurrent state from which to go on behind them.
+    NoState,
+    /// Its own log-probabilities are wanted, so it is computed whatever is there.
+    Scored,
+}
+
+impl Miss {
+    /// The word for logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Miss::New => "new",
+            Miss::Evicted => "evicted",
+            Miss::NoState => "no_state",
+            Miss::Scored => "scored",
+        }
+    }
 }
 
 /// Log-probabilities of one token, natural logarithms of the model's own distribution before sampling settings.

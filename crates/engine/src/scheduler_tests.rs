@@ -786,5 +786,8 @@ mod few;
 #[path = "scheduler_guess_tests.rs"]
 mod guesses;
 
+#[path = "scheduler_missed_tests.rs"]
+mod missed;
+
 #[path = "scheduler_image_tests.rs"]
 mod images;

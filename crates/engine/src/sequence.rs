@@ -10,7 +10,7 @@ use crate::{
     drafter::{Chances, Drafter},
     guide::{Guide, Verdict},
     pages::{Key, Parent},
-    request::{Event, Finish, Goal, Limits, Priority, Request, TokenLogprobs},
+    request::{Event, Finish, Goal, Limits, Missed, Priority, Request, TokenLogprobs},
     sampler::{self, Sampler},
     trail::Trail,
     vision::{View, VisionInfo},
@@ -54,7 +54,10 @@ pub(crate) struct Sequence {
     /// Why it could not be finished, if it could not.
     pub(crate) failure: Option<String>,
     max_tokens: usize,
+    min_tokens: usize,
     cached_tokens: usize,
+    /// What the cache did not have of its prompt.
+    missed: Option<Missed>,
     /// Tokens of the prompt that were told of; a sequence that starts again after giving way says nothing twice.
     told_tokens: usize,
     /// Tokens of the prompt, from the second on, whose log-probabilities were told.
@@ -116,7 +119,9 @@ impl Sequence {
             finish: None,
             failure: None,
             max_tokens,
+            min_tokens: request.min_tokens,
             cached_tokens: 0,
+            missed: None,
             told_tokens: 0,
             scored_tokens: 0,
             gave_way: false,
@@ -172,6 +177,18 @@ impl Sequence {
         self.computed = computed;
     }
 
+    /// Notes what the tree did not hold of its prompt; of a sequence that gave way, the first time counts.
+    pub(crate) fn missed(&mut self, missed: Option<Missed>) {
+        if !self.gave_way {
+            self.missed = missed;
+        }
+    }
+
+    /// Tokens of the answer so far.
+    fn said(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
     /// Tokens of the prompt that were found computed.
     pub(crate) fn cached_tokens(&self) -> usize {
         self.cached_tokens
@@ -193,7 +210,7 @@ impl Sequence {
     /// whose logits are lowered before they are compared.
     pub(crate) fn few(&self, rows: usize) -> Option<(usize, Vec<u32>)> {
         let chooses = self.goal == Goal::Answer && (self.outputs(rows) == Outputs::Last || !self.draft.is_empty());
-        if !chooses || self.guide.is_some() || self.logprobs.is_some() {
+        if !chooses || self.guide.is_some() || self.logprobs.is_some() || self.said() < self.min_tokens {
             return None;
         }
         let count = self.sampler.few()?;
@@ -225,8 +242,8 @@ impl Sequence {
         let done_tokens = self.computed.min(self.prompt_tokens);
         if done_tokens > self.told_tokens {
             self.told_tokens = done_tokens;
-            let (total_tokens, cached_tokens) = (self.prompt_tokens, self.cached_tokens);
-            self.tell(Event::Prefill { done_tokens, total_tokens, cached_tokens });
+            let (total_tokens, cached_tokens, missed) = (self.prompt_tokens, self.cached_tokens, self.missed);
+            self.tell(Event::Prefill { done_tokens, total_tokens, cached_tokens, missed });
         }
     }
 
@@ -264,10 +281,16 @@ impl Sequence {
             None => {
                 if let Some(guide) = &mut self.guide {
                     guide.mask(logits);
-                    if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
-                        self.finish.get_or_insert(Finish::Stop);
-                        return false;
+                }
+                if self.said() < self.min_tokens {
+                    for id in &self.stop_tokens {
+                        logits.get_mut(id.index()).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
                     }
+                }
+                let is_bound = self.guide.is_some() || self.said() < self.min_tokens;
+                if is_bound && logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+                    self.finish.get_or_insert(Finish::Stop);
+                    return false;
                 }
                 self.sampler.choose(logits)
             }
@@ -280,11 +303,15 @@ impl Sequence {
         match self.guide.as_mut().map_or(Verdict::Continue, |guide| guide.accept(id)) {
             Verdict::Continue => {}
             Verdict::Force(ids) => self.forced.extend(ids),
+            Verdict::EndThought(why, ids) => {
+                self.forced.extend(ids);
+                self.tell(Event::ThoughtEnded(why));
+            }
             Verdict::Stop => drop(self.finish.get_or_insert(Finish::Stop)),
         }
         if self.stop_tokens.contains(&id) {
             self.finish.get_or_insert(Finish::Stop);
-        } else if self.tokens.len() - self.prompt_tokens >= self.max_tokens {
+        } else if self.said() >= self.max_tokens {
             self.finish.get_or_insert(Finish::Length);
         }
         true

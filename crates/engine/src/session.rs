@@ -134,6 +134,8 @@ pub struct Ask {
     pub sampling: Sampling,
     /// Tokens to generate at most; what the context holds where absent.
     pub max_tokens: Option<usize>,
+    /// Tokens to generate at least, unless the form of the answer ends it.
+    pub min_tokens: usize,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
     /// Log-probabilities wanted: of each token and of so many best ones.
@@ -349,6 +351,7 @@ impl Session {
             goal: Goal::Answer,
             sampling: Sampling { seed: Some(seed), ..ask.sampling },
             max_tokens: ask.max_tokens.unwrap_or(usize::MAX).min(self.info.context_tokens - prompt_ids.len()),
+            min_tokens: ask.min_tokens,
             stop_tokens: stop_tokens.clone(),
             logprobs: ask.logprobs,
             prompt_logprobs: ask.prompt_logprobs,
@@ -357,7 +360,8 @@ impl Session {
             adapter: ask.adapter,
         };
         let decoder = StreamDecoder::new(&self.text.tokenizer, false);
-        Ok((request, TranscriptPlan { decoder, stop: ask.stop, stop_tokens, prompt_ids, opening, seed, asked }))
+        let (stop, min_tokens) = (ask.stop, ask.min_tokens);
+        Ok((request, TranscriptPlan { decoder, stop, stop_tokens, prompt_ids, opening, min_tokens, seed, asked }))
     }
 
     /// Puts visuals into a prompt.

@@ -52,6 +52,7 @@ impl Adapters {
     }
 
     /// The adapted models in memory.
+    #[cfg(test)]
     pub(crate) fn loaded(&self) -> Vec<Arc<ServedModel>> {
         self.lock().iter().filter_map(|entry| entry.model.clone()).collect()
     }

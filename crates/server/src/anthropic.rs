@@ -89,7 +89,7 @@ impl Reply {
     }
 
     fn message(&self, content: Value, usage: Value) -> Value {
-        json!({
+        let mut message = json!({
             "id": self.id,
             "type": "message",
             "role": "assistant",
@@ -98,7 +98,9 @@ impl Reply {
             "stop_reason": self.stop_reason(),
             "stop_sequence": self.told.summary.as_ref().and_then(|summary| summary.stop_text.as_ref()),
             "usage": usage,
-        })
+        });
+        self.told.warn(&mut message);
+        message
     }
 
     fn stop_reason(&self) -> Value {
@@ -115,12 +117,14 @@ impl Reply {
     fn usage(&self) -> Value {
         let usage = Usage::of(self.told.summary.iter());
         let (cached, generated) = (usage.cached.min(self.prompt_tokens), usage.generated);
-        json!({
+        let mut told = json!({
             "input_tokens": self.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": generated,
-        })
+        });
+        usage.tell_thought_end(&mut told);
+        told
     }
 }
 
@@ -149,9 +153,7 @@ impl Narrator for Reply {
 
     fn pieces(&mut self, _: usize, pieces: Vec<Piece>, out: &mut Events) {
         for piece in pieces {
-            if let Piece::Prefill { done_tokens, total_tokens } = piece {
-                out.comment(&format!("prefill {done_tokens}/{total_tokens}"));
-            }
+            out.progress(&piece);
             for change in self.take_in(piece) {
                 self.tell(change, out);
             }
@@ -164,7 +166,9 @@ impl Narrator for Reply {
         }
         let stop_text = self.told.summary.as_ref().and_then(|summary| summary.stop_text.as_ref());
         let delta = json!({ "stop_reason": self.stop_reason(), "stop_sequence": stop_text });
-        out.event("message_delta", &json!({ "type": "message_delta", "delta": delta, "usage": self.usage() }));
+        let mut end = json!({ "type": "message_delta", "delta": delta, "usage": self.usage() });
+        self.told.warn(&mut end);
+        out.event("message_delta", &end);
         out.event("message_stop", &json!({ "type": "message_stop" }));
     }
 

@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
-    Config, Job, Keys, Limits,
+    Config, Job, Keys, Limits, Log,
     audit::AuditLog,
     error::ApiError,
     fine_tuning::Tuned,
@@ -33,6 +33,7 @@ pub(crate) struct App {
     pub(crate) audit: Option<AuditLog>,
     /// Whether only this machine can ask, and nobody needs a key.
     pub(crate) is_private: bool,
+    pub(crate) log: Option<Log>,
     /// Pages of other origins that may ask.
     pub(crate) origins: Vec<String>,
     pub(crate) store: Store,
@@ -69,6 +70,7 @@ impl App {
             responses: Responses::default(),
             audit,
             is_private: config.keys.is_empty() && config.host.is_loopback(),
+            log: config.log.clone(),
             origins: config.origins.clone(),
             started: Instant::now(),
             started_unix_s: unix_s(),
@@ -101,8 +103,11 @@ impl App {
 
     /// Tells whoever runs the server.
     pub(crate) fn warn(&self, message: &str) {
-        // A server without a terminal has nobody to tell.
-        let _ = writeln!(std::io::stderr(), "warning: {message}");
+        match &self.log {
+            Some(log) => log.warn(message),
+            // A server without a terminal has nobody to tell.
+            None => drop(writeln!(std::io::stderr(), "warning: {message}")),
+        }
     }
 
     /// From now on new requests are refused.

@@ -1,7 +1,7 @@
 //! The audit log: a line for each request that needs a key, each bound to the line before by a hash.
 //!
 //! Contract: lines are only added; who changes, removes or reorders one breaks the chain from there on, and [`verify`] says
-//! where. No text of prompts or answers is in it.
+//! where. Lines cut off at the end break nothing: they show against a [`Chain`] that was noted elsewhere before. No text of prompts or answers is in it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,13 +20,21 @@ const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000
 
 /// The log.
 #[derive(Debug)]
-pub(crate) struct AuditLog(Mutex<Chain>);
+pub(crate) struct AuditLog(Mutex<Open>);
 
 #[derive(Debug)]
-struct Chain {
+struct Open {
     file: File,
-    lines: u64,
-    last: String,
+    chain: Chain,
+}
+
+/// How far a log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Its lines.
+    pub lines: u64,
+    /// The last one's hash, which stands for all of them.
+    pub head: String,
 }
 
 /// One request.
@@ -44,9 +52,9 @@ impl AuditLog {
     /// # Errors
     /// When the file cannot be used, or its chain is broken.
     pub(crate) fn open(path: &Path) -> io::Result<AuditLog> {
-        let (lines, last) = if path.exists() { read(path)? } else { (0, BEGINNING.to_owned()) };
+        let chain = if path.exists() { verify(path)? } else { Chain { lines: 0, head: BEGINNING.to_owned() } };
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(AuditLog(Mutex::new(Chain { file, lines, last })))
+        Ok(AuditLog(Mutex::new(Open { file, chain })))
     }
 
     /// Adds a line.
@@ -54,7 +62,8 @@ impl AuditLog {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn add(&self, entry: &Entry<'_>) -> io::Result<()> {
-        let mut chain = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Open { file, chain } = &mut *open;
         let mut line = json!({
             "line": chain.lines + 1,
             "time": rfc3339(unix_s()),
@@ -64,11 +73,11 @@ impl AuditLog {
             "path": entry.path,
             "status": entry.status,
         });
-        let hash = link(&chain.last, &line);
+        let hash = link(&chain.head, &line);
         line["hash"] = json!(hash);
-        chain.file.write_all(format!("{line}\n").as_bytes())?;
+        file.write_all(format!("{line}\n").as_bytes())?;
         chain.lines += 1;
-        chain.last = hash;
+        chain.head = hash;
         Ok(())
     }
 }
@@ -79,15 +88,11 @@ fn link(previous: &str, line: &Value) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Checks a log's chain; returns how many lines it has.
+/// Checks a log's chain; returns how far it goes.
 ///
 /// # Errors
 /// When the file cannot be read, or a line does not follow from the one before: says which.
-pub fn verify(path: &Path) -> io::Result<u64> {
-    read(path).map(|(lines, _)| lines)
-}
-
-fn read(path: &Path) -> io::Result<(u64, String)> {
+pub fn verify(path: &Path) -> io::Result<Chain> {
     let (mut lines, mut last) = (0, BEGINNING.to_owned());
     for text in BufReader::new(File::open(path)?).lines() {
         let broken = |what: &str| {
@@ -106,7 +111,7 @@ fn read(path: &Path) -> io::Result<(u64, String)> {
         lines += 1;
         last = hash;
     }
-    Ok((lines, last))
+    Ok(Chain { lines, head: last })
 }
 
 #[cfg(test)]
@@ -124,8 +129,14 @@ mod tests {
                 log.add(&Entry { request_id: &id, key: "k", method: "POST", path: "/v1/x", status: 200 }).unwrap();
             }
         }
-        assert_eq!(verify(&path).unwrap(), 6);
+        let whole = verify(&path).unwrap();
+        assert_eq!(whole.lines, 6);
         let text = std::fs::read_to_string(&path).unwrap();
+        // Nothing in what is left shows that the end is gone; what was noted of the whole does.
+        let cut = folder.path().join("cut.jsonl");
+        std::fs::write(&cut, text.lines().take(4).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let left = verify(&cut).unwrap();
+        assert!(left.lines == 4 && left.head != whole.head && text.lines().last().unwrap().contains(&whole.head));
         let lines: Vec<&str> = text.lines().collect();
         for (changed, line) in [
             (text.replacen("\"r01\"", "\"r99\"", 1), 2),

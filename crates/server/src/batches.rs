@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Path, State},
 };
 use serde_json::{Value, json};
 
@@ -103,7 +103,7 @@ pub(crate) async fn retrieve(
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let own = blocking(move || all_own(&app, &caller, BATCHES)).await?;
     page(own.into_iter().map(shown).collect(), &wanted).map(Json)

@@ -142,16 +142,18 @@ impl Reply {
 
 /// Tokens in and out, in OpenAI's words.
 pub(crate) fn usage(usage: Usage) -> Value {
+    let mut details = json!({ "reasoning_tokens": usage.thought });
+    usage.tell_thought_end(&mut details);
     json!({
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.generated,
         "total_tokens": usage.prompt + usage.generated,
         "prompt_tokens_details": { "cached_tokens": usage.cached },
-        "completion_tokens_details": { "reasoning_tokens": usage.thought },
+        "completion_tokens_details": details,
     })
 }
 
-/// What a stream tells of an event; warnings are not for it.
+/// What a stream tells of an event; warnings come with the last chunk.
 fn delta(told: &Told, event: AnswerEvent) -> Option<Value> {
     match event {
         AnswerEvent::Content(text) => Some(json!({ "content": text })),
@@ -199,9 +201,7 @@ impl Narrator for Reply {
 
     fn pieces(&mut self, i: usize, pieces: Vec<Piece>, out: &mut Events) {
         for piece in pieces {
-            if let Piece::Prefill { done_tokens, total_tokens } = piece {
-                out.comment(&format!("prefill {done_tokens}/{total_tokens}"));
-            }
+            out.progress(&piece);
             for event in self.choices[i].take_in(piece) {
                 if let Some(delta) = delta(&self.choices[i], event) {
                     let chunk = self.chunk(i, &delta, &Value::Null);
@@ -211,7 +211,8 @@ impl Narrator for Reply {
         }
         if self.choices[i].summary.is_some() {
             let reason = finish_reason(&self.choices[i]);
-            let chunk = self.chunk(i, &json!({}), &reason);
+            let mut chunk = self.chunk(i, &json!({}), &reason);
+            self.choices[i].warn(&mut chunk["choices"][0]);
             out.data(&chunk);
         }
     }
@@ -237,12 +238,14 @@ impl Narrator for Reply {
 pub(crate) async fn whole(mut run: Run, mut reply: Reply) -> Result<Value, ApiError> {
     run.drain(|i, piece| drop(reply.choices[i].take_in(piece))).await?;
     let choice = |(i, told): (usize, &Told)| {
-        json!({
+        let mut choice = json!({
             "index": i,
             "message": message(told),
             "logprobs": reply.logprobs(&told.logprobs),
             "finish_reason": finish_reason(told),
-        })
+        });
+        told.warn(&mut choice);
+        choice
     };
     let choices = reply.choices.iter().enumerate().map(choice).collect();
     let mut object = reply.object("chat.completion", choices);

@@ -51,7 +51,7 @@ impl TextRequest {
         let prompt = fields.take("prompt");
         let prompts = prompts(fields.required("prompt", prompt)?)?;
         let mut settings = Settings::take(&mut fields, model.session.defaults())?;
-        settings.max_tokens = settings.max_tokens.or(Some(MAX_TOKENS));
+        settings.max_tokens = settings.max_tokens.or(Some(MAX_TOKENS.max(settings.min_tokens)));
         let logprobs = match fields.take("logprobs") {
             None | Some(Value::Bool(false)) => None,
             Some(Value::Bool(true)) => Some(1),
@@ -86,6 +86,7 @@ impl TextRequest {
             prompt,
             sampling: settings.sampling_of(i % settings.answers),
             max_tokens: settings.max_tokens,
+            min_tokens: settings.min_tokens,
             stop: settings.stop.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| self.echo),
@@ -238,8 +239,8 @@ impl Narrator for Reply {
 
     fn pieces(&mut self, i: usize, pieces: Vec<Piece>, out: &mut Events) {
         for piece in pieces {
-            if let Piece::Prefill { done_tokens, total_tokens } = piece {
-                out.comment(&format!("prefill {done_tokens}/{total_tokens}"));
+            out.progress(&piece);
+            if matches!(piece, Piece::Prefill { .. }) {
                 continue;
             }
             self.take_in(i, piece);

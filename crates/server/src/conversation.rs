@@ -153,6 +153,7 @@ impl Conversation {
             visuals,
             sampling: settings.sampling_of(i),
             max_tokens: settings.max_tokens,
+            min_tokens: settings.min_tokens,
             stop: settings.stop.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{Multipart, Path, Query, State},
+    extract::{Multipart, Path, State},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -101,7 +101,7 @@ pub(crate) fn find(app: &App, caller: &Caller, id: &str) -> Result<Value, ApiErr
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let own = blocking(move || all_own(&app, &caller, FILES)).await?;
     let own = own.into_iter().filter(|file| wanted.purpose.as_ref().is_none_or(|purpose| file["purpose"] == *purpose));

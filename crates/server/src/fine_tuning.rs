@@ -19,7 +19,7 @@ use std::{
 use axum::{
     Extension, Json,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Path, State},
     http::StatusCode,
 };
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ pub(crate) async fn retrieve(
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let mut own = blocking(move || all_own(&app, &caller, JOBS)).await?;
     own.sort_by_key(record::order);
@@ -146,7 +146,7 @@ pub(crate) async fn events(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let events = blocking(move || {
         find(&app, &caller, &id)?;
@@ -164,7 +164,7 @@ pub(crate) async fn checkpoints(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let job = blocking(move || find(&app, &caller, &id)).await?;
     window(record::checkpoint(&job).into_iter().collect(), &wanted).map(Json)

@@ -147,6 +147,13 @@ impl Keys {
         self.0.is_empty()
     }
 
+    /// The owner of a kept object, with the limits of the key.
+    pub(crate) fn owner(&self, id: &str) -> Caller {
+        let known = self.0.iter().find(|key| short(&key.hash) == id);
+        let owner = Caller::of_owner(id);
+        known.map_or(owner.clone(), |key| Caller { name: key.name.clone(), meter: key.meter.clone(), ..owner })
+    }
+
     /// Refuses a request without a valid key, in either of the usual headers, or with one that may not do this.
     pub(crate) fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller, ApiError> {
         if self.is_empty() {
@@ -172,9 +179,13 @@ impl Keys {
             let message = format!("this API key lacks the scope `{}`, which this path needs", scope.name());
             return Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", message).with_code("missing_scope"));
         }
-        let id = found.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Caller { id, name: key.name.clone(), meter: key.meter.clone() })
+        Ok(Caller { id: short(&found), name: key.name.clone(), meter: key.meter.clone() })
     }
+}
+
+/// The beginning of a key's hash, by which what the key's owner has is known.
+fn short(hash: &[u8; 32]) -> String {
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn meter(quota: Quota) -> Option<Meter> {

@@ -1,7 +1,6 @@
 //! Kept objects as OpenAI's interface has them: one, or a list page by page, of the caller's own.
 
 use axum::http::StatusCode;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{app::App, error::ApiError, keys::Caller, store::Kind};
@@ -9,15 +8,15 @@ use crate::{app::App, error::ApiError, keys::Caller, store::Kind};
 /// Objects of a page where the request does not say.
 const LIMIT: usize = 20;
 /// At most.
-const LIMIT_MAX: usize = 10_000;
+pub(crate) const LIMIT_MAX: usize = 10_000;
 
 /// Which part of a list is wanted.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Page {
-    after: Option<String>,
-    before: Option<String>,
-    limit: Option<usize>,
-    order: Option<String>,
+    pub(crate) after: Option<String>,
+    pub(crate) before: Option<String>,
+    pub(crate) limit: Option<usize>,
+    pub(crate) order: Option<String>,
     /// Files for this purpose alone.
     pub(crate) purpose: Option<String>,
 }
@@ -68,7 +67,7 @@ pub(crate) fn window(mut objects: Vec<Value>, wanted: &Page) -> Result<Value, Ap
     };
     let from = wanted.after.as_deref().map(|id| at(id, "after")).transpose()?.map_or(0, |i| i + 1);
     let until = wanted.before.as_deref().map(|id| at(id, "before")).transpose()?.unwrap_or(objects.len());
-    let limit = wanted.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX);
+    let limit = wanted.limit.unwrap_or(LIMIT);
     objects.truncate(until.max(from));
     let mut rest = objects.split_off(from);
     let has_more = rest.len() > limit;

@@ -111,10 +111,13 @@ pub(crate) fn content_of(
             ("text" | "input_text" | "output_text", _) => {
                 let text = fields.string("text")?;
                 found.text(fields.required("text", text)?);
+                // What a server, this one too, has said of its own text.
+                for name in ["annotations", "logprobs", "citations"] {
+                    fields.take(name);
+                }
             }
             (kind @ ("image_url" | "input_image" | "image"), Some(images)) => {
                 found.image(images.part(&mut fields, kind)?);
-                fields.finish()?;
             }
             (kind @ ("image_url" | "input_image" | "image"), None) => {
                 let message = format!("`{}` is {kind}: images are for messages of users and tools", fields.at("type"));
@@ -127,6 +130,9 @@ pub(crate) fn content_of(
             ("refusal", _) => found.text(fields.string("refusal")?.unwrap_or_default()),
             (kind, _) => return Err(wrong(&fields.at("type"), &json!(kind), "the type `text` or `image_url`")),
         }
+        // Beginnings are kept whether or not somebody asks for it.
+        fields.take("cache_control");
+        fields.finish()?;
     }
     Ok(found.value())
 }

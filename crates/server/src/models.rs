@@ -203,12 +203,6 @@ impl Models {
         &self.slots
     }
 
-    /// The models in memory, and under their adapters.
-    pub(crate) fn named(&self) -> Vec<Arc<ServedModel>> {
-        let all = |slot: &Arc<Slot>| slot.model().into_iter().chain(slot.adapters.loaded());
-        self.slots.iter().flat_map(all).collect()
-    }
-
     /// The models in memory, adapters aside.
     pub(crate) fn loaded(&self) -> Vec<Arc<ServedModel>> {
         self.slots.iter().filter_map(|slot| slot.model()).collect()

@@ -1,10 +1,13 @@
 //! `/openapi.json`: what there is, for programs that make clients or show it to people.
 
+mod requests;
+
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use serde_json::{Map, Value, json};
 
+use self::requests::REQUESTS;
 use crate::app::App;
 
 /// Method, path, what it does.
@@ -68,97 +71,6 @@ const PATHS: [(&str, &str, &str); 57] = [
     ("get", "/web/{path}", "The page's parts"),
 ];
 
-/// A path, the names that must be there, and names with their JSON types.
-type Known = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
-
-/// Requests by path: what must be there, and what else is common, with its JSON type.
-const REQUESTS: [Known; 12] = [
-    (
-        "/v1/load_lora_adapter",
-        &["lora_name", "lora_path"],
-        &[("lora_name", "string"), ("lora_path", "string"), ("base_model_name", "string")],
-    ),
-    ("/v1/unload_lora_adapter", &["lora_name"], &[("lora_name", "string")]),
-    (
-        "/v1/chat/completions",
-        &["messages"],
-        &[
-            ("model", "string"),
-            ("messages", "array"),
-            ("tools", "array"),
-            ("response_format", "object"),
-            ("stream", "boolean"),
-            ("max_completion_tokens", "integer"),
-            ("temperature", "number"),
-            ("top_p", "number"),
-            ("seed", "integer"),
-            ("n", "integer"),
-            ("logprobs", "boolean"),
-        ],
-    ),
-    (
-        "/v1/completions",
-        &["prompt"],
-        &[
-            ("model", "string"),
-            ("max_tokens", "integer"),
-            ("echo", "boolean"),
-            ("logprobs", "integer"),
-            ("stream", "boolean"),
-        ],
-    ),
-    (
-        "/v1/responses",
-        &["input"],
-        &[("model", "string"), ("instructions", "string"), ("previous_response_id", "string"), ("stream", "boolean")],
-    ),
-    ("/v1/embeddings", &["input"], &[("model", "string"), ("dimensions", "integer"), ("encoding_format", "string")]),
-    (
-        "/v1/rerank",
-        &["query", "documents"],
-        &[("model", "string"), ("query", "string"), ("documents", "array"), ("top_n", "integer")],
-    ),
-    (
-        "/v1/batches",
-        &["input_file_id", "endpoint", "completion_window"],
-        &[("input_file_id", "string"), ("endpoint", "string"), ("completion_window", "string")],
-    ),
-    (
-        "/v1/fine_tuning/jobs",
-        &["model", "training_file"],
-        &[
-            ("model", "string"),
-            ("training_file", "string"),
-            ("validation_file", "string"),
-            ("method", "object"),
-            ("suffix", "string"),
-            ("seed", "integer"),
-            ("metadata", "object"),
-        ],
-    ),
-    (
-        "/v1/messages",
-        &["model", "max_tokens", "messages"],
-        &[
-            ("model", "string"),
-            ("max_tokens", "integer"),
-            ("messages", "array"),
-            ("stream", "boolean"),
-            ("tools", "array"),
-        ],
-    ),
-    (
-        "/api/chat",
-        &["model"],
-        &[("model", "string"), ("messages", "array"), ("stream", "boolean"), ("options", "object")],
-    ),
-    (
-        "/api/generate",
-        &["model"],
-        &[("model", "string"), ("prompt", "string"), ("images", "array"), ("stream", "boolean"), ("options", "object")],
-    ),
-];
-
 /// The handler.
 pub(crate) async fn document(State(app): State<Arc<App>>) -> Json<Value> {
     let mut paths: Map<String, Value> = Map::new();
@@ -173,8 +85,8 @@ pub(crate) async fn document(State(app): State<Arc<App>>) -> Json<Value> {
         if !parameters.is_empty() {
             operation["parameters"] = Value::Array(parameters);
         }
-        if method == "post" {
-            operation["requestBody"] = body(path);
+        if let Some(body) = body(path).filter(|_| method == "post") {
+            operation["requestBody"] = body;
         }
         if let Value::Object(entry) = paths.entry(path).or_insert_with(|| json!({})) {
             entry.insert(method.to_owned(), operation);
@@ -198,17 +110,19 @@ pub(crate) async fn document(State(app): State<Arc<App>>) -> Json<Value> {
     }))
 }
 
-fn body(path: &str) -> Value {
+/// What a path's request holds; nothing where its address says all.
+fn body(path: &str) -> Option<Value> {
     if path == "/v1/files" {
         let properties = json!({ "purpose": { "type": "string" }, "file": { "type": "string", "format": "binary" } });
         let schema = json!({ "type": "object", "required": ["purpose", "file"], "properties": properties });
-        return json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
+        return Some(json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } }));
     }
-    let mut schema = json!({ "type": "object" });
-    if let Some((_, required, known)) = REQUESTS.iter().find(|(known, ..)| *known == path) {
-        schema["required"] = json!(required);
-        let property = |(name, kind): &(&str, &str)| ((*name).to_owned(), json!({ "type": kind }));
-        schema["properties"] = Value::Object(known.iter().map(property).collect());
-    }
-    json!({ "required": true, "content": { "application/json": { "schema": schema } } })
+    let (_, required, groups) = REQUESTS.iter().find(|(known, ..)| *known == path)?;
+    let property = |(name, kind): &(&str, &str)| {
+        let kind = if *kind == "any" { json!({}) } else { json!({ "type": kind }) };
+        ((*name).to_owned(), kind)
+    };
+    let properties: Map<String, Value> = groups.iter().copied().flatten().map(property).collect();
+    let schema = json!({ "type": "object", "required": required, "properties": properties });
+    Some(json!({ "required": true, "content": { "application/json": { "schema": schema } } }))
 }

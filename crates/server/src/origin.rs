@@ -5,7 +5,7 @@
 //! page has tricked the browser into.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::{app::App, error::ApiError};
 
@@ -53,20 +53,47 @@ pub(crate) fn cors(app: &App) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("x-api-key"),
-            HeaderName::from_static("x-request-id"),
-            HeaderName::from_static("anthropic-version"),
-            HeaderName::from_static("anthropic-beta"),
-        ])
-        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        // The clients' libraries send headers of their own, and add new ones.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(EXPOSED)
+}
+
+/// What pages may read of an answer beside its body.
+const EXPOSED: [HeaderName; 8] = [
+    HeaderName::from_static("x-request-id"),
+    header::RETRY_AFTER,
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
+/// Whether a text is an origin as browsers send it: a scheme, a host and perhaps a port; or `*` for all.
+pub(crate) fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return text == "*" };
+    let is_host = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]_".contains(&b);
+    let is_scheme = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+    !scheme.is_empty() && scheme.bytes().all(is_scheme) && !host.is_empty() && host.bytes().all(is_host)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_local;
+    use super::{is_local, is_origin};
+
+    #[test]
+    fn origins_are_what_browsers_send() {
+        for good in ["*", "https://shop.example", "http://localhost:3000", "http://[::1]:80", "chrome-extension://abc"]
+        {
+            assert!(is_origin(good), "{good}");
+        }
+        for bad in
+            ["", "shop.example", "https://", "https://shop.example/", "https://a b", "https://Shop.example", "://x"]
+        {
+            assert!(!is_origin(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn local_names_are_local() {

@@ -1,7 +1,7 @@
 //! How much a key may ask for: requests and tokens, in a minute and in a day.
 //!
-//! Contract: a request that goes beyond is refused with the moment when it fits; tokens count when an answer ends, so the
-//! answer that crosses a limit is finished.
+//! Contract: a request that goes beyond is refused with the moment when it fits; tokens count when an answer ends or is left,
+//! so the answer that crosses a limit is finished.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,16 +23,6 @@ pub struct Quota {
     pub tokens_per_minute: Option<u64>,
     /// The same in a day.
     pub tokens_per_day: Option<u64>,
-}
-
-tokio::task_local! {
-    /// What the request at hand is charged to.
-    pub(crate) static METER: Option<Meter>;
-}
-
-/// What the request at hand is charged to; nothing outside of one.
-pub(crate) fn meter() -> Option<Meter> {
-    METER.try_with(Option::clone).ok().flatten()
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

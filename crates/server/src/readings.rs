@@ -8,7 +8,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::{
     error::{ApiError, from_engine},
     models::ServedModel,
-    quota::meter,
+    tally::tally,
 };
 
 /// What prompts gave.
@@ -30,6 +30,7 @@ pub(crate) async fn read(
 ) -> Result<Values, ApiError> {
     let (sender, mut events) = unbounded_channel();
     let model = Arc::clone(model);
+    tally().asks(&model.name);
     let started = tokio::task::spawn_blocking(move || {
         let readings = make(&model)?;
         let prompt_tokens = readings.iter().map(|reading| reading.ids.len()).sum();
@@ -44,9 +45,7 @@ pub(crate) async fn read(
     });
     let (running, prompt_tokens) =
         started.await.map_err(|_| ApiError::internal("the request's preparation failed"))??;
-    if let Some(meter) = meter() {
-        meter.add_tokens(prompt_tokens);
-    }
+    tally().read(prompt_tokens, 0);
     let mut values = vec![Vec::new(); running.0.len()];
     let mut left = values.len();
     while left > 0 {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Path, State},
     response::{IntoResponse, Response},
 };
 use qwenkit_engine::Priority;
@@ -36,10 +36,9 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::of_body(&body)?;
-    let background = fields.bool("background")?.unwrap_or(false);
+    let fields = Fields::of_body(&body)?;
     let (run, reply) = start(&app, &caller, fields, Priority::Normal).await?;
-    match (reply.stream, background) {
+    match (reply.stream, reply.is_background()) {
         (true, true) => Err(ApiError::invalid("stream", "`stream` and `background` cannot both be true")),
         (true, false) => Ok(sse::respond(run, reply)),
         (false, false) => Ok(Json(drain(run, reply).await?).into_response()),
@@ -54,6 +53,10 @@ pub(crate) async fn whole(
     fields: Fields,
     priority: Priority,
 ) -> Result<Value, ApiError> {
+    // A batch is in the background already.
+    if fields.peek("background").is_some_and(|value| *value == true) {
+        return Err(ApiError::invalid("background", "`background` is true, and a line of a batch is waited for"));
+    }
     let (run, reply) = start(app, caller, fields, priority).await?;
     drain(run, reply).await
 }
@@ -74,7 +77,8 @@ async fn start(
         }
         None => Vec::new(),
     };
-    let request = request::read(fields, &model, history)?;
+    let background = fields.bool("background")?.unwrap_or(false);
+    let request = request::read(fields, &model, history, background)?;
     let answering = request.conversation.clone_with(priority).start(&model).await?;
     let reader = answering.reader();
     Ok((answering.run, Reply::new(app, caller, &model.name, request, previous, reader)))
@@ -186,7 +190,7 @@ pub(crate) async fn input_items(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-    Query(wanted): Query<Page>,
+    wanted: Page,
 ) -> Result<Json<Value>, ApiError> {
     let record = blocking(move || find(&app, &caller, &id)).await?;
     let mut items = record["input"].as_array().cloned().unwrap_or_default();

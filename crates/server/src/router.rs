@@ -4,27 +4,31 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 
 use futures_core::Stream as _;
+use serde_json::json;
 
 use crate::{
-    adapters, anthropic,
-    app::App,
+    Limits, adapters, anthropic,
+    app::{App, unix_s},
     audit::Entry,
-    batches, chat, completions, embeddings,
+    batches, chat,
+    clock::rfc3339,
+    completions, embeddings,
     error::ApiError,
     files, fine_tuning, info,
     keys::{Caller, Scope},
-    metrics, ollama, openapi, origin, page,
-    quota::METER,
-    rerank, responses, text,
+    log::{Line, Logged},
+    metrics, ollama, openapi, origin, page, query, rerank, responses,
+    tally::{TALLY, Tally},
+    text,
 };
 
 /// All paths.
@@ -101,9 +105,6 @@ async fn no_such_method(request: Request) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
 }
 
-/// Seconds that a request's body may take to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(60);
-
 /// A body that is too large is let in, and thrown away, for so long and so far.
 const LINGERING: Duration = Duration::from_secs(10);
 const LINGERING_BYTES: usize = 256 << 20;
@@ -114,35 +115,36 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let id = given.map_or_else(|| app.new_id("req_"), str::to_owned);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let mut line = app.log.as_ref().filter(|_| !is_open(&path)).map(|log| {
+        let request = json!({
+            "time": rfc3339(unix_s()), "request_id": id, "key": "", "method": method.as_str(), "path": path, "route": route
+        });
+        Line::begin(log, &Tally::default(), request)
+    });
     let admitted = admit(&app, request.headers(), &method, &path);
     let (caller, admitted) = match admitted {
         Ok((caller, admitted)) => (caller, admitted),
         Err(error) => (Caller::default(), Err(error)),
     };
+    let tally = Tally::new(caller.meter.clone());
+    line.iter_mut().for_each(|line| line.set_caller(&caller.name, &tally));
+    // Who looks at a page, or asks whether the server lives, may add what they like to its address.
+    let admitted = admitted.and_then(|()| match is_open(&path) || route == "none" {
+        true => Ok(()),
+        false => query::check(&route, request.uri()),
+    });
     let mut response = match admitted {
-        Ok(()) => match whole_body(request, app.limits.body_bytes).await {
-            Ok(mut request) => {
-                let meter = caller.meter.clone();
-                request.extensions_mut().insert(caller.clone());
-                METER.scope(meter, next.run(request)).await
+        Ok(()) => match whole_body(request, &app.limits).await {
+            Ok((mut parts, body)) => {
+                line.iter_mut().for_each(|line| line.show(&body));
+                parts.extensions.insert(caller.clone());
+                TALLY.scope(tally, next.run(Request::from_parts(parts, Body::from(body)))).await
             }
             Err(error) => error.into_response(),
         },
         Err(error) => error.into_response(),
     };
-    if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
-        let message = "the request did not arrive as it was announced";
-        response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
-    }
-    let body = response.extensions().get::<ApiError>().and_then(|error| match path.as_str() {
-        path if path.starts_with("/v1/messages") => Some(anthropic::error_body(error)),
-        path if path.starts_with("/api/") => Some(ollama::error_body(error)),
-        _ => None,
-    });
-    if let Some(body) = body {
-        *response.body_mut() = Body::from(body.to_string());
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
+    tell_fault(&path, &mut response);
     if let Some(meter) = &caller.meter {
         meter.tell(response.headers_mut());
     }
@@ -154,7 +156,27 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
-    response
+    let Some(mut line) = line else { return response };
+    let fault = response.extensions().get::<ApiError>().map(|error| (error.param.clone(), error.code));
+    line.answer(status, fault);
+    response.map(|body| Body::new(Logged::new(body, line)))
+}
+
+/// Says what is wrong in the shape of the interface that was spoken.
+fn tell_fault(path: &str, response: &mut Response) {
+    if response.status() == StatusCode::BAD_REQUEST && !is_json(response) {
+        let message = "the request did not arrive as it was announced";
+        *response = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message).into_response();
+    }
+    let body = response.extensions().get::<ApiError>().and_then(|error| match path {
+        path if path.starts_with("/v1/messages") => Some(anthropic::error_body(error)),
+        path if path.starts_with("/api/") => Some(ollama::error_body(error)),
+        _ => None,
+    });
+    if let Some(body) = body {
+        *response.body_mut() = Body::from(body.to_string());
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
 }
 
 /// Paths that need no key: what supervisors ask, and the page, which asks for the key itself.
@@ -191,7 +213,8 @@ fn admit(
 }
 
 /// The request with all of its body, which comes in time and is not too large.
-async fn whole_body(request: Request, most: usize) -> Result<Request, ApiError> {
+async fn whole_body(request: Request, limits: &Limits) -> Result<(Parts, Bytes), ApiError> {
+    let (most, patience) = (limits.body_bytes, limits.patience);
     let too_large = || {
         let message = format!("the request's body is larger than {most} bytes, which is the most");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
@@ -199,19 +222,19 @@ async fn whole_body(request: Request, most: usize) -> Result<Request, ApiError> 
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > most as u64) {
         // Many clients read the answer only when they have sent everything.
-        let _ = tokio::time::timeout(LINGERING, discard(request.into_body())).await;
+        let _ = tokio::time::timeout(LINGERING.min(patience), discard(request.into_body())).await;
         return Err(too_large());
     }
     let (parts, body) = request.into_parts();
-    match tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, most)).await {
-        Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
+    match tokio::time::timeout(patience, axum::body::to_bytes(body, most)).await {
+        Ok(Ok(bytes)) => Ok((parts, bytes)),
         Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
         Ok(Err(_)) => {
             let message = "the request's body did not arrive as it was announced";
             Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message))
         }
         Err(_) => {
-            let message = format!("the request's body did not arrive within {} s", BODY_PATIENCE.as_secs());
+            let message = format!("the request's body did not arrive within {} s", patience.as_secs_f64());
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message))
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     error::{ApiError, from_engine},
     images::Memory,
     models::ServedModel,
-    quota::{Meter, meter},
+    tally::{Tally, tally},
 };
 
 /// What was told: pieces of one of the answers.
@@ -27,8 +27,10 @@ pub(crate) struct Run {
     /// Answers that have not ended.
     left: usize,
     model: Arc<ServedModel>,
+    /// Which of them have.
+    ended: Vec<bool>,
     /// What the tokens are charged to.
-    meter: Option<Meter>,
+    tally: Tally,
     /// What the images take, until the end.
     _memory: Memory,
 }
@@ -51,7 +53,8 @@ impl Run {
         asks: impl FnOnce(&ServedModel) -> Result<Asked, ApiError> + Send + 'static,
         prompt: &'static str,
     ) -> Result<Run, ApiError> {
-        let (model, meter) = (Arc::clone(model), meter());
+        let (model, tally) = (Arc::clone(model), tally());
+        tally.asks(&model.name);
         let started = tokio::task::spawn_blocking(move || {
             let (sender, events) = unbounded_channel();
             let mut heard: Vec<(Ask, Listener)> = Vec::new();
@@ -62,7 +65,7 @@ impl Run {
             }
             let transcripts = model.session.start(heard).map_err(|error| from_engine(&error, prompt))?;
             let left = transcripts.len();
-            Ok(Run { events, transcripts, left, model, meter, _memory: memory })
+            Ok(Run { events, transcripts, left, ended: vec![false; left], model, tally, _memory: memory })
         });
         started.await.map_err(|_| ApiError::internal("the request's preparation failed; the server's log says why"))?
     }
@@ -108,11 +111,24 @@ impl Run {
         };
         if let Some(Piece::Done(summary)) = pieces.last() {
             self.left -= 1;
+            self.ended[i] = true;
             self.model.work.add(summary);
-            if let Some(meter) = &self.meter {
-                meter.add_tokens(summary.prompt_tokens + summary.ids.len());
-            }
+            self.tally.answered(summary);
         }
         Poll::Ready(Some(Ok((i, pieces))))
+    }
+}
+
+impl Drop for Run {
+    /// What was computed for answers that nobody waits for any more has been used all the same.
+    fn drop(&mut self) {
+        while let Ok((i, time, event)) = self.events.try_recv() {
+            // An answer that is given up has used what it has.
+            let _ = self.transcripts[i].push(time, event);
+        }
+        for (transcript, _) in self.transcripts.iter().zip(&self.ended).filter(|(_, ended)| !**ended) {
+            let (read, generated) = transcript.tokens_so_far();
+            self.tally.read(read, generated);
+        }
     }
 }

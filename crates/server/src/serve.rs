@@ -1,7 +1,6 @@
 //! The server's life: it binds, serves until it is told to stop, and lets running answers finish.
 
 use std::{
-    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
@@ -10,20 +9,22 @@ use std::{
     time::Duration,
 };
 
-use axum::serve::Listener;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    Job, Keys, Limits,
+    Job, Keys, Limits, Log,
     app::App,
-    audit::AuditLog,
-    batches, fine_tuning,
+    audit::{self, AuditLog},
+    batches,
+    connections::{self, Bounds},
+    fine_tuning,
     models::ModelSource,
+    origin::is_origin,
     responses,
     router::router,
     store::Store,
-    tls::{TlsFiles, TlsListener},
+    tls::TlsFiles,
 };
 
 /// Running answers may take so long after the server was told to stop.
@@ -51,6 +52,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Origins, as `https://example.com`, whose pages may ask; `*` for all.
     pub origins: Vec<String>,
+    /// Where a line for each request goes, if one is written.
+    pub log: Option<Log>,
     /// Serves `https` with this certificate.
     pub tls: Option<TlsFiles>,
 }
@@ -76,6 +79,16 @@ pub enum Error {
         address: SocketAddr,
     },
 
+    /// Pages of what is no origin.
+    #[error(
+        "`--cors` has {found:?}, expected an origin as browsers send it, scheme, host and perhaps port without a path, such as \
+         https://shop.example, or * for all"
+    )]
+    Origin {
+        /// What was found.
+        found: String,
+    },
+
     /// The runtime could not be started, or a socket failed.
     #[error("the server stopped: {0}")]
     Io(#[from] io::Error),
@@ -98,9 +111,7 @@ impl Server {
         // Connections cost little; the engine needs the cores.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let address = SocketAddr::new(config.host, config.port);
-        if config.keys.is_empty() && !config.host.is_loopback() {
-            return Err(Error::OpenToAll { address });
-        }
+        let tls = checked(config)?;
         let bound = runtime.block_on(TcpListener::bind(address));
         let listener = bound.map_err(|reason| Error::Bind { address, reason })?;
         let store = Store::open(config.store.as_deref())?;
@@ -108,8 +119,19 @@ impl Server {
         let app = Arc::new(App::new(models, config, audit, store));
         responses::end_those_left(&app).map_err(|error| io::Error::other(error.message))?;
         fine_tuning::restore(&app).map_err(|error| io::Error::other(error.message))?;
-        let tls = config.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
         Ok(Server { runtime, listener, tls, app })
+    }
+
+    /// Looks at everything that `bind` would refuse, and takes neither the address nor the store: another server may have them.
+    ///
+    /// # Errors
+    /// As `bind`, and when the audit log is broken.
+    pub fn check(config: &Config) -> Result<(), Error> {
+        checked(config)?;
+        match config.audit_log.as_deref().filter(|path| path.exists()) {
+            Some(path) => Ok(audit::verify(path).map(drop)?),
+            None => Ok(()),
+        }
     }
 
     /// The address in force.
@@ -121,47 +143,44 @@ impl Server {
     }
 
     /// Serves until `stop`; then new requests are refused and running answers finish, for a while.
-    ///
-    /// # Errors
-    /// When the socket fails.
-    pub fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+    pub fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let Server { runtime, listener, tls, app } = self;
-        let result = runtime.block_on(async move {
-            match tls {
-                Some(acceptor) => serve(TlsListener::new(listener, acceptor)?, app, stop).await,
-                None => serve(listener, app, stop).await,
-            }
-        });
+        let log = app.log.clone();
+        runtime.block_on(serve(listener, tls, app, stop));
         // Answers beyond their grace end with the engine; what is being kept gets kept.
         runtime.shutdown_timeout(KEEPING);
-        Ok(result?)
+        if let Some(log) = log {
+            log.flush();
+        }
     }
 }
 
-async fn serve<L>(listener: L, app: Arc<App>, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()>
-where
-    L: Listener,
-    L::Addr: fmt::Debug,
-{
-    let (told, mut stopping) = tokio::sync::watch::channel(false);
-    let until = async move {
-        // The sender lives as long as the server.
-        let _ = stopping.wait_for(|told| *told).await;
-    };
+/// Refuses what makes no sense or is not safe; returns what TLS is made of, if it is wanted.
+fn checked(config: &Config) -> Result<Option<TlsAcceptor>, Error> {
+    if config.keys.is_empty() && !config.host.is_loopback() {
+        return Err(Error::OpenToAll { address: SocketAddr::new(config.host, config.port) });
+    }
+    if let Some(found) = config.origins.iter().find(|origin| !is_origin(origin)) {
+        return Err(Error::Origin { found: found.clone() });
+    }
+    Ok(config.tls.as_ref().map(TlsFiles::acceptor).transpose()?)
+}
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, app: Arc<App>, stop: impl Future<Output = ()>) {
+    let (told, stopping) = tokio::sync::watch::channel(false);
     tokio::spawn(batches::work(Arc::clone(&app)));
     tokio::spawn(fine_tuning::work(Arc::clone(&app)));
-    let server = axum::serve(listener, router(&app)).with_graceful_shutdown(until).into_future();
+    let bounds = Bounds { count: app.limits.connections, patience: app.limits.patience };
+    let server = connections::serve(listener, tls, router(&app), bounds, stopping);
     tokio::pin!(server);
     tokio::select! {
-        ended = &mut server => return ended,
+        () = &mut server => return,
         () = stop => {}
     }
     app.stop();
     let _ = told.send(true);
-    match tokio::time::timeout(GRACE, server).await {
-        Ok(ended) => ended,
-        Err(_) => Ok(()),
-    }
+    // Those that take longer have had their time.
+    let _ = tokio::time::timeout(GRACE, server).await;
 }
 
 /// Comes when the process is told to end: Ctrl-C, or a supervisor's TERM.

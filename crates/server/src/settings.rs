@@ -23,6 +23,8 @@ const BIASES_MAX: usize = 1024;
 pub(crate) struct Settings {
     pub(crate) sampling: Sampling,
     pub(crate) max_tokens: Option<usize>,
+    /// Nothing ends the answer before it has so many.
+    pub(crate) min_tokens: usize,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_tokens: Vec<TokenId>,
     pub(crate) ignore_stop_tokens: bool,
@@ -39,6 +41,7 @@ impl Settings {
         Settings {
             sampling,
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             ignore_stop_tokens: false,
@@ -50,21 +53,37 @@ impl Settings {
 
     /// Takes these parameters out of a request; what is absent is as the model's makers recommend.
     pub(crate) fn take(fields: &mut Fields, defaults: &Sampling) -> Result<Settings, ApiError> {
-        let sampling = sampling(fields, defaults)?;
         let limit = fields.take_one(&["max_completion_tokens", "max_tokens"])?;
         let max_tokens = limit.map(|(at, value)| integer(&at, &value, 0, i64::from(u32::MAX))).transpose()?;
         let settings = Settings {
-            sampling,
-            max_tokens: max_tokens.map(|n| n as usize),
-            stop: stops(fields)?,
-            stop_tokens: token_ids(fields, "stop_token_ids")?,
-            ignore_stop_tokens: fields.bool("ignore_eos")?.unwrap_or(false),
             answers: fields.integer("n", 1, ANSWERS_MAX)?.unwrap_or(1) as usize,
-            stream: fields.bool("stream")?.unwrap_or(false),
-            include_usage: stream_options(fields)?,
+            ..Settings::of_answer(fields, defaults, max_tokens.map(|n| n as usize))?
         };
         accepted_without_effect(fields)?;
         Ok(settings)
+    }
+
+    /// Takes what says how one answer is generated and sent, of at most `max_tokens`.
+    pub(crate) fn of_answer(
+        fields: &mut Fields,
+        defaults: &Sampling,
+        max_tokens: Option<usize>,
+    ) -> Result<Settings, ApiError> {
+        let min_tokens = fields.integer("min_tokens", 0, i64::from(u32::MAX))?.unwrap_or(0) as usize;
+        if let Some(most) = max_tokens.filter(|&most| most < min_tokens) {
+            let message = format!("`min_tokens` is {min_tokens}, more than the {most} tokens that the answer may have");
+            return Err(ApiError::invalid(fields.at("min_tokens"), message));
+        }
+        Ok(Settings {
+            max_tokens,
+            min_tokens,
+            stop: stops(fields)?,
+            stop_tokens: token_ids(fields, "stop_token_ids")?,
+            ignore_stop_tokens: fields.bool("ignore_eos")?.unwrap_or(false),
+            stream: fields.bool("stream")?.unwrap_or(false),
+            include_usage: stream_options(fields)?,
+            ..Settings::new(sampling(fields, defaults)?)
+        })
     }
 
     /// The sampling of the answer `i`: each has its own seed.
@@ -182,9 +201,7 @@ fn accepted_without_effect(fields: &mut Fields) -> Result<(), ApiError> {
         }
         None => Ok(()),
     };
-    for name in
-        ["min_tokens", "use_beam_search", "length_penalty", "bad_words", "typical_p", "mirostat", "lora_request"]
-    {
+    for name in ["use_beam_search", "length_penalty", "bad_words", "typical_p", "mirostat", "lora_request"] {
         let value = fields.take(name).filter(|v| *v != json!(false) && *v != json!(0));
         absent(name, value)?;
     }

@@ -69,6 +69,14 @@ impl Events {
         self.0.extend_from_slice(format!(": {text}\n\n").as_bytes());
     }
 
+    /// How far the prompt is, and in how many seconds it is going to be through, where a piece says so.
+    pub(crate) fn progress(&mut self, piece: &Piece) {
+        if let Piece::Prefill { done_tokens, total_tokens, left_ms } = piece {
+            let left = left_ms.map_or(String::new(), |ms| format!(", {:.1} s left", ms / 1e3));
+            self.comment(&format!("prefill {done_tokens}/{total_tokens}{left}"));
+        }
+    }
+
     fn json(&mut self, value: &Value) {
         // A value whose keys are strings always has a text.
         self.0.extend_from_slice(value.to_string().as_bytes());

@@ -1,27 +1,14 @@
-//! TLS: connections that have shaken hands, in front of the same router.
-//!
-//! Contract: a client that is slow with its handshake, or breaks it, keeps nobody else waiting.
+//! TLS: the server's certificate and key, read and held against each other. Not here: handshakes (`connections`).
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc};
 
-use axum::serve::Listener;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc::{Receiver, Sender, channel},
-};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         ServerConfig,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     },
-    server::TlsStream,
 };
-
-/// A handshake may take so long.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections that have shaken hands and wait to be served.
-const READY_MAX: usize = 64;
 
 /// Where the server's certificate is.
 #[derive(Clone, Debug)]
@@ -57,55 +44,5 @@ impl TlsFiles {
             .with_single_cert(chain, key)
             .map_err(|error| wrong(&self.certificate, &error))?;
         Ok(TlsAcceptor::from(Arc::new(config)))
-    }
-}
-
-/// A listener behind TLS.
-pub(crate) struct TlsListener {
-    ready: Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: SocketAddr,
-}
-
-impl TlsListener {
-    /// Takes over a listener; needs a running runtime.
-    pub(crate) fn new(listener: TcpListener, acceptor: TlsAcceptor) -> io::Result<TlsListener> {
-        let address = listener.local_addr()?;
-        let (sender, ready) = channel(READY_MAX);
-        tokio::spawn(accept(listener, acceptor, sender));
-        Ok(TlsListener { ready, address })
-    }
-}
-
-/// Shakes hands with everybody at once, until nobody listens any more.
-async fn accept(mut listener: TcpListener, acceptor: TlsAcceptor, ready: Sender<(TlsStream<TcpStream>, SocketAddr)>) {
-    loop {
-        let (stream, address) = tokio::select! {
-            () = ready.closed() => return,
-            accepted = Listener::accept(&mut listener) => accepted,
-        };
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
-        tokio::spawn(async move {
-            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-                // Nobody listens any more: the connection closes.
-                let _ = ready.send((stream, address)).await;
-            }
-        });
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(ready) => ready,
-            // The task above ends only when this listener is gone.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.address)
     }
 }

@@ -1,7 +1,8 @@
 //! One answer as it is told: what the model wrote, taken apart into thoughts, content and calls, and what came of it.
 
-use qwenkit_engine::{Finish, Piece, Summary, TokenLogprobs};
+use qwenkit_engine::{Finish, Piece, Summary, ThoughtEnd, TokenLogprobs};
 use qwenkit_text::{AnswerEvent, AnswerReader};
+use serde_json::{Value, json};
 
 /// A call in an answer.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Told {
     pub(crate) content: String,
     pub(crate) reasoning: String,
     pub(crate) calls: Vec<Call>,
+    /// What was not as it should be in the calls, in words.
+    pub(crate) warnings: Vec<String>,
     pub(crate) summary: Option<Summary>,
     /// Tokens after which the thought was still going on.
     pub(crate) thought_tokens: usize,
@@ -36,6 +39,7 @@ impl Told {
             content: String::new(),
             reasoning: String::new(),
             calls: Vec::new(),
+            warnings: Vec::new(),
             summary: None,
             thought_tokens: 0,
             logprobs: Vec::new(),
@@ -75,13 +79,21 @@ impl Told {
                     call.arguments.push_str(delta);
                 }
             }
-            AnswerEvent::CallEnd { .. } | AnswerEvent::Warning(_) => {}
+            AnswerEvent::CallEnd { .. } => {}
+            AnswerEvent::Warning(warning) => self.warnings.push(warning.to_string()),
         }
     }
 
     /// How the answer ended.
     pub(crate) fn finish(&self) -> Option<Finish> {
         self.summary.as_ref().map(|summary| summary.finish)
+    }
+
+    /// Adds its warnings to what tells of its end, where there are any.
+    pub(crate) fn warn(&self, end: &mut Value) {
+        if !self.warnings.is_empty() {
+            end["warnings"] = json!(self.warnings);
+        }
     }
 
     /// Whether it ended with calls for the client to make.
@@ -103,6 +115,8 @@ pub(crate) struct Usage {
     pub(crate) generated: usize,
     /// Of these, tokens of thought.
     pub(crate) thought: usize,
+    /// Why a thought was ended for the model.
+    pub(crate) thought_end: Option<ThoughtEnd>,
 }
 
 impl Usage {
@@ -112,7 +126,15 @@ impl Usage {
             cached: usage.cached.max(summary.cached_tokens),
             generated: usage.generated + summary.ids.len(),
             thought: 0,
+            thought_end: usage.thought_end.or(summary.thought_end),
         })
+    }
+
+    /// Says in `details` that a thought was ended, and why, if one was.
+    pub(crate) fn tell_thought_end(&self, details: &mut Value) {
+        if let Some(why) = self.thought_end {
+            details["thinking_ended"] = json!(why.name());
+        }
     }
 
     /// Of answers that were taken apart.

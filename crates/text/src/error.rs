@@ -141,12 +141,14 @@ pub enum Error {
         problem: String,
     },
     /// The chat template failed while it ran.
-    #[error("chat template of `{origin}`, line {line}: {problem}")]
+    #[error("chat template of `{origin}`, line {line}, column {column}: {problem}")]
     TemplateRun {
         /// The file or model that the template came with.
         origin: String,
         /// From 1; 0 where unknown.
         line: usize,
+        /// From 1, in characters; 0 where unknown.
+        column: usize,
         /// What happened.
         problem: String,
     },

@@ -62,7 +62,7 @@ impl ChatTemplate {
         let limit_bytes = input.text_bytes().saturating_mul(8).saturating_add(4 << 20);
         let template = self.clone();
         let work = move || template.run(input, fuel, limit_bytes);
-        jinja::on_deep_stack(work).map_err(|error| self.failed(0, error.to_string()))?
+        jinja::on_deep_stack(work).map_err(|error| self.failed((0, 0), error.to_string()))?
     }
 
     fn run(&self, input: Prepared, fuel: u64, limit_bytes: usize) -> Result<String, Error> {
@@ -78,7 +78,7 @@ impl ChatTemplate {
                 _ => self.run_error(&error, fuel),
             });
         }
-        String::from_utf8(out.bytes).map_err(|_| self.failed(0, "it wrote bytes that are not UTF-8".to_owned()))
+        String::from_utf8(out.bytes).map_err(|_| self.failed((0, 0), "it wrote bytes that are not UTF-8".to_owned()))
     }
 
     fn run_error(&self, error: &minijinja::Error, fuel: u64) -> Error {
@@ -92,11 +92,12 @@ impl ChatTemplate {
             }
             cause = current.source();
         }
-        self.failed(error.line().unwrap_or(0), describe(error))
+        let (line, column) = error.range().map_or((0, 0), |range| position(&self.source, range.start));
+        self.failed((error.line().unwrap_or(line), column), describe(error))
     }
 
-    fn failed(&self, line: usize, problem: String) -> Error {
-        Error::TemplateRun { origin: self.origin.clone(), line, problem }
+    fn failed(&self, (line, column): (usize, usize), problem: String) -> Error {
+        Error::TemplateRun { origin: self.origin.clone(), line, column, problem }
     }
 }
 

@@ -82,6 +82,12 @@ impl ThinkingWish {
                 return Err(fault(&switch, found, "`enabled`, `disabled` or `adaptive`"));
             }
         }
+        // Thoughts are always told, and in full.
+        let told = |name: &str, value: &Value| name == "display" && value == "summarized";
+        let known = |name: &str, value: &Value| matches!(name, "type" | "budget_tokens") || told(name, value);
+        if let Some((name, _)) = object.iter().find(|(name, value)| !value.is_null() && !known(name, value)) {
+            return Err(unknown(path, name, "`type` and `budget_tokens`"));
+        }
         if let Some(budget) = object.get("budget_tokens").filter(|budget| !budget.is_null()) {
             self.budget_tokens = Some(count(&format!("{path}.budget_tokens"), budget)?);
         }
@@ -93,13 +99,17 @@ impl ThinkingWish {
         let Value::Object(object) = value else {
             return Err(fault(path, value, "an object with `effort`"));
         };
+        let switch = path;
         for (name, value) in object.iter().filter(|(_, value)| !value.is_null()) {
             let path = format!("{path}.{name}");
             match name.as_str() {
                 "effort" => self.read_effort(&path, value)?,
                 "enabled" => self.set(&path, value, Some(boolean(&path, value)?))?,
                 "max_tokens" => self.budget_tokens = Some(count(&path, value)?),
-                _ => {}
+                // How a summary shall be; thoughts come as they are, beside the answer.
+                "summary" | "generate_summary" => {}
+                "exclude" if value == false => {}
+                _ => return Err(unknown(switch, name, "`effort`, `enabled` and `max_tokens`")),
             }
         }
         Ok(())
@@ -133,6 +143,16 @@ impl ThinkingWish {
             self.switch = switch;
         }
         Ok(())
+    }
+}
+
+/// A member of the switch at `path` that says something else than how to think.
+fn unknown(path: &str, name: &str, expected: &str) -> Error {
+    let shown: String = name.chars().take(80).collect();
+    Error::Request {
+        path: format!("{path}.{shown}"),
+        found: "a member".to_owned(),
+        expected: format!("only {expected}"),
     }
 }
 

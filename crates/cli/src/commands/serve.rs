@@ -10,15 +10,16 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Arg, Args, ValueEnum};
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{
-    AdapterSource, Config, ImageLimits, Job, Keys, Limits, LoadRefusal, ModelSource, Quota, Server, TlsFiles,
-    told_to_end, verify_audit_log,
+    AdapterSource, Chain, Config, ImageLimits, Job, Keys, Limits, LoadRefusal, Log, ModelSource, Quota, Server,
+    TlsFiles, told_to_end, verify_audit_log,
 };
 
 use crate::opening::{self, SessionArgs, SpeculateArg};
@@ -27,9 +28,11 @@ use crate::terminal::note;
 use crate::{failure, locate};
 use tuning::Tuning;
 
-/// Arguments of `serve`.
+/// Arguments of `serve`. Each setting has a variable too.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    mut_args(with_variable),
+    after_help = "\
 Examples:
   qwenkit serve                                        the default model on http://127.0.0.1:8080
   qwenkit serve qwen3:4b --port 9000
@@ -38,8 +41,12 @@ Examples:
   qwenkit serve ./qwen3-vl                             images too, where the model has its tower in itself or beside it
   QWENKIT_API_KEY=secret qwenkit serve --host 0.0.0.0  for the whole network, with a key
 
+Every setting has a variable (QWENKIT_MODEL, QWENKIT_MAX_WAITING for --max-waiting; several keys or origins stand behind commas)
+and a place in the file of --config. What the command line says counts before what a variable says, and that before the file.
+
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
-       -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
+       -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'"
+)]
 pub(crate) struct ServeArgs {
     /// The models: short names, hub ids, .gguf files or checkpoint folders; the first is the default
     #[arg(value_name = "MODEL")]
@@ -57,13 +64,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME=PATH", value_parser = adapter)]
     adapter: Vec<AdapterSource>,
     /// The address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", env = "QWENKIT_HOST")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: String,
     /// The port; 0 for any that is free
-    #[arg(long, value_name = "PORT", default_value_t = 8080, env = "QWENKIT_PORT")]
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
     /// A key that requests have to show; may be given several times
-    #[arg(long, value_name = "KEY", env = "QWENKIT_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    #[arg(long, value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     api_key: Vec<String>,
     /// Requests that may wait for their turn; more are refused, to come again later
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
@@ -83,8 +90,20 @@ pub(crate) struct ServeArgs {
     /// Megabytes of memory that the images of all requests under way may take together
     #[arg(long, value_name = "MB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     max_images_memory_mb: u32,
+    /// Connections at once; more wait until one has ended
+    #[arg(long, value_name = "N", default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_connections: u32,
+    /// Seconds that a client may take to send a request's head, its body, or to take the next piece of an answer
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
+    client_timeout: u16,
+    /// A line for each request on stderr: moment, id, key, path, status, milliseconds, tokens, and why the cache had not more
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = LogArg::Json)]
+    log: LogArg,
+    /// Shows in the log what is asked, too
+    #[arg(long)]
+    log_prompts: bool,
     /// A JSON file of keys with names, scopes and limits; see the README
-    #[arg(long, value_name = "FILE", env = "QWENKIT_KEYS")]
+    #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
     /// Requests that each --api-key may make in a minute
     #[arg(long, value_name = "N")]
@@ -99,33 +118,33 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     tokens_per_day: Option<u64>,
     /// An origin, as https://example.com, whose pages may ask; may be given several times, * for all
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     cors: Vec<String>,
     /// The server's certificate (PEM), to serve https; needs --tls-key
-    #[arg(long, value_name = "FILE", env = "QWENKIT_TLS_CERT", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", env = "QWENKIT_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Record each request in this file, every line bound to the one before by a hash
-    #[arg(long, value_name = "FILE", env = "QWENKIT_AUDIT_LOG")]
+    #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
     /// Check that nobody has changed an audit log, and do not serve
     #[arg(long, value_name = "FILE")]
     verify_audit_log: Option<PathBuf>,
     /// A JSON file of settings by the names of these flags, which come before it
-    #[arg(long, value_name = "FILE", env = "QWENKIT_SERVE_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Threads of fine-tuning, which runs beside serving and gives way to it; 0 for none at all [default: half of --threads]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
     job_threads: Option<u16>,
     /// Where responses, files, batches and fine-tuned models are kept [default: a folder for each port under QWENKIT_HOME]
-    #[arg(long, value_name = "DIR", env = "QWENKIT_STORE")]
+    #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// Load all models at the start, and keep them; else the first is loaded, and the others when they are asked for
     #[arg(long)]
     preload: bool,
-    /// Check models and settings, and do not serve
+    /// Check models and settings, and do not serve; neither the port nor the store is touched
     #[arg(long)]
     check: bool,
     /// Guesses next tokens and computes several at once; the answer is the same, sooner
@@ -135,23 +154,47 @@ pub(crate) struct ServeArgs {
     session: SessionArgs,
 }
 
+/// What is written of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogArg {
+    /// A JSON object for each
+    Json,
+    /// Nothing
+    Off,
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// When a model cannot be loaded or the address cannot be had.
 pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     if let Some(path) = &args.verify_audit_log {
-        let lines = verify_audit_log(path)?;
-        note(&format!("{}: {lines} lines, each follows from the one before", path.display()));
+        let Chain { lines, head } = verify_audit_log(path)?;
+        note(&format!(
+            "{}: {lines} lines, each follows from the one before; the last one's hash is {head}\nhint: lines missing at the end show \
+             only against a hash and a count that were noted elsewhere before",
+            path.display()
+        ));
         return Ok(());
     }
     match &args.config {
         Some(path) => {
-            let given = std::env::args_os().skip_while(|word| word != "serve").skip(1);
-            serve(&file::merged(path, given)?, offline)
+            let (merged, stays_offline) = file::merged(path, std::env::args_os().collect())?;
+            serve(&merged, offline || stays_offline)
         }
         None => serve(args, offline),
     }
+}
+
+/// Gives a setting of `serve` its variable. What says what to do, and not how, has none.
+fn with_variable(argument: Arg) -> Arg {
+    let variable = match argument.get_long() {
+        Some("check" | "verify-audit-log" | "help" | "version") => return argument,
+        None => "QWENKIT_MODEL".to_owned(),
+        Some("config") => "QWENKIT_SERVE_CONFIG".to_owned(),
+        Some(name) => format!("QWENKIT_{}", name.replace('-', "_").to_uppercase()),
+    };
+    argument.env(variable)
 }
 
 fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
@@ -181,7 +224,19 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
         pixels: u64::from(args.max_image_megapixels) << 20,
         held_bytes: (args.max_images_memory_mb as usize) << 20,
     };
-    let limits = Limits { body_bytes: usize::from(args.max_body_mb) << 20, images };
+    let limits = Limits {
+        body_bytes: usize::from(args.max_body_mb) << 20,
+        images,
+        connections: args.max_connections,
+        patience: Duration::from_secs(u64::from(args.client_timeout)),
+    };
+    let log = match args.log {
+        LogArg::Json => Some(Log::to(std::io::stderr(), args.log_prompts)?),
+        LogArg::Off if args.log_prompts => {
+            return Err(failure::usage("--log-prompts shows prompts in the log, and --log is off"));
+        }
+        LogArg::Off => None,
+    };
     let store = match (&args.store, args.port) {
         (Some(folder), _) => Some(folder.clone()),
         // Nobody finds again what a server on any free port has kept.
@@ -201,17 +256,18 @@ fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
         None => "no fine-tuning, as nothing is kept (--store)".to_owned(),
         Some(folder) => format!("fine-tuning with --job-threads {threads}, kept in {}", folder.display()),
     };
-    let config = Config { host, port: args.port, limits, keys, store, jobs, audit_log, origins, tls };
+    let config = Config { host, port: args.port, limits, keys, store, jobs, audit_log, origins, log, tls };
     let names = models.iter().map(ModelSource::name).collect::<Vec<_>>().join(", ");
-    let server = Server::bind(&config, models)?;
     if args.check {
+        Server::check(&config)?;
         note(&format!("{names}: everything is in order; {jobs_told}"));
         return Ok(());
     }
+    let server = Server::bind(&config, models)?;
     let address = server.address()?;
     let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
     note(&format!("serving {names}\n  page  {scheme}://{address}\n  API   {scheme}://{address}/v1\nCtrl-C stops"));
-    server.run(told_to_end())?;
+    server.run(told_to_end());
     note("stopped");
     Ok(())
 }

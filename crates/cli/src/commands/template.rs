@@ -1,12 +1,13 @@
-//! `qwenkit template render`: conversations to prompts, through a chat template in a file.
+//! `qwenkit template`: conversations to prompts, through a chat template in a file (`render`), and whether a template does
+//! what conversations need (`check`).
 //!
-//! Contract: a template that refuses a conversation has answered, with an error as its answer; only input that is no
-//! conversation makes the command fail.
+//! Contract: a template that refuses a conversation has answered, with an error as its answer; what makes `render` fail is
+//! input that is no conversation, and `check` a template that breaks.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use qwenkit_text::{ChatInput, ChatTemplate, Error};
+use qwenkit_text::{CallSyntax, ChatInput, ChatTemplate, Error, ThinkingSupport};
 use serde_json::{Map, Value, json};
 
 use crate::{jsonl, terminal};
@@ -22,6 +23,8 @@ pub(crate) struct TemplateArgs {
 enum Action {
     /// Render conversations, one a line
     Render(RenderArgs),
+    /// Say what a template does with conversations of every kind, and where it breaks
+    Check(CheckArgs),
 }
 
 /// Arguments of `template render`.
@@ -41,12 +44,36 @@ struct RenderArgs {
     jsonl: bool,
 }
 
+/// Arguments of `template check`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  qwenkit template check chat.jinja
+  qwenkit template check ./checkpoint/chat_template.jinja --json
+
+A conversation of each kind is rendered. `ok` stands for a prompt, `refused` for a template that says by itself that it does not
+take this; a template that breaks is told with line and column, and the exit code is 1.")]
+struct CheckArgs {
+    /// The template
+    #[arg(value_name = "FILE")]
+    template: PathBuf,
+    /// A JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
 /// The longest template; real ones are below 20 KB.
 const TEMPLATE_BYTES_MAX: u64 = 4 << 20;
 
 /// Runs the command.
 pub(crate) fn run(args: &TemplateArgs) -> anyhow::Result<()> {
-    let Action::Render(args) = &args.action;
+    match &args.action {
+        Action::Render(args) => render(args),
+        Action::Check(args) => check(args),
+    }
+}
+
+fn render(args: &RenderArgs) -> anyhow::Result<()> {
     let template = ChatTemplate::new(&read(&args.template)?, &args.template.display().to_string())?;
     let mut noted = false;
     jsonl::answer_lines(|number, object| {
@@ -63,6 +90,102 @@ pub(crate) fn run(args: &TemplateArgs) -> anyhow::Result<()> {
             Err(error) => Ok(json!({ "error": error.to_string() })),
         }
     })
+}
+
+/// What came of a conversation.
+enum Found {
+    Prompt,
+    /// The template's own words.
+    Refused(String),
+    Broken(String),
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let template = ChatTemplate::new(&read(&args.template)?, &args.template.display().to_string())?;
+    let thinking = ThinkingSupport::of_template(&template);
+    let calls = CallSyntax::of_template(&template).is_some();
+    let mut found = Vec::new();
+    for (kind, input) in conversations() {
+        found.push((
+            kind,
+            match template.render(&input) {
+                Ok(_) => Found::Prompt,
+                Err(Error::TemplateRaised { message }) => Found::Refused(message),
+                Err(error) => Found::Broken(error.to_string()),
+            },
+        ));
+    }
+    let broken = found.iter().filter(|(_, found)| matches!(found, Found::Broken(_))).count();
+    if args.json {
+        let told = |(kind, found): &(&str, Found)| {
+            let told = match found {
+                Found::Prompt => json!({ "result": "ok" }),
+                Found::Refused(message) => json!({ "result": "refused", "message": message }),
+                Found::Broken(message) => json!({ "result": "broken", "message": message }),
+            };
+            ((*kind).to_owned(), told)
+        };
+        let conversations: Map<String, Value> = found.iter().map(told).collect();
+        let object = json!({
+            "conversations": conversations, "thinks": thinking.thinks, "thinking_switch": thinking.has_switch, "tool_calls": calls
+        });
+        terminal::print_json(&object)?;
+    } else {
+        let yes = |known: bool| if known { "yes" } else { "no" };
+        let mut text = String::new();
+        for (kind, found) in &found {
+            text += &match found {
+                Found::Prompt => format!("{kind:24} ok\n"),
+                Found::Refused(message) => format!("{kind:24} refused: {message}\n"),
+                Found::Broken(message) => format!("{kind:24} BROKEN: {message}\n"),
+            };
+        }
+        text += &format!("{:24} {}\n", "knows thoughts", yes(thinking.thinks));
+        text += &format!("{:24} {}\n", "can switch them off", yes(thinking.has_switch));
+        text += &format!("{:24} {}\n", "knows tool calls", yes(calls));
+        terminal::print_foreign(&text)?;
+    }
+    match broken {
+        0 => Ok(()),
+        _ => anyhow::bail!(
+            "the template breaks on {broken} of {} kinds of conversations\nhint: use the one that was published with the model",
+            found.len()
+        ),
+    }
+}
+
+/// A conversation of each kind that servers get.
+fn conversations() -> Vec<(&'static str, ChatInput)> {
+    let system = json!({ "role": "system", "content": "Be brief." });
+    let user = json!({ "role": "user", "content": "What is the weather in Oslo?" });
+    let answer = json!({ "role": "assistant", "content": "Cold." });
+    let thought = json!({ "role": "assistant", "content": "Cold.", "reasoning_content": "It is winter." });
+    let function = json!({ "name": "weather", "arguments": { "city": "Oslo", "days": 2 } });
+    let call =
+        json!({ "role": "assistant", "content": "", "tool_calls": [{ "type": "function", "function": function }] });
+    let result = json!({ "role": "tool", "content": "{\"degrees\": -3}" });
+    let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+    let tool = json!({ "type": "function", "function": { "name": "weather", "description": "Looks.", "parameters": parameters } });
+    let input = |messages: Vec<&Value>| ChatInput {
+        messages: messages.into_iter().cloned().collect(),
+        add_generation_prompt: true,
+        ..ChatInput::default()
+    };
+    let with_tools = |messages| ChatInput { tools: Some(json!([tool])), ..input(messages) };
+    let thinks = |on: bool| Map::from_iter([("enable_thinking".to_owned(), json!(on))]);
+    let question = input(vec![&user]);
+    vec![
+        ("a question", question.clone()),
+        ("a system's words", input(vec![&system, &user])),
+        ("several turns", input(vec![&system, &user, &answer, &user])),
+        ("an earlier thought", input(vec![&user, &thought, &user])),
+        ("tools on offer", with_tools(vec![&user])),
+        ("a call and its result", with_tools(vec![&system, &user, &call, &result])),
+        ("two results", with_tools(vec![&user, &call, &result, &result])),
+        ("thinking switched on", ChatInput { kwargs: thinks(true), ..question.clone() }),
+        ("thinking switched off", ChatInput { kwargs: thinks(false), ..question.clone() }),
+        ("no answer to come", ChatInput { add_generation_prompt: false, ..input(vec![&user, &answer]) }),
+    ]
 }
 
 fn chat_input(mut object: Map<String, Value>, mut unread: impl FnMut(&str)) -> Result<ChatInput, String> {

@@ -122,3 +122,28 @@ fn templates_that_cannot_be_compiled_or_never_end_give_one_clear_line() {
     assert!(outcome.json()["error"].is_string(), "{outcome:?}");
     place.run(&["template", "render", "--template", "missing.jinja", "--jsonl"]).fails_with(1, &["missing.jinja"]);
 }
+
+#[test]
+fn a_template_is_checked_with_conversations_of_every_kind() {
+    let place = Place::new();
+    for template in ["qwen2.5", "qwen3", "qwen3-coder", "qwen3.5", "qwq"] {
+        let found =
+            place.run(&["template", "check", &fixture(&format!("text/{template}.jinja")), "--json"]).exits(0).json();
+        assert_eq!(found["conversations"]["tools on offer"]["result"], "ok", "{template}: {found}");
+        assert_eq!(
+            (&found["tool_calls"], found["thinks"] == true),
+            (&json!(true), template != "qwen2.5" && template != "qwen3-coder")
+        );
+    }
+    // What breaks is named by its place: as it is read, and as it runs.
+    std::fs::write(place.path("syntax.jinja"), "a\nb {{ messages | nonsense( }}").expect("a file");
+    place.run(&["template", "check", "syntax.jinja"]).fails_with(1, &["syntax.jinja", "line 2, column "]);
+    let source = "{% for message in messages %}\n{{ message.content }}\n  {{ message.tool_calls[0].function.name }}\n{% endfor %}";
+    std::fs::write(place.path("run.jinja"), source).expect("a file");
+    let outcome = place.run(&["template", "check", "run.jinja"]).fails_with(1, &["breaks on", "hint: "]);
+    assert!(outcome.out.contains("BROKEN") && outcome.out.contains("line 3, column "), "{outcome:?}");
+    std::fs::write(place.path("refuses.jinja"), "{% if tools %}{{ raise_exception('no tools') }}{% endif %}x")
+        .expect("a file");
+    let outcome = place.run(&["template", "check", "refuses.jinja"]).exits(0);
+    assert!(outcome.out.contains("refused: no tools"), "{outcome:?}");
+}

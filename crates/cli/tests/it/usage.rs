@@ -108,3 +108,24 @@ fn output_that_cannot_be_written_is_a_failure() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && err.starts_with("error: cannot write the output"), "{err}");
 }
+
+#[test]
+fn a_file_of_settings_goes_with_the_flags_of_the_whole_program() {
+    let place = Place::new();
+    let settings = r#"{"model": ["./missing.gguf"], "port": 0, "threads": 1, "job-threads": 0, "log": "off"}"#;
+    std::fs::write(place.path("serve.json"), settings).expect("a file");
+    let model = fixture("parity/qwen2");
+    for words in [
+        &["serve", &*model, "--config", "serve.json", "--offline", "--check"][..],
+        &["--offline", "serve", &*model, "--check", "--config", "serve.json"],
+    ] {
+        let told = place.run(words).exits(0).err;
+        assert!(told.contains("qwen2: everything is in order"), "{words:?}: {told}");
+    }
+    place.run(&["serve", "--config", "serve.json", "--offline", "--check"]).fails_with(1, &["missing.gguf"]);
+    place.run(&["serve", "--config", "serve.json", "--log-prompts"]).fails_with(2, &["--log-prompts", "--log is off"]);
+    let mut command = place.command(&["serve", "--check", "--port", "0", "--job-threads", "0"]);
+    let output = command.env("QWENKIT_MODEL", &model).env("QWENKIT_CORS", "shop.example").output().expect("it ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("--cors") && err.contains("shop.example"), "{err}");
+}

@@ -5,6 +5,7 @@ use qwenkit_kernels::PAGE_TOKENS;
 use super::Scheduler;
 use crate::{
     pages::{Next, Parent},
+    request::{Miss, Missed},
     runner::Runner,
     sequence::Sequence,
 };
@@ -45,6 +46,8 @@ impl<R: Runner> Scheduler<R> {
     pub(super) fn adopt(&mut self, sequence: &mut Sequence) {
         let mut path = self.path(sequence, sequence.parent(sequence.computed / PAGE_TOKENS));
         let first = sequence.computed / PAGE_TOKENS;
+        let known = path.last().copied().or(sequence.parent(first));
+        let (known_pages, before) = (first + path.len(), sequence.computed);
         if self.free_slots.is_some() {
             let whole = path.len();
             let kept = path.iter().rposition(|&page| self.pages.checkpoint(page).is_some()).map_or(0, |i| i + 1);
@@ -68,6 +71,28 @@ impl<R: Runner> Scheduler<R> {
         if self.free_slots.is_none() {
             self.copy_part(sequence);
         }
+        if before == 0 || sequence.computed > before {
+            sequence.missed(self.missed(sequence, known, known_pages));
+        }
+    }
+
+    /// What the tree does not hold of a sequence, and why; `known` is the last of the `known_pages` whole pages that it holds of it.
+    fn missed(&self, sequence: &Sequence, known: Parent, known_pages: usize) -> Option<Missed> {
+        if sequence.left() <= PAGE_TOKENS {
+            return None;
+        }
+        let rest = sequence.keys.get(known_pages * PAGE_TOKENS..sequence.sharable_tokens()).unwrap_or_default();
+        let part = match self.pages.next(known, rest) {
+            Next::Part(_, tokens) => tokens,
+            Next::Whole(_) | Next::Nothing => 0,
+        };
+        let why = match sequence.computed < known_pages * PAGE_TOKENS {
+            _ if sequence.prompt_logprobs.is_some() => Miss::Scored,
+            true => Miss::NoState,
+            false if self.pages.was_forgotten(known, rest) => Miss::Evicted,
+            false => Miss::New,
+        };
+        Some(Missed { why, common_tokens: known_pages * PAGE_TOKENS + part })
     }
 
     /// Where the tree goes on with a page of which a sequence wants the beginning only, copies it.

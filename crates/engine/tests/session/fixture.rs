@@ -109,7 +109,7 @@ pub(crate) fn read(answer: Answer) -> Told {
     for piece in answer {
         assert!(summary.is_none(), "nothing comes after the summary");
         match piece.unwrap() {
-            Piece::Prefill { done_tokens, total_tokens } => assert!(done_tokens <= total_tokens),
+            Piece::Prefill { done_tokens, total_tokens, .. } => assert!(done_tokens <= total_tokens),
             Piece::Prompt(_) => panic!("no prompt is to be scored"),
             Piece::Text(piece) => pieces.push(piece),
             Piece::Done(done) => summary = Some(done),

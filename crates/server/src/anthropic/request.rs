@@ -48,13 +48,33 @@ pub(super) fn read_to_count(fields: Fields, model: &ServedModel) -> Result<Conve
 
 /// What means nothing to a server of one's own.
 fn without_effect(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in ["metadata", "service_tier", "inference_geo", "context_management", "betas", "cache_control"] {
+    for name in ["inference_geo", "cache_control"] {
         fields.take(name);
     }
+    fields.object("metadata")?;
+    fields.unsupported("service_tier", &[json!("auto"), json!("standard_only")], "there is one tier")?;
+    fields.unsupported("betas", &[json!([])], "nothing here is switched on by the name of a beta")?;
+    context_management(fields)?;
     for name in ["mcp_servers", "container"] {
         fields.unsupported(name, &[json!([])], "tools run where the client is")?;
     }
     Ok(())
+}
+
+/// Edits of the conversation are refused, but for the one that coding agents send and that keeps everything.
+fn context_management(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(mut management) = fields.object("context_management")? else { return Ok(()) };
+    let keeps_all = |edit: &Value| {
+        edit["type"] == "clear_thinking_20251015" && (edit["keep"] == "all" || edit["keep"]["type"] == "all")
+    };
+    let edits = management.list("edits")?.unwrap_or_default();
+    if let Some((i, edit)) = edits.iter().enumerate().find(|(_, edit)| !keeps_all(edit)) {
+        let at = management.at(&format!("edits[{i}]"));
+        let message =
+            format!("`{at}` is {}, and nothing is edited out of conversations here; leave it out", edit["type"]);
+        return Err(ApiError::invalid(at, message).with_code("unsupported_parameter"));
+    }
+    management.finish()
 }
 
 fn read_rest(mut fields: Fields, settings: Settings, model: &ServedModel) -> Result<Conversation, ApiError> {
@@ -168,8 +188,7 @@ fn content_of(value: Value, path: &str, mut images: Option<&mut Gathering<'_>>) 
         let kind = block.string("type")?;
         match (block.required("type", kind)?.as_str(), &mut images) {
             ("text", _) => {
-                let text = block.string("text")?;
-                let text = without_headers(&block.required("text", text)?);
+                let text = text_of_block(&mut block)?;
                 if !text.is_empty() {
                     found.text(text);
                 }
@@ -177,8 +196,22 @@ fn content_of(value: Value, path: &str, mut images: Option<&mut Gathering<'_>>) 
             ("image", Some(images)) => found.image(image(&mut block, images)?),
             (kind, _) => return Err(not_taken(&block.at("type"), kind)),
         }
+        finish(block)?;
     }
     Ok(found.value())
+}
+
+fn text_of_block(block: &mut Fields) -> Result<String, ApiError> {
+    // Where the text was found elsewhere, said to those who read on.
+    block.take("citations");
+    let text = block.string("text")?;
+    block.required("text", text)
+}
+
+/// The end of a block, which may say that its provider shall keep what comes before it.
+fn finish(mut block: Fields) -> Result<(), ApiError> {
+    block.take("cache_control");
+    block.finish()
 }
 
 /// The image of a block.
@@ -246,10 +279,7 @@ fn user(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>, images: &mut Gath
         let mut block = Fields::new(block, format!("{path}[{i}]"))?;
         let kind = block.string("type")?;
         match block.required("type", kind)?.as_str() {
-            "text" => {
-                let text = block.string("text")?;
-                said.text(block.required("text", text)?);
-            }
+            "text" => said.text(text_of_block(&mut block)?),
             "image" => said.image(image(&mut block, images)?),
             "tool_result" => {
                 let id = block.string("tool_use_id")?;
@@ -265,6 +295,7 @@ fn user(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>, images: &mut Gath
             }
             kind => return Err(not_taken(&block.at("type"), kind)),
         }
+        finish(block)?;
     }
     if !said.is_empty() {
         list.push(json!({ "role": "user", "content": said.value() }));
@@ -289,17 +320,17 @@ fn assistant(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>) -> Result<()
         let mut block = Fields::new(block, format!("{path}[{i}]"))?;
         let kind = block.string("type")?;
         match block.required("type", kind)?.as_str() {
-            "text" => {
-                let text = block.string("text")?;
-                texts.push(block.required("text", text)?);
-            }
+            "text" => texts.push(text_of_block(&mut block)?),
             "thinking" => {
                 let text = block.string("thinking")?;
                 thoughts.push(block.required("thinking", text)?);
+                block.take("signature");
             }
             // Nobody but its maker can read it.
-            "redacted_thinking" => {}
+            "redacted_thinking" => drop(block.take("data")),
             "tool_use" => {
+                // Who made the call: here, always the model itself.
+                block.take("caller");
                 let (id, name) = (block.string("id")?, block.string("name")?);
                 let name = block.required("name", name)?;
                 let at = block.at("input");
@@ -313,6 +344,7 @@ fn assistant(blocks: Vec<Value>, path: &str, list: &mut Vec<Value>) -> Result<()
             }
             kind => return Err(not_taken(&block.at("type"), kind)),
         }
+        finish(block)?;
     }
     let mut message = json!({ "role": "assistant", "content": texts.join("\n") });
     if !thoughts.is_empty() {

@@ -3,7 +3,11 @@
 //! Contract: a line's result is kept before the line counts as done, and a line that has a result never runs again; a
 //! batch is completed in one transaction with its files. A server that is killed goes on where it was.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::StatusCode;
 use qwenkit_engine::Priority;
@@ -20,11 +24,14 @@ use crate::{
     keys::Caller,
     responses,
     store::BATCHES,
+    tally::{TALLY, Tally},
     text::blocking,
 };
 
 /// Lines of a batch that run together.
 const TOGETHER: usize = 8;
+/// A model that cannot be loaded for a line is tried again for so long.
+const LOADING_PATIENCE: Duration = Duration::from_secs(60);
 /// A server that is too busy for a line is asked again after so long.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -78,27 +85,60 @@ async fn one(app: &Arc<App>, batch: Value) -> Result<(), ApiError> {
         batch["request_counts"]["total"] = json!(total);
     })
     .await?;
-    let caller = Caller::of_owner(&text(&batch, "owner"));
-    if run(app, &id, &endpoint, &caller, &lines).await? {
-        finish(app, &id, &caller, &lines).await?;
+    let caller = app.keys.owner(&text(&batch, "owner"));
+    let work = Work { app: Arc::clone(app), id, endpoint, caller };
+    if run(&work, &lines).await? {
+        finish(&work, &lines).await?;
     }
     Ok(())
 }
 
+/// A batch that is worked through.
+#[derive(Clone)]
+struct Work {
+    app: Arc<App>,
+    id: String,
+    endpoint: String,
+    /// Whose it is, and what its tokens are charged to.
+    caller: Caller,
+}
+
+impl Work {
+    /// Counts a line as the request of its owner that it is.
+    fn enter(&self) -> Result<(), ApiError> {
+        self.caller.meter.as_ref().map_or(Ok(()), |meter| meter.enter())
+    }
+
+    /// Whether lines are to run: nobody has ended the batch, its time is not over, and the server goes on.
+    async fn goes_on(&self) -> Result<bool, ApiError> {
+        if self.app.is_stopping() {
+            return Ok(false);
+        }
+        let (app, id) = (Arc::clone(&self.app), self.id.clone());
+        let batch = blocking(move || app.store.get(BATCHES, &id)).await?;
+        Ok(batch.is_some_and(|batch| batch["status"] == "in_progress" && !is_late(&batch)))
+    }
+}
+
+/// Whether a batch's time is over.
+fn is_late(batch: &Value) -> bool {
+    batch["expires_at"].as_u64().is_some_and(|end| end <= unix_s())
+}
+
 /// Runs what is left. Returns false if the server stops first.
-async fn run(app: &Arc<App>, id: &str, endpoint: &str, caller: &Caller, lines: &[Line]) -> Result<bool, ApiError> {
-    let (kept, own) = (Arc::clone(app), id.to_owned());
+async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
+    let Work { app, id, .. } = work;
+    let (kept, own) = (Arc::clone(app), id.clone());
     let done: HashSet<u64> =
         blocking(move || kept.store.results(&own)).await?.into_iter().map(|(line, _)| line).collect();
     let mut left = lines.iter().enumerate().filter(|(i, _)| !done.contains(&(*i as u64)));
     let mut running = JoinSet::new();
     loop {
-        let goes_on = !app.is_stopping() && status(app, id).await? != "cancelling";
+        let goes_on = work.goes_on().await?;
         while goes_on && running.len() < TOGETHER {
             let Some((i, line)) = left.next() else { break };
-            let (app, endpoint, caller) = (Arc::clone(app), endpoint.to_owned(), caller.clone());
-            let (line, id) = (line.clone(), id.to_owned());
-            running.spawn(async move { answer(&app, &id, i as u64, &endpoint, &caller, line).await });
+            let (work, line) = (work.clone(), line.clone());
+            running.spawn(async move { answer(&work, i as u64, line).await });
         }
         match running.join_next().await {
             Some(Ok(kept)) => kept?,
@@ -108,19 +148,20 @@ async fn run(app: &Arc<App>, id: &str, endpoint: &str, caller: &Caller, lines: &
     }
 }
 
-/// Answers a line and keeps the result. A line that finds the server stopping stays undone.
-async fn answer(
-    app: &Arc<App>,
-    batch: &str,
-    i: u64,
-    endpoint: &str,
-    caller: &Caller,
-    line: Line,
-) -> Result<(), ApiError> {
+/// Answers a line and keeps the result. A line that finds the server busy, or the limits of its key used up, is asked again;
+/// it stays undone when the batch ends meanwhile.
+async fn answer(work: &Work, i: u64, line: Line) -> Result<(), ApiError> {
+    let (app, begun, mut is_counted) = (&work.app, Instant::now(), false);
     let result = loop {
-        match request(app, endpoint, caller, line.body.clone()).await {
-            Err(error) if is_busy(&error) => {
-                if app.is_stopping() {
+        let admitted = if is_counted { Ok(()) } else { work.enter() };
+        is_counted = admitted.is_ok();
+        let found = match admitted {
+            Ok(()) => TALLY.scope(Tally::new(work.caller.meter.clone()), request(work, line.body.clone())).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Err(error) if is_busy(&error, begun.elapsed()) => {
+                if !work.goes_on().await? {
                     return Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -139,7 +180,7 @@ async fn answer(
         "response": { "status_code": status, "request_id": request_id, "body": body },
         "error": null,
     });
-    let (kept, batch) = (Arc::clone(app), batch.to_owned());
+    let (kept, batch) = (Arc::clone(app), work.id.clone());
     blocking(move || {
         kept.store.put_result(&batch, i, &result)?;
         let name = if status < 400 { "completed" } else { "failed" };
@@ -151,13 +192,17 @@ async fn answer(
     .await
 }
 
-fn is_busy(error: &ApiError) -> bool {
-    matches!(error.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+/// Whether asking again later may help. Memory for a model that cannot be loaded now may come free; a file that is broken stays so.
+fn is_busy(error: &ApiError, waited: Duration) -> bool {
+    let is_loading = error.code == Some("model_not_loaded");
+    let is_busy = matches!(error.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    is_busy && (!is_loading || waited < LOADING_PATIENCE)
 }
 
-async fn request(app: &Arc<App>, endpoint: &str, caller: &Caller, body: Value) -> Result<Value, ApiError> {
+async fn request(work: &Work, body: Value) -> Result<Value, ApiError> {
+    let (app, caller) = (&work.app, &work.caller);
     let fields = Fields::new(body, "")?;
-    match endpoint {
+    match work.endpoint.as_str() {
         "/v1/chat/completions" => {
             let (run, reply) = chat::start(app, fields, Priority::Low).await?;
             chat::whole(run, reply).await
@@ -172,8 +217,8 @@ async fn request(app: &Arc<App>, endpoint: &str, caller: &Caller, body: Value) -
 }
 
 /// Files of what came of a batch, and its last state.
-async fn finish(app: &Arc<App>, id: &str, caller: &Caller, lines: &[Line]) -> Result<(), ApiError> {
-    let (app, id, caller) = (Arc::clone(app), id.to_owned(), caller.clone());
+async fn finish(work: &Work, lines: &[Line]) -> Result<(), ApiError> {
+    let Work { app, id, caller, .. } = work.clone();
     let ids: Vec<String> = lines.iter().map(|line| line.custom_id.clone()).collect();
     blocking(move || {
         let _order = app.batch_order.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -188,11 +233,16 @@ async fn finish(app: &Arc<App>, id: &str, caller: &Caller, lines: &[Line]) -> Re
             out.push('\n');
             *count += 1;
         }
-        let was_cancelled = batch["status"] == "cancelling";
         let done: HashSet<u64> = results.iter().map(|(line, _)| *line).collect();
+        let (state, code, reason) = match batch["status"] == "cancelling" {
+            true => ("cancelled", "batch_cancelled", "the batch was cancelled before this request ran"),
+            false if done.len() < ids.len() => {
+                ("expired", "batch_expired", "the batch's time was over before this request ran; send it again")
+            }
+            false => ("completed", "", ""),
+        };
         for (_, custom_id) in ids.iter().enumerate().filter(|(i, _)| !done.contains(&(*i as u64))) {
-            let error =
-                json!({ "code": "batch_cancelled", "message": "the batch was cancelled before this request ran" });
+            let error = json!({ "code": code, "message": reason });
             let line =
                 json!({ "id": app.new_id("batch_req_"), "custom_id": custom_id, "response": null, "error": error });
             bad.push_str(&line.to_string());
@@ -200,7 +250,6 @@ async fn finish(app: &Arc<App>, id: &str, caller: &Caller, lines: &[Line]) -> Re
         }
         // Counted anew: a kill between a result and its count must not show.
         batch["request_counts"] = json!({ "total": ids.len(), "completed": completed, "failed": failed });
-        let state = if was_cancelled { "cancelled" } else { "completed" };
         batch["status"] = json!(state);
         batch["finalizing_at"] = json!(unix_s());
         batch[format!("{state}_at")] = json!(unix_s());
@@ -229,11 +278,6 @@ async fn fail(app: &Arc<App>, id: &str, errors: &[Value]) -> Result<(), ApiError
     .await
 }
 
-async fn status(app: &Arc<App>, id: &str) -> Result<String, ApiError> {
-    let (app, id) = (Arc::clone(app), id.to_owned());
-    blocking(move || Ok(app.store.get(BATCHES, &id)?.map_or_else(String::new, |batch| text(&batch, "status")))).await
-}
-
 async fn change(app: &Arc<App>, id: &str, edit: impl FnOnce(&mut Value) + Send + 'static) -> Result<(), ApiError> {
     let (app, id) = (Arc::clone(app), id.to_owned());
     blocking(move || changed(&app, &id, edit)).await
@@ -249,4 +293,85 @@ fn changed(app: &App, id: &str, edit: impl FnOnce(&mut Value)) -> Result<(), Api
 
 fn text(object: &Value, name: &str) -> String {
     object[name].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::{
+        Config, Keys, Limits, LoadRefusal, ModelSource,
+        store::{FILES, Store},
+    };
+
+    /// A server with a model that cannot be loaded, and in its store a batch of two lines whose time is over at `expires_at`.
+    fn app(expires_at: u64) -> Arc<App> {
+        let config = Config {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            limits: Limits::default(),
+            keys: Keys::default(),
+            store: None,
+            jobs: Vec::new(),
+            audit_log: None,
+            origins: Vec::new(),
+            log: None,
+            tls: None,
+        };
+        let never = || Err(LoadRefusal { message: "no room".to_owned(), needs_memory: true });
+        let model = ModelSource::on_demand("m".to_owned(), Vec::new(), None, never);
+        let app = Arc::new(App::new(vec![model], &config, None, Store::open(None).unwrap()));
+        let line =
+            |id: &str| json!({ "custom_id": id, "method": "POST", "url": "/v1/embeddings", "body": { "input": "x" } });
+        let content = format!("{}\n{}", line("a"), line("b"));
+        app.store.put_file("file", &json!({ "id": "file" }), content.as_bytes()).unwrap();
+        let batch = json!({
+            "id": "batch", "endpoint": "/v1/embeddings", "input_file_id": "file", "status": "validating", "owner": "",
+            "expires_at": expires_at, "request_counts": { "total": 0, "completed": 0, "failed": 0 },
+        });
+        app.store.put(BATCHES, "batch", &batch).unwrap();
+        app
+    }
+
+    fn batch(app: &App) -> Value {
+        app.store.get(BATCHES, "batch").unwrap().unwrap()
+    }
+
+    /// The errors of the lines that did not run.
+    fn codes(app: &App) -> Vec<String> {
+        let id = text(&batch(app), "error_file_id");
+        assert!(app.store.get(FILES, &id).unwrap().is_some());
+        let content = String::from_utf8(app.store.content(&id).unwrap().unwrap()).unwrap();
+        content.lines().map(|line| text(&serde_json::from_str::<Value>(line).unwrap()["error"], "code")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_batch_whose_time_is_over_ends_without_its_last_lines() {
+        let app = app(unix_s().saturating_sub(1));
+        one(&app, batch(&app)).await.unwrap();
+        assert_eq!(
+            (batch(&app)["status"].as_str(), codes(&app)),
+            (Some("expired"), vec!["batch_expired".to_owned(); 2])
+        );
+        assert!(batch(&app)["expired_at"].is_number());
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_waits_for_its_model_can_be_cancelled() {
+        let app = app(unix_s() + 3600);
+        let cancelled = Arc::clone(&app);
+        let (worked, ()) = tokio::join!(one(&app, batch(&app)), async move {
+            // Once its lines wait.
+            while batch(&cancelled)["status"] != "in_progress" {
+                tokio::task::yield_now().await;
+            }
+            changed(&cancelled, "batch", |batch| batch["status"] = json!("cancelling")).unwrap();
+        });
+        worked.unwrap();
+        assert_eq!(
+            (batch(&app)["status"].as_str(), codes(&app)),
+            (Some("cancelled"), vec!["batch_cancelled".to_owned(); 2])
+        );
+    }
 }

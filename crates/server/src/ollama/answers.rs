@@ -102,7 +102,7 @@ async fn model_of(app: &App, body: &[u8]) -> Result<(Arc<ServedModel>, Fields), 
 
 /// What both requests have in common.
 fn conversation(fields: &mut Fields, model: &ServedModel, list: Vec<Value>) -> Result<Conversation, ApiError> {
-    let settings = options::settings(fields, model.session.defaults())?;
+    let settings = options::settings(fields, model)?;
     let form = options::form(fields)?;
     let mut switches = Map::new();
     if let Some(think) = fields.take("think") {
@@ -261,6 +261,10 @@ impl Reply {
         line["prompt_eval_duration"] = json!(nanoseconds(summary.prompt_ms));
         line["eval_count"] = json!(summary.ids.len());
         line["eval_duration"] = json!(nanoseconds(summary.generate_ms));
+        if let Some(why) = summary.thought_end {
+            line["thinking_ended"] = json!(why.name());
+        }
+        self.told.warn(&mut line);
         line
     }
 }

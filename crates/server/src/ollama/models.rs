@@ -6,13 +6,14 @@ use axum::{Json, body::Bytes, extract::State};
 use qwenkit_engine::{Priority, unit_vector};
 use serde_json::{Value, json};
 
+use super::options;
 use crate::{
     app::App,
     clock::rfc3339,
     embeddings::{inputs, queries},
     error::ApiError,
-    fields::Fields,
-    models::ServedModel,
+    fields::{Fields, wrong},
+    models::{ServedModel, Slot},
     readings,
 };
 
@@ -24,15 +25,20 @@ pub(crate) async fn version() -> Json<Value> {
     Json(json!({ "version": OLLAMA_VERSION, "qwenkit": env!("CARGO_PKG_VERSION") }))
 }
 
-/// `/api/tags`
+/// `/api/tags`: all that can be asked for, loaded or not.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({ "models": app.models.named().iter().map(|model| entry(&app, model)).collect::<Vec<_>>() }))
+    let all = |slot: &Arc<Slot>| {
+        let model = slot.model();
+        let names = [vec![slot.name.clone()], slot.adapters.names()].concat();
+        names.into_iter().map(|name| entry(&app, &name, model.as_deref())).collect::<Vec<_>>()
+    };
+    Json(json!({ "models": app.models.slots().iter().flat_map(all).collect::<Vec<_>>() }))
 }
 
 /// `/api/ps`
 pub(crate) async fn ps(State(app): State<Arc<App>>) -> Json<Value> {
     let model = |model: &Arc<ServedModel>| {
-        let mut entry = entry(&app, model);
+        let mut entry = entry(&app, &model.name, Some(model));
         entry["size_vram"] = json!(0);
         entry["context_length"] = json!(model.session.info().context_tokens);
         entry["expires_at"] = json!(rfc3339(4_102_444_800));
@@ -41,19 +47,29 @@ pub(crate) async fn ps(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({ "models": app.models.loaded().iter().map(model).collect::<Vec<_>>() }))
 }
 
-fn entry(app: &App, model: &ServedModel) -> Value {
+/// A model by one of its names; of one that is not loaded, size and kind are not known yet.
+fn entry(app: &App, name: &str, model: Option<&ServedModel>) -> Value {
     json!({
-        "name": model.name,
-        "model": model.name,
+        "name": name,
+        "model": name,
         "modified_at": rfc3339(app.started_unix_s),
-        "size": model.session.info().weight_bytes,
+        "size": model.map_or(0, |model| model.session.info().weight_bytes),
         "digest": "",
         "details": details(model),
     })
 }
 
-fn details(model: &ServedModel) -> Value {
-    let info = model.session.info();
+fn details(model: Option<&ServedModel>) -> Value {
+    let Some(info) = model.map(|model| model.session.info()) else {
+        return json!({
+            "parent_model": "",
+            "format": "",
+            "family": "",
+            "families": [],
+            "parameter_size": "",
+            "quantization_level": "unknown",
+        });
+    };
     json!({
         "parent_model": "",
         "format": "gguf",
@@ -75,10 +91,11 @@ fn size_name(parameters: u64) -> String {
 pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
     let name = fields.take_one(&["model", "name"])?;
-    let (_, name) = fields.required("model", name)?;
+    let (at, name) = fields.required("model", name)?;
+    let Some(name) = name.as_str() else { return Err(wrong(&at, &name, "a string")) };
     fields.bool("verbose")?;
     fields.finish()?;
-    let model = app.model(name.as_str()).await?;
+    let model = app.model(Some(name)).await?;
     let info = model.session.info();
     let architecture = info.architecture;
     let mut capabilities = if info.has_head { vec!["completion", "embedding"] } else { vec!["embedding"] };
@@ -95,7 +112,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Jso
         "modelfile": "",
         "parameters": "",
         "template": model.session.template().map_or("", |template| template.source()),
-        "details": details(&model),
+        "details": details(Some(&model)),
         "model_info": {
             "general.architecture": architecture,
             "general.parameter_count": info.parameters,
@@ -120,7 +137,7 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, body: Bytes) -> Result<Js
     let dimensions = fields.integer("dimensions", 1, model.session.info().width as i64)?.map(|n| n as usize);
     fields.bool("truncate")?;
     fields.take("keep_alive");
-    fields.take("options");
+    options::of_vectors(&mut fields, &model)?;
     fields.finish()?;
     let make = move |model: &ServedModel| queries(model, &inputs, None);
     let found = readings::read(&model, "input", Priority::Normal, make).await?;

@@ -7,27 +7,18 @@ use serde_json::{Value, json};
 use crate::{
     error::ApiError,
     fields::{Fields, wrong},
+    models::ServedModel,
     settings::{Settings, stop_list},
 };
 
-/// Options of Ollama's runner that say how it shall load or compute, which this server decides by itself.
-const WITHOUT_EFFECT: [&str; 12] = [
-    "num_ctx",
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "num_thread",
-    "numa",
-    "use_mmap",
-    "use_mlock",
-    "low_vram",
-    "num_keep",
-    "f16_kv",
-    "vocab_only",
-];
+/// Options of Ollama's runner that say how it shall load or compute, which this server decides by itself; no answer differs
+/// by them.
+const WITHOUT_EFFECT: [&str; 9] =
+    ["num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "use_mmap", "use_mlock", "low_vram", "f16_kv"];
 
 /// Takes `options`, `stream` and what else says how to generate.
-pub(super) fn settings(fields: &mut Fields, defaults: &Sampling) -> Result<Settings, ApiError> {
+pub(super) fn settings(fields: &mut Fields, model: &ServedModel) -> Result<Settings, ApiError> {
+    let defaults = model.session.defaults();
     // Streams are the rule here.
     let stream = fields.bool("stream")?.unwrap_or(true);
     fields.take("keep_alive");
@@ -53,10 +44,9 @@ pub(super) fn settings(fields: &mut Fields, defaults: &Sampling) -> Result<Setti
     };
     // Below zero: as many as there are.
     let limit = options.integer("num_predict", -2, i64::from(u32::MAX))?.and_then(|n| usize::try_from(n).ok());
-    options.integer("repeat_last_n", -1, i64::MAX)?;
-    for name in WITHOUT_EFFECT {
-        options.take(name);
-    }
+    let whole = "penalties look at all of the context, which is -1";
+    options.unsupported("repeat_last_n", &[json!(-1)], whole)?;
+    runner(&mut options, model)?;
     for name in ["mirostat", "tfs_z", "typical_p"] {
         options.unsupported(
             name,
@@ -66,6 +56,32 @@ pub(super) fn settings(fields: &mut Fields, defaults: &Sampling) -> Result<Setti
     }
     options.finish()?;
     Ok(Settings { max_tokens: limit, stop, stream, ..Settings::new(sampling) })
+}
+
+/// Takes `options` of a request for vectors, which can only be about the runner.
+pub(super) fn of_vectors(fields: &mut Fields, model: &ServedModel) -> Result<(), ApiError> {
+    let Some(mut options) = fields.object("options")? else { return Ok(()) };
+    runner(&mut options, model)?;
+    options.finish()
+}
+
+/// Takes what is said to Ollama's runner.
+fn runner(options: &mut Fields, model: &ServedModel) -> Result<(), ApiError> {
+    let context = model.session.info().context_tokens;
+    let at = options.at("num_ctx");
+    if let Some(wanted) = options.integer("num_ctx", 1, i64::MAX)?.filter(|&wanted| wanted > context as i64) {
+        let message = format!(
+            "`{at}` is {wanted} and the context holds {context} tokens; ask for no more, or start the server with a larger --ctx"
+        );
+        return Err(ApiError::invalid(at, message).with_code("unsupported_parameter"));
+    }
+    // Of a prompt that is never cut, all is kept.
+    options.unsupported("num_keep", &[json!(-1), json!(0)], "a prompt that is too long is refused, not cut")?;
+    options.unsupported("vocab_only", &[json!(false)], "models are loaded whole")?;
+    for name in WITHOUT_EFFECT {
+        options.take(name);
+    }
+    Ok(())
 }
 
 /// Takes `format`: `json`, or a schema.

@@ -71,6 +71,11 @@ impl Reply {
         changes
     }
 
+    /// Whether nobody waits for it.
+    pub(super) fn is_background(&self) -> bool {
+        self.echoed.get("background") == Some(&json!(true))
+    }
+
     fn status(&self) -> &'static str {
         match self.told.finish() {
             None => "in_progress",
@@ -92,7 +97,6 @@ impl Reply {
             "object": "response",
             "created_at": self.created,
             "status": status,
-            "background": false,
             "error": null,
             "incomplete_details": if status == "incomplete" { json!({ "reason": "max_output_tokens" }) } else { Value::Null },
             "model": self.model,
@@ -104,6 +108,7 @@ impl Reply {
         if let Value::Object(map) = &mut response {
             map.extend(self.echoed.clone());
         }
+        self.told.warn(&mut response);
         response
     }
 
@@ -112,11 +117,13 @@ impl Reply {
             return Value::Null;
         }
         let usage = Usage::told(std::iter::once(&self.told));
+        let mut details = json!({ "reasoning_tokens": usage.thought });
+        usage.tell_thought_end(&mut details);
         json!({
             "input_tokens": usage.prompt,
             "input_tokens_details": { "cached_tokens": usage.cached },
             "output_tokens": usage.generated,
-            "output_tokens_details": { "reasoning_tokens": usage.thought },
+            "output_tokens_details": details,
             "total_tokens": usage.prompt + usage.generated,
         })
     }
@@ -257,9 +264,7 @@ impl Narrator for Reply {
 
     fn pieces(&mut self, _: usize, pieces: Vec<Piece>, out: &mut Events) {
         for piece in pieces {
-            if let Piece::Prefill { done_tokens, total_tokens } = piece {
-                out.comment(&format!("prefill {done_tokens}/{total_tokens}"));
-            }
+            out.progress(&piece);
             for change in self.take_in(piece) {
                 self.tell(change, out);
             }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     conversation::{Conversation, Names, ToolChoice},
     error::ApiError,
-    fields::{Fields, integer, wrong},
+    fields::{Fields, describe, wrong},
     forms,
     images::Gathering,
     messages,
@@ -27,8 +27,14 @@ pub(super) struct Request {
 }
 
 /// Reads a request that follows on items of earlier ones.
-pub(super) fn read(mut fields: Fields, model: &ServedModel, history: Vec<Value>) -> Result<Request, ApiError> {
+pub(super) fn read(
+    mut fields: Fields,
+    model: &ServedModel,
+    history: Vec<Value>,
+    background: bool,
+) -> Result<Request, ApiError> {
     let mut echoed = Map::new();
+    echoed.insert("background".to_owned(), json!(background));
     let given = fields.take("input");
     let input = items(fields.required("input", given)?)?;
     let (mut list, mut images) = (Vec::new(), Gathering::new(model));
@@ -104,24 +110,8 @@ pub(super) fn read(mut fields: Fields, model: &ServedModel, history: Vec<Value>)
 }
 
 fn settings(fields: &mut Fields, defaults: &Sampling) -> Result<Settings, ApiError> {
-    let seed = fields.integer("seed", i64::MIN, i64::MAX)?.map(|seed| seed as u64);
-    let sampling = Sampling {
-        temperature: fields.number("temperature")?.unwrap_or(defaults.temperature),
-        top_p: fields.number("top_p")?.unwrap_or(defaults.top_p),
-        top_k: fields.integer("top_k", -1, i64::from(u32::MAX))?.map_or(defaults.top_k, |k| k.max(0) as usize),
-        min_p: fields.number("min_p")?.unwrap_or(defaults.min_p),
-        seed,
-        ..defaults.clone()
-    };
-    let at = fields.at("max_output_tokens");
-    let limit =
-        fields.take("max_output_tokens").map(|value| integer(&at, &value, 1, i64::from(u32::MAX))).transpose()?;
-    Ok(Settings {
-        max_tokens: limit.map(|n| n as usize),
-        stream: fields.bool("stream")?.unwrap_or(false),
-        ignore_stop_tokens: fields.bool("ignore_eos")?.unwrap_or(false),
-        ..Settings::new(sampling)
-    })
+    let limit = fields.integer("max_output_tokens", 1, i64::from(u32::MAX))?;
+    Settings::of_answer(fields, defaults, limit.map(|n| n as usize))
 }
 
 /// What describes the request for others, or asks for what is so anyway.
@@ -129,16 +119,27 @@ fn without_effect(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"] {
         fields.string(name)?;
     }
-    for name in ["metadata", "include", "stream_options"] {
-        fields.take(name);
-    }
-    fields.unsupported("truncation", &[json!("disabled"), json!("auto")], "a prompt that is too long is refused")?;
+    fields.object("metadata")?;
+    include(fields)?;
+    fields.unsupported("truncation", &[json!("disabled")], "a prompt that is too long is refused, not cut")?;
     fields.unsupported("service_tier", &[json!("auto"), json!("default")], "there is one tier")?;
     fields.unsupported("top_logprobs", &[json!(0)], "/v1/chat/completions gives log-probabilities")?;
     for name in ["prompt", "conversation", "max_tool_calls", "context_management"] {
         fields.unsupported(name, &[], "this server keeps responses, and follows on them by previous_response_id")?;
     }
     Ok(())
+}
+
+/// What the response shall hold beyond the usual. Thoughts come in plain words, which can be sent back as they are; what
+/// encryption is for is given without it.
+fn include(fields: &mut Fields) -> Result<(), ApiError> {
+    let wanted = fields.list("include")?.unwrap_or_default();
+    let Some((i, value)) = wanted.iter().enumerate().find(|(_, value)| *value != "reasoning.encrypted_content") else {
+        return Ok(());
+    };
+    let at = fields.at(&format!("include[{i}]"));
+    let message = format!("`{at}` is {}, which responses here do not have", describe(value));
+    Err(ApiError::invalid(at, message).with_code("unsupported_parameter"))
 }
 
 /// The input as items.

@@ -123,6 +123,7 @@ pub(crate) fn config() -> Config {
         jobs: Vec::new(),
         audit_log: None,
         origins: Vec::new(),
+        log: None,
         tls: None,
     }
 }
@@ -136,7 +137,7 @@ pub(crate) fn serve_config(models: Vec<ModelSource>, change: impl FnOnce(Config)
         let told = async {
             let _ = stopped.await;
         };
-        server.run(told).unwrap();
+        server.run(told);
     };
     Running { address, stop: Some(stop), thread: Some(std::thread::spawn(run)) }
 }

@@ -197,7 +197,7 @@ fn lines(reply: &Reply) -> Vec<Value> {
 #[test]
 fn lines_of_ollama_say_what_the_whole_answer_says() {
     let (_folder, server) = thinker();
-    let options = json!({"temperature": 0, "num_predict": 12, "num_ctx": 4096});
+    let options = json!({"temperature": 0, "num_predict": 12, "num_ctx": 2048});
     let mut body = json!({
         "model": "thinker:latest", "stream": false, "think": false, "options": options,
         "messages": [{"role": "user", "content": "Hi"}],
@@ -241,4 +241,48 @@ fn lines_of_ollama_say_what_the_whole_answer_says() {
         assert_eq!(reply.status, status, "{path} {body}: {}", reply.text());
         assert!(reply.json()["error"].as_str().is_some_and(|error| !error.is_empty()), "{}", reply.text());
     }
+}
+
+#[test]
+fn a_line_that_changes_with_each_request_costs_nothing() {
+    let (_folder, server) = thinker();
+    let rules = "You are an agent that reads files and answers. ".repeat(12);
+    let usage = |cch: &str, as_block: bool, rules: &str| {
+        let header = format!("x-anthropic-billing-header: cc_version=2.1.15; cc_entrypoint=cli; cch={cch};");
+        let system = match as_block {
+            true => {
+                json!([{"type": "text", "text": header}, {"type": "text", "text": rules, "cache_control": {"type": "ephemeral"}}])
+            }
+            false => json!(format!("{header}\n{rules}")),
+        };
+        let messages = json!([{"role": "user", "content": "Hi"}]);
+        let body = json!({"model": "thinker", "max_tokens": 2, "system": system, "messages": messages});
+        let usage = server.post("/v1/messages", &body).ok()["usage"].clone();
+        (usage["cache_read_input_tokens"].as_u64().unwrap(), usage["input_tokens"].as_u64().unwrap())
+    };
+    let (cached, read) = usage("a0000", true, &rules);
+    assert!(cached < 64 && read > 100, "{cached} {read}");
+    // All but the last token, whose logits are wanted.
+    assert_eq!(usage("b1111", true, &rules), (cached + read - 1, 1));
+    assert_eq!(usage("c2222", false, &rules), (cached + read - 1, 1));
+}
+
+#[test]
+fn what_a_tool_gave_stays_as_it_is() {
+    let (_folder, server) = thinker();
+    let count = |result: Value, system: &str| {
+        let messages = json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}]},
+        ]);
+        let body = json!({"model": "thinker", "system": system, "messages": messages});
+        server.post("/v1/messages/count_tokens", &body).ok()["input_tokens"].as_u64().unwrap()
+    };
+    let headers = "x-cache: HIT\nx-served-by: one";
+    let blocks = json!([{"type": "text", "text": headers}]);
+    let without = count(json!("body"), "Be kind.");
+    assert!(count(json!(format!("{headers}\nbody")), "Be kind.") > without + 10);
+    assert!(count(blocks, "Be kind.") > count(json!(""), "Be kind.") + 10);
+    assert_eq!(count(json!("body"), &format!("{headers}\nBe kind.")), without);
 }

@@ -83,3 +83,21 @@ fn a_model_that_cannot_be_loaded_is_its_own_requests_fault_alone() {
     server.post("/v1/chat/completions", &ask("first")).ok();
     assert_eq!(loaded(&server), [true, false, false], "what cannot be loaded again is not unloaded");
 }
+
+#[test]
+fn ollama_lists_what_openai_lists_loaded_or_not() {
+    let later = ModelSource::on_demand("later".to_owned(), Vec::new(), None, || Ok(session("qwen3")));
+    let first = ModelSource::loaded("first".to_owned(), Vec::new(), session("qwen2"));
+    let server = serve_with(vec![first, later], &[]);
+    let names = |path: &str, list: &str, name: &str| {
+        let found = server.get(path).ok();
+        found[list].as_array().unwrap().iter().map(|model| model[name].clone()).collect::<Vec<_>>()
+    };
+    let tags = || names("/api/tags", "models", "name");
+    assert_eq!((tags(), tags()), (names("/v1/models", "data", "id"), vec![json!("first"), json!("later")]));
+    assert_eq!(names("/api/ps", "models", "name"), ["first"]);
+    assert_eq!(server.get("/api/tags").ok()["models"][1]["size"], 0);
+    server.post("/api/show", &json!({"model": "later"})).ok();
+    assert_eq!(names("/api/ps", "models", "name"), ["first", "later"]);
+    assert!(server.get("/api/tags").ok()["models"][1]["size"].as_u64() > Some(0));
+}

@@ -4,9 +4,9 @@ use std::io::Read;
 
 use serde_json::json;
 
-use qwenkit_server::{Config, Keys};
+use qwenkit_server::{Config, Keys, Server};
 
-use crate::client::{Reply, model, serve, serve_config};
+use crate::client::{Reply, config, model, serve, serve_config};
 
 fn endless(stream: bool) -> Vec<u8> {
     json!({"messages": [{"role": "user", "content": "Go on"}], "ignore_eos": true, "stream": stream})
@@ -126,7 +126,7 @@ fn keys_have_scopes_limits_and_their_requests_are_recorded() {
         assert!(refused.status == 429 && refused.head.contains("retry-after: "), "{}", refused.head);
         assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
     }
-    assert_eq!(qwenkit_server::verify_audit_log(&log).unwrap(), 8);
+    assert_eq!(qwenkit_server::verify_audit_log(&log).unwrap().lines, 8);
     let text = std::fs::read_to_string(&log).unwrap();
     let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&last["key"], &last["status"], &last["path"]), (&json!("shop"), &json!(429), &json!("/v1/models")));
@@ -157,6 +157,90 @@ fn other_pages_and_other_names_are_kept_out() {
         "{}",
         reply.head
     );
+}
+
+#[test]
+fn pages_that_may_ask_are_told_so_before_they_do() {
+    let friend = |config| Config { origins: vec!["https://shop.example".to_owned()], ..config };
+    let server = serve_config(vec![model("qwen2", 2048, 64)], friend);
+    let preflight = |origin: &str| {
+        let headers = format!(
+            "origin: {origin}\r\naccess-control-request-method: POST\r\n\
+             access-control-request-headers: authorization,x-stainless-lang,x-stainless-retry-count\r\n"
+        );
+        Reply::read(server.send("OPTIONS", "/v1/chat/completions", &headers, b""))
+    };
+    let head = preflight("https://shop.example").head;
+    assert!(head.contains("access-control-allow-origin: https://shop.example"), "{head}");
+    assert!(head.contains("x-stainless-lang") && head.contains("x-stainless-retry-count"), "{head}");
+    assert!(head.contains("access-control-allow-methods: ") && head.contains("post"), "{head}");
+    assert!(!preflight("https://evil.example").head.contains("access-control-allow-origin"));
+    let headers = "origin: https://shop.example\r\n";
+    let head = Reply::read(server.send("GET", "/v1/models", headers, b"")).head;
+    assert!(
+        head.contains("access-control-expose-headers: ") && head.contains("x-ratelimit-remaining-tokens"),
+        "{head}"
+    );
+}
+
+#[test]
+fn what_is_not_safe_or_makes_no_sense_is_no_server() {
+    let refused = |change: fn(Config) -> Config| {
+        let config = change(config());
+        let checked = Server::check(&config).err().unwrap().to_string();
+        assert_eq!(Server::bind(&config, vec![model("qwen2", 256, 1)]).err().unwrap().to_string(), checked);
+        checked
+    };
+    let wide = refused(|config| Config { host: "0.0.0.0".parse().unwrap(), ..config });
+    assert!(wide.contains("no API key") && wide.contains("--api-key"), "{wide}");
+    let origin = refused(|config| Config { origins: vec!["shop.example".to_owned()], ..config });
+    assert!(origin.contains("\"shop.example\"") && origin.contains("https://shop.example"), "{origin}");
+    // A check takes neither the port nor the store of a server that runs.
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve_config(vec![model("qwen2", 256, 1)], |c| Config { store: Some(folder.path().to_owned()), ..c });
+    let same = Config { port: server.address.port(), store: Some(folder.path().to_owned()), ..config() };
+    Server::check(&same).unwrap();
+    assert!(Server::bind(&same, vec![model("qwen2", 256, 1)]).is_err());
+}
+
+#[test]
+fn what_is_left_or_runs_in_batches_counts_against_the_key() {
+    let mut keys = Keys::default();
+    keys.add_file(r#"[{"name": "shop", "key": "s", "tokens_per_minute": 1000000}]"#).unwrap();
+    let server = serve_config(vec![model("qwen2", 2048, 64)], |config| Config { keys, ..config });
+    let key = "authorization: Bearer s\r\n";
+    let left = || {
+        let head = Reply::read(server.send("GET", "/v1/models", key, b"")).head;
+        let line = head.lines().find_map(|line| line.strip_prefix("x-ratelimit-remaining-tokens: "));
+        line.unwrap_or_else(|| panic!("{head}")).trim().parse::<u64>().unwrap()
+    };
+    let before = left();
+    let mut connection = server.send("POST", "/v1/chat/completions", key, &endless(true));
+    connection.read_exact(&mut [0; 900]).unwrap();
+    assert_eq!(left(), before, "nothing is charged before the end");
+    drop(connection);
+    while left() == before {}
+    let before = left();
+    let line = json!({
+        "custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 50, "ignore_eos": true}
+    });
+    let file = server.upload(key, "batch", &line.to_string()).ok();
+    let body = json!({"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"});
+    let batch = Reply::read(server.send("POST", "/v1/batches", key, body.to_string().as_bytes())).ok();
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    while Reply::read(server.send("GET", &path, key, b"")).ok()["status"] != "completed" {}
+    assert!(before - left() > 50, "{before} {}", left());
+}
+
+#[test]
+fn a_long_prompt_tells_how_long_it_will_take() {
+    let server = serve();
+    let ids: Vec<u32> = (0..1800).map(|i| 3 + i * 7 % 250).collect();
+    let text = server.post("/v1/completions", &json!({"prompt": ids, "max_tokens": 2, "stream": true})).text();
+    let told: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(": prefill ")).collect();
+    assert!(told.len() > 1 && told[1..].iter().all(|line| line.ends_with(" s left")), "{told:?}");
+    let (done, total) = told.last().unwrap().split(',').next().unwrap().split_once('/').unwrap();
+    assert!(done == total && told.last().unwrap().ends_with(", 0.0 s left"), "{told:?}");
 }
 
 #[test]

@@ -1,30 +1,53 @@
-//! A file of settings for `serve`: flags by their names. The command line and the environment come before it.
+//! A file of settings for `serve`: flags by their names.
+//!
+//! Contract: what the command line or the environment says of a setting is all that counts of it, also where it is a list.
 
 use std::{ffi::OsString, path::Path};
 
 use anyhow::Context as _;
-use clap::{Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, CommandFactory as _, Parser as _, parser::ValueSource};
 use serde_json::Value;
 
 use super::ServeArgs;
-use crate::failure;
+use crate::{
+    args::{Cli, Command as Given},
+    failure,
+};
 
-/// The arguments in force: those given, and the file's where neither command line nor environment says anything.
+/// What no file says: where it is, and what only explains.
+const NOT_SETTINGS: [&str; 3] = ["config", "help", "version"];
+
+/// The arguments in force, those of the command line `words` and the file's where neither these nor the environment say
+/// anything; and whether to open no connection.
 ///
 /// # Errors
 /// When the file cannot be read or has a setting that `serve` has not.
-pub(super) fn merged(path: &Path, given: impl Iterator<Item = OsString>) -> anyhow::Result<ServeArgs> {
+pub(super) fn merged(path: &Path, mut words: Vec<OsString>) -> anyhow::Result<(ServeArgs, bool)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let command = ServeArgs::augment_args(Command::new("serve").args_override_self(true));
-    let mut words = vec![OsString::from("serve")];
-    words.extend(flags(&text, path, &command)?);
-    words.extend(given);
-    let mut matches = command.try_get_matches_from(words).map_err(|error| failure::usage(error.to_string()))?;
-    ServeArgs::from_arg_matches_mut(&mut matches).map_err(|error| failure::usage(error.to_string()))
+    let mut command = Cli::command();
+    command.build();
+    let given = command.try_get_matches_from_mut(&words).map_err(refused)?;
+    let (Some(serve), Some(given)) = (command.find_subcommand("serve"), given.subcommand_matches("serve")) else {
+        return Err(failure::usage("--config is for `serve`"));
+    };
+    let settings = flags(&text, path, serve, given)?;
+    // No argument before the subcommand has a value, so the first such word is it.
+    let at = words.iter().position(|word| word == "serve").map_or(words.len(), |at| at + 1);
+    words.splice(at..at, settings);
+    match Cli::try_parse_from(words).map_err(refused)? {
+        Cli { command: Given::Serve(args), offline } => Ok((args, offline)),
+        Cli { .. } => Err(failure::usage("--config is for `serve`")),
+    }
 }
 
-/// The file's settings as flags.
-fn flags(text: &str, path: &Path, command: &Command) -> anyhow::Result<Vec<OsString>> {
+/// What clap says, without the word that begins every error.
+fn refused(error: clap::Error) -> anyhow::Error {
+    let message = error.to_string();
+    failure::usage(message.strip_prefix("error: ").unwrap_or(&message))
+}
+
+/// The file's settings as flags, without those that are `given`.
+fn flags(text: &str, path: &Path, serve: &Command, given: &ArgMatches) -> anyhow::Result<Vec<OsString>> {
     let wrong = |what: String| {
         failure::usage(format!(
             "{}: {what}\nhint: {{\"port\": 9000, \"model\": [\"qwen3:4b\"], \"api-key\": [\"...\"]}}",
@@ -34,20 +57,25 @@ fn flags(text: &str, path: &Path, command: &Command) -> anyhow::Result<Vec<OsStr
     let Ok(Value::Object(settings)) = serde_json::from_str(text) else {
         return Err(wrong("expected a JSON object of settings".to_owned()));
     };
+    let is_given = |argument: &Arg| {
+        let source = given.value_source(argument.get_id().as_str());
+        matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
     let (mut flags, mut models) = (Vec::new(), Vec::new());
     for (name, value) in settings {
         let texts = texts(&value).ok_or_else(|| wrong(format!("`{name}` is an object, expected a value or a list")))?;
+        let of_name = |argument: &&Arg| match argument.get_long() {
+            Some(long) => long == name && !NOT_SETTINGS.contains(&long),
+            None => name == "model" && argument.get_id() == "models",
+        };
+        let known = serve.get_arguments().find(of_name);
+        let Some(argument) = known else { return Err(wrong(format!("`serve` has no setting `{name}`"))) };
+        if is_given(argument) {
+            continue;
+        }
         if name == "model" {
             models = texts;
-            continue;
-        }
-        let known =
-            command.get_arguments().find(|argument| argument.get_long() == Some(name.as_str()) && name != "config");
-        let Some(argument) = known else { return Err(wrong(format!("`serve` has no setting `{name}`"))) };
-        if argument.get_env().is_some_and(|variable| std::env::var_os(variable).is_some()) {
-            continue;
-        }
-        if argument.get_action().takes_values() {
+        } else if argument.get_action().takes_values() {
             flags.extend(texts.iter().map(|text| OsString::from(format!("--{name}={text}"))));
         } else if texts == ["true"] {
             flags.push(OsString::from(format!("--{name}")));
@@ -75,28 +103,65 @@ fn texts(value: &Value) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn serve(text: &str, given: &[&str]) -> Result<ServeArgs, String> {
+    fn merge(text: &str, words: &[&str]) -> Result<(ServeArgs, bool), String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serve.json");
         std::fs::write(&path, text).unwrap();
-        merged(&path, given.iter().map(OsString::from)).map_err(|error| error.to_string())
+        let words = ["qwenkit"].iter().chain(words).map(OsString::from).collect();
+        merged(&path, words).map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_file_says_what_the_command_line_does_not() {
         let text = r#"{"port": 9000, "host": "127.0.0.2", "api-key": ["a", "b"], "check": true, "model": ["x.gguf"]}"#;
-        let args = serve(text, &["--port", "9001"]).unwrap();
-        assert_eq!((args.port, args.host.as_str(), args.check), (9001, "127.0.0.2", true));
+        let (args, offline) = merge(text, &["serve", "--port", "9001"]).unwrap();
+        assert_eq!((args.port, args.host.as_str(), args.check, offline), (9001, "127.0.0.2", true, false));
         assert_eq!((args.api_key.len(), args.models), (2, vec!["x.gguf".to_owned()]));
         for (text, word) in [
             ("[]", "JSON object"),
             (r#"{"colour": 1}"#, "colour"),
+            (r#"{"config": "x"}"#, "config"),
             (r#"{"port": {}}"#, "object"),
             (r#"{"port": "many"}"#, "many"),
             (r#"{"check": 3}"#, "true or false"),
         ] {
-            let error = serve(text, &[]).err().unwrap();
-            assert!(error.contains(word), "{text}: {error}");
+            let error = merge(text, &["serve"]).err().unwrap();
+            assert!(error.contains(word) && !error.starts_with("error"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_list_that_is_given_takes_the_files_place() {
+        let text = r#"{"model": ["a.gguf"], "api-key": ["a"], "cors": ["https://a.example"], "adapter": ["a=a"]}"#;
+        let words = ["serve", "b.gguf", "--api-key", "b", "--cors", "https://b.example", "--adapter", "b=b"];
+        let (args, _) = merge(text, &words).unwrap();
+        assert_eq!((args.models, args.api_key), (vec!["b.gguf".to_owned()], vec!["b".to_owned()]));
+        assert_eq!((args.cors, args.adapter.len()), (vec!["https://b.example".to_owned()], 1));
+    }
+
+    #[test]
+    fn flags_of_the_whole_program_go_with_a_file() {
+        for words in [&["serve", "--offline"][..], &["--offline", "serve"], &["serve", "--offline", "--", "b.gguf"]] {
+            let (args, offline) = merge(r#"{"port": 9000}"#, words).unwrap();
+            assert_eq!((args.port, offline), (9000, true), "{words:?}");
+        }
+        assert!(merge(r#"{"offline": true}"#, &["serve"]).unwrap().1);
+    }
+
+    #[test]
+    fn every_setting_has_a_variable() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let without = ["check", "verify-audit-log"];
+        for argument in serve.get_arguments() {
+            let expected = match argument.get_long() {
+                Some(long) if without.contains(&long) => continue,
+                None => "QWENKIT_MODEL".to_owned(),
+                Some("config") => "QWENKIT_SERVE_CONFIG".to_owned(),
+                Some(long) => format!("QWENKIT_{}", long.replace('-', "_").to_uppercase()),
+            };
+            assert_eq!(argument.get_env().map(|name| name.to_string_lossy().into_owned()), Some(expected));
+        }
+        assert!(serve.get_arguments().count() > 25);
     }
 }
