@@ -79,7 +79,6 @@ pub(crate) struct Rows<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) quants: &'a [i8],
     pub(crate) facts: &'a [UnitFacts],
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 multiplies pairs"))]
     pub(crate) bf16: &'a [bf16],
 }
 

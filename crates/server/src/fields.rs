@@ -54,11 +54,27 @@ impl Fields {
     /// # Errors
     /// When two of them are there: which one counts?
     pub(crate) fn take_one(&mut self, names: &[&'static str]) -> Result<Option<(String, Value)>, ApiError> {
+        self.take_one_that(names, |_| true)
+    }
+
+    /// As `take_one`, of those that say something: what is empty stands for nothing.
+    ///
+    /// # Errors
+    /// As `take_one`.
+    pub(crate) fn take_said(&mut self, names: &[&'static str]) -> Result<Option<(String, Value)>, ApiError> {
+        self.take_one_that(names, |value| *value != "" && value.as_object().is_none_or(|object| !object.is_empty()))
+    }
+
+    fn take_one_that(
+        &mut self,
+        names: &[&'static str],
+        counts: impl Fn(&Value) -> bool,
+    ) -> Result<Option<(String, Value)>, ApiError> {
         let mut found: Option<(String, Value)> = None;
         for name in names {
-            let Some(value) = self.take(name) else { continue };
+            let Some(value) = self.take(name).filter(&counts) else { continue };
             if let Some((first, _)) = &found {
-                let message = format!("`{}` and `{name}` say the same; give one of them", first);
+                let message = format!("`{first}` and `{name}` say the same; give one of them");
                 return Err(ApiError::invalid(self.at(name), message));
             }
             found = Some((self.at(name), value));

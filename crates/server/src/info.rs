@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use crate::{
     error::ApiError,
     fine_tuning::standing,
     models::{ServedModel, Slot},
+    query,
     text::blocking,
 };
 
@@ -37,13 +38,16 @@ pub(crate) async fn version() -> Json<Value> {
 }
 
 /// The models and the names they answer to.
-pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+pub(crate) async fn models(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     let all = |slot: &Arc<Slot>| {
         let adapters = slot.adapters.names().into_iter().map(|name| adapter(&app, slot, &name));
         [model(&app, slot)].into_iter().chain(adapters.collect::<Vec<_>>())
     };
     let data: Vec<Value> = app.models.slots().iter().flat_map(all).collect();
-    Json(json!({ "object": "list", "data": data }))
+    let (data, has_more) = query::models_page(&uri, data)?;
+    let id = |model: Option<&Value>| model.map_or(Value::Null, |model| model["id"].clone());
+    let (first, last) = (id(data.first()), id(data.last()));
+    Ok(Json(json!({ "object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more })))
 }
 
 /// One model.

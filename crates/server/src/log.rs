@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -80,10 +80,17 @@ impl Log {
 
     /// Waits until what was added is written, for a while.
     pub(crate) fn flush(&self) {
-        let (written, told) = sync_channel(1);
-        if self.lines.send(Message::Flush(written)).is_ok() {
-            let _ = told.recv_timeout(FLUSHING);
+        let ((written, told), end) = (sync_channel(1), Instant::now() + FLUSHING);
+        let mut message = Message::Flush(written);
+        // Who reads the log may have stopped reading: a full queue must not hold up the end of the server.
+        while let Err(TrySendError::Full(back)) = self.lines.try_send(message) {
+            if Instant::now() >= end {
+                return;
+            }
+            message = back;
+            std::thread::sleep(FLUSHING / 100);
         }
+        let _ = told.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn content_of(
                 let text = fields.string("text")?;
                 found.text(fields.required("text", text)?);
                 // What a server, this one too, has said of its own text.
-                for name in ["annotations", "logprobs", "citations"] {
+                for name in ["annotations", "logprobs", "citations", "parsed"] {
                     fields.take(name);
                 }
             }

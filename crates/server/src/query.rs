@@ -5,6 +5,8 @@ use axum::{
     http::{Uri, request::Parts},
 };
 
+use serde_json::Value;
+
 use crate::{
     error::ApiError,
     listing::{LIMIT_MAX, Page},
@@ -23,7 +25,8 @@ fn known(route: &str) -> &'static [&'static str] {
         | "/v1/fine_tuning/jobs/{id}/events"
         | "/v1/fine_tuning/jobs/{id}/checkpoints" => &["after", "before", "limit", "order"],
         // Anthropic's clients say so that something of the request is new to them.
-        "/v1/messages" | "/v1/messages/count_tokens" => &["beta"],
+        "/v1/messages" | "/v1/messages/count_tokens" | "/v1/models/{*name}" => &["beta"],
+        "/v1/models" => &["after_id", "before_id", "beta", "limit"],
         _ => &[],
     }
 }
@@ -50,6 +53,32 @@ fn limit(value: &str) -> Result<usize, ApiError> {
         let shown: String = value.chars().take(40).collect();
         ApiError::invalid("limit", format!("`limit` is {shown:?}, expected a whole number from 1 to {LIMIT_MAX}"))
     })
+}
+
+/// The part of the models `data` that a query wants, as Anthropic's clients page through them, and whether there are more.
+pub(crate) fn models_page(uri: &Uri, mut data: Vec<Value>) -> Result<(Vec<Value>, bool), ApiError> {
+    let (mut first, mut wanted) = (true, usize::MAX);
+    for (name, value) in pairs(uri)? {
+        let at = || {
+            let missing = || ApiError::invalid(&name, format!("`{name}` names no model of this list"));
+            data.iter().position(|model| model["id"] == value.as_str()).ok_or_else(missing)
+        };
+        match name.as_str() {
+            "after_id" => data = data.split_off(at()? + 1),
+            "before_id" => {
+                data.truncate(at()?);
+                first = false;
+            }
+            "limit" => wanted = limit(&value)?,
+            _ => {}
+        }
+    }
+    let more = data.len().saturating_sub(wanted);
+    match first {
+        true => data.truncate(wanted),
+        false => data = data.split_off(more),
+    }
+    Ok((data, more > 0))
 }
 
 fn pairs(uri: &Uri) -> Result<Pairs, ApiError> {

@@ -109,6 +109,9 @@ async fn no_such_method(request: Request) -> ApiError {
 const LINGERING: Duration = Duration::from_secs(10);
 const LINGERING_BYTES: usize = 256 << 20;
 
+/// So much of a path is in the log.
+const PATH_CHARS: usize = 256;
+
 /// What holds for every request: who may ask, how much, how large, how long; and what every response has.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 128);
@@ -117,7 +120,8 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let mut line = app.log.as_ref().filter(|_| !is_open(&path)).map(|log| {
         let request = json!({
-            "time": rfc3339(unix_s()), "request_id": id, "key": "", "method": method.as_str(), "path": path, "route": route
+            "time": rfc3339(unix_s()), "request_id": id, "key": "", "method": method.as_str(),
+            "path": path.chars().take(PATH_CHARS).collect::<String>(), "route": route
         });
         Line::begin(log, &Tally::default(), request)
     });

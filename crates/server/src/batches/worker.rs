@@ -4,8 +4,11 @@
 //! batch is completed in one transaction with its files. A server that is killed goes on where it was.
 
 use std::{
-    collections::HashSet,
-    sync::Arc,
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,20 +35,38 @@ use crate::{
 const TOGETHER: usize = 8;
 /// A model that cannot be loaded for a line is tried again for so long.
 const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+/// A batch whose owner's limits are used up is taken up again after so long.
+const HELD: Duration = Duration::from_secs(2);
 /// A server that is too busy for a line is asked again after so long.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Works through what there is, and waits for more, until the server stops.
 pub(crate) async fn work(app: Arc<App>) {
+    // Batches whose owners' limits are used up, which stand behind all others until then.
+    let mut held: HashMap<String, Instant> = HashMap::new();
     while !app.is_stopping() {
         let kept = Arc::clone(&app);
-        let next = blocking(move || Ok(oldest(kept.store.all(BATCHES)?))).await;
+        let next = blocking(move || Ok(open(kept.store.all(BATCHES)?))).await;
+        held.retain(|_, until| *until > Instant::now());
         let result = match next {
-            Ok(Some(batch)) => one(&app, batch).await,
-            Ok(None) => {
+            Ok(batches) if batches.is_empty() => {
                 app.work.notified().await;
                 Ok(())
             }
+            Ok(batches) => match batches.into_iter().find(|batch| !held.contains_key(&text(batch, "id"))) {
+                Some(batch) => {
+                    let id = text(&batch, "id");
+                    one(&app, batch).await.map(|is_held| {
+                        if is_held {
+                            held.insert(id, Instant::now() + HELD);
+                        }
+                    })
+                }
+                None => {
+                    tokio::time::sleep(PAUSE).await;
+                    Ok(())
+                }
+            },
             Err(error) => Err(error),
         };
         // A store that fails now may work later; nothing is lost meanwhile.
@@ -55,25 +76,29 @@ pub(crate) async fn work(app: Arc<App>) {
     }
 }
 
-fn oldest(batches: Vec<Value>) -> Option<Value> {
+/// Batches that are not at their end, the oldest first.
+fn open(batches: Vec<Value>) -> Vec<Value> {
     let is_open = |batch: &Value| {
         ["validating", "in_progress", "finalizing", "cancelling"]
             .contains(&batch["status"].as_str().unwrap_or_default())
     };
-    batches.into_iter().filter(is_open).min_by_key(|batch| batch["created_at"].as_u64())
+    let mut open: Vec<Value> = batches.into_iter().filter(is_open).collect();
+    open.sort_by_key(|batch| batch["created_at"].as_u64());
+    open
 }
 
-async fn one(app: &Arc<App>, batch: Value) -> Result<(), ApiError> {
+/// Returns whether its owner's limits keep it from going on.
+async fn one(app: &Arc<App>, batch: Value) -> Result<bool, ApiError> {
     let id = text(&batch, "id");
     let (input, endpoint) = (text(&batch, "input_file_id"), text(&batch, "endpoint"));
     let (kept, wanted) = (Arc::clone(app), endpoint.clone());
     let read = blocking(move || Ok(kept.store.content(&input)?.map(|content| lines::read(&content, &wanted)))).await?;
     let lines = match read {
         Some(Ok(lines)) => lines,
-        Some(Err(errors)) => return fail(app, &id, &errors).await,
+        Some(Err(errors)) => return fail(app, &id, &errors).await.map(|()| false),
         None => {
             let error = json!({ "line": null, "code": "no_file", "message": "the input file is gone", "param": null });
-            return fail(app, &id, &[error]).await;
+            return fail(app, &id, &[error]).await.map(|()| false);
         }
     };
     let total = lines.len();
@@ -86,11 +111,12 @@ async fn one(app: &Arc<App>, batch: Value) -> Result<(), ApiError> {
     })
     .await?;
     let caller = app.keys.owner(&text(&batch, "owner"));
-    let work = Work { app: Arc::clone(app), id, endpoint, caller };
+    let is_held = Arc::default();
+    let work = Work { app: Arc::clone(app), id, endpoint, caller, is_held };
     if run(&work, &lines).await? {
         finish(&work, &lines).await?;
     }
-    Ok(())
+    Ok(work.is_held.load(Ordering::Relaxed))
 }
 
 /// A batch that is worked through.
@@ -101,6 +127,8 @@ struct Work {
     endpoint: String,
     /// Whose it is, and what its tokens are charged to.
     caller: Caller,
+    /// Whether its owner's limits are used up for now.
+    is_held: Arc<AtomicBool>,
 }
 
 impl Work {
@@ -125,7 +153,7 @@ fn is_late(batch: &Value) -> bool {
     batch["expires_at"].as_u64().is_some_and(|end| end <= unix_s())
 }
 
-/// Runs what is left. Returns false if the server stops first.
+/// Runs what is left. Returns false if the server stops first, or the owner's limits are used up.
 async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
     let Work { app, id, .. } = work;
     let (kept, own) = (Arc::clone(app), id.clone());
@@ -135,7 +163,8 @@ async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
     let mut running = JoinSet::new();
     loop {
         let goes_on = work.goes_on().await?;
-        while goes_on && running.len() < TOGETHER {
+        let is_held = || work.is_held.load(Ordering::Relaxed);
+        while goes_on && !is_held() && running.len() < TOGETHER {
             let Some((i, line)) = left.next() else { break };
             let (work, line) = (work.clone(), line.clone());
             running.spawn(async move { answer(&work, i as u64, line).await });
@@ -143,13 +172,14 @@ async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
         match running.join_next().await {
             Some(Ok(kept)) => kept?,
             Some(Err(_)) => return Err(ApiError::internal("a line of a batch failed to run")),
-            None => return Ok(!app.is_stopping()),
+            // Lines that are left wait for the owner's limits, unless the batch is at its end for another reason.
+            None => return Ok(!(app.is_stopping() || goes_on && is_held())),
         }
     }
 }
 
-/// Answers a line and keeps the result. A line that finds the server busy, or the limits of its key used up, is asked again;
-/// it stays undone when the batch ends meanwhile.
+/// Answers a line and keeps the result. A line that finds the server busy is asked again; it stays undone when
+/// the batch ends meanwhile, and when its key's limits are used up.
 async fn answer(work: &Work, i: u64, line: Line) -> Result<(), ApiError> {
     let (app, begun, mut is_counted) = (&work.app, Instant::now(), false);
     let result = loop {
@@ -160,6 +190,10 @@ async fn answer(work: &Work, i: u64, line: Line) -> Result<(), ApiError> {
             Err(error) => Err(error),
         };
         match found {
+            Err(error) if error.code == Some("rate_limit_exceeded") => {
+                work.is_held.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
             Err(error) if is_busy(&error, begun.elapsed()) => {
                 if !work.goes_on().await? {
                     return Ok(());

@@ -90,7 +90,13 @@ fn size_name(parameters: u64) -> String {
 /// `/api/show`
 pub(crate) async fn show(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of_body(&body)?;
-    let name = fields.take_one(&["model", "name"])?;
+    // Ollama's own client sends each of its fields, empty where it has nothing to say.
+    let name = fields.take_said(&["model", "name"])?;
+    for unused in ["system", "template", "options"] {
+        if let Some((at, _)) = fields.take_said(&[unused])? {
+            return Err(ApiError::invalid(&at, format!("`{at}` changes nothing of what is shown; leave it out")));
+        }
+    }
     let (at, name) = fields.required("model", name)?;
     let Some(name) = name.as_str() else { return Err(wrong(&at, &name, "a string")) };
     fields.bool("verbose")?;

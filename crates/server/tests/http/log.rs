@@ -55,7 +55,7 @@ fn each_request_has_a_line_and_none_of_its_words() {
             usage.push(if stream { reply.events().pop().unwrap() } else { reply.ok() }["usage"].clone());
         }
         server.refused("/v1/chat/completions", &json!({"messages": [], "confidential": 1}), 400);
-        server.get("/v1/models?limit=2");
+        server.get("/v1/models?order=asc");
         server.get("/health");
     });
     assert_eq!(lines.len(), 4, "who asks whether the server lives leaves no line: {text}");
@@ -73,7 +73,7 @@ fn each_request_has_a_line_and_none_of_its_words() {
     assert_eq!(lines[0]["missed"], json!({"why": "new", "common_tokens": 0}));
     assert!(lines[1].get("missed").is_none() && lines[1]["cached_tokens"].as_u64() > Some(64), "{}", lines[1]);
     assert_eq!((&lines[2]["status"], &lines[2]["param"]), (&json!(400), &json!("messages")));
-    assert_eq!((&lines[3]["param"], &lines[3]["code"]), (&json!("limit"), &json!("unknown_parameter")));
+    assert_eq!((&lines[3]["param"], &lines[3]["code"]), (&json!("order"), &json!("unknown_parameter")));
     assert!(!text.contains("confidential"), "{text}");
 }
 

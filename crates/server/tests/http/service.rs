@@ -94,6 +94,13 @@ fn requests_have_ids_and_the_server_tells_of_itself() {
     assert!(server.get("/v1/nothing").head.contains("x-request-id: req_"));
     assert_eq!(server.get("/ready").ok()["status"], "ready");
     assert_eq!(server.get("/v1/models").ok()["data"][0]["id"], "qwen2");
+    // As Anthropic's clients page, and Ollama's asks.
+    let page = server.get("/v1/models?beta=true&limit=1000").ok();
+    assert_eq!((&page["has_more"], &page["last_id"]), (&json!(false), &json!("qwen2")));
+    assert_eq!(server.get("/v1/models?after_id=qwen2").ok()["data"], json!([]));
+    assert_eq!(server.get("/v1/models?before_id=nobody").status, 400);
+    let empty = json!({"model": "", "name": "qwen2", "system": "", "template": "", "options": null, "verbose": false});
+    assert_eq!(server.post("/api/show", &empty).ok()["model_info"]["general.architecture"], "qwen2");
     assert_eq!(server.get("/v1/models/default").ok()["id"], "qwen2");
     assert_eq!(server.get("/server_info").ok()["models"][0]["architecture"], "qwen2");
     assert_eq!(server.get("/version").ok()["version"], env!("CARGO_PKG_VERSION"));
@@ -230,6 +237,30 @@ fn what_is_left_or_runs_in_batches_counts_against_the_key() {
     let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
     while Reply::read(server.send("GET", &path, key, b"")).ok()["status"] != "completed" {}
     assert!(before - left() > 50, "{before} {}", left());
+}
+
+#[test]
+fn a_key_that_has_used_up_its_requests_holds_up_no_other_batch() {
+    let mut keys = Keys::default();
+    keys.add_file(r#"[{"name": "small", "key": "s", "requests_per_day": 3}, {"name": "shop", "key": "b"}]"#).unwrap();
+    let server = serve_config(vec![model("qwen2", 2048, 64)], |config| Config { keys, ..config });
+    let line = |i: usize| {
+        let body = json!({"prompt": "x", "max_tokens": 2});
+        json!({"custom_id": format!("{i}"), "method": "POST", "url": "/v1/completions", "body": body}).to_string()
+            + "\n"
+    };
+    let begin = |key: &str| {
+        let file = server.upload(key, "batch", &(0..4).map(line).collect::<String>()).ok();
+        let body = json!({"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"});
+        Reply::read(server.send("POST", "/v1/batches", key, body.to_string().as_bytes())).ok()
+    };
+    begin("authorization: Bearer s\r\n");
+    let key = "authorization: Bearer b\r\n";
+    let path = format!("/v1/batches/{}", begin(key)["id"].as_str().unwrap());
+    let begun = std::time::Instant::now();
+    while Reply::read(server.send("GET", &path, key, b"")).ok()["status"] != "completed" {
+        assert!(begun.elapsed().as_secs() < 60, "the batch of another key waits");
+    }
 }
 
 #[test]
