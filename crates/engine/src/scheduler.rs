@@ -19,7 +19,7 @@ use qwenkit_models::{Batch, BatchSeq, Outputs, Seen};
 use qwenkit_tensor::SeqId;
 
 use crate::{
-    load::Gauges,
+    load::{Gauges, Load},
     pace::Pace,
     pages::PagePool,
     request::{Event, Finish, Goal, Limits, Request},
@@ -136,7 +136,11 @@ impl<R: Runner> Scheduler<R> {
             self.share_filled();
         }
         self.retire();
-        let mut load = self.gauges.lock();
+        self.stand(&mut self.gauges.lock());
+    }
+
+    /// Says how many run, and what they hold.
+    fn stand(&self, load: &mut Load) {
         load.running = self.running.len();
         load.pages_used = self.pages.total() - self.pages.available();
     }
@@ -313,24 +317,19 @@ impl<R: Runner> Scheduler<R> {
     /// Takes ended sequences out and says so.
     fn retire(&mut self) {
         let waited: Vec<Sequence> = self.waiting.extract_if(.., |s| s.finish.is_some()).collect();
-        let ran: Vec<Sequence> = self.running.extract_if(.., |s| s.finish.is_some()).collect();
+        let mut ran: Vec<Sequence> = self.running.extract_if(.., |s| s.finish.is_some()).collect();
         if waited.is_empty() && ran.is_empty() {
             return;
         }
+        ran.iter_mut().for_each(|sequence| self.let_go(sequence));
         let mut load = self.gauges.lock();
         load.waiting = load.waiting.saturating_sub(waited.len());
-        // Who hears that an answer has ended finds it gone.
-        load.running = self.running.len();
+        // Who hears that an answer has ended finds it gone, and its pages free.
+        self.stand(&mut load);
         load.finished += (waited.len() + ran.len()) as u64;
         load.cached_tokens += ran.iter().map(|s| s.cached_tokens() as u64).sum::<u64>();
         drop(load);
-        for mut sequence in waited {
-            tell_end(&mut sequence);
-        }
-        for mut sequence in ran {
-            self.let_go(&mut sequence);
-            tell_end(&mut sequence);
-        }
+        waited.into_iter().chain(ran).for_each(|mut sequence| tell_end(&mut sequence));
     }
 }
 

@@ -70,7 +70,7 @@ impl Compute {
             down.rows(),
             down.cols()
         );
-        let MatmulScratch(prepared, _, room) = scratch;
+        let MatmulScratch { activations: prepared, gated: room, .. } = scratch;
         prepared.prepare(self.isa, &self.pool, x, cols, &[gate.operand(), up.operand()]);
         let x = Rows::of(prepared, x);
         let threads = self.pool.threads();

@@ -60,12 +60,12 @@ impl Compute {
             assert!(fits, "grouped product of rows {:?} of {cols} by ({n}, {k})", p.rows);
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
-        scratch.0.prepare_segments(self.isa, &self.pool, x, cols, &needed, &segments);
+        scratch.activations.prepare_segments(self.isa, &self.pool, x, cols, &needed, &segments);
         let mut jobs: Vec<Job<'_>> = Vec::with_capacity(products.len());
         let mut total = 0;
         for p in products.iter_mut() {
             let each = p.rows.len().max(ROWS_OF_MEMORY) * cols;
-            let x = rows_of(&scratch.0, x, &p.rows);
+            let x = rows_of(&scratch.activations, x, &p.rows);
             jobs.push(Job { weight: p.weight, x, out: SharedOut::new(&mut *p.out), start: total, each });
             total += p.weight.groups() * each;
         }

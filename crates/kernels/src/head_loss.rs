@@ -147,8 +147,8 @@ impl Compute {
         dx: Option<&mut [f32]>,
     ) -> bool {
         let (head, rows, width) = (loss.head, losses.len(), loss.head.cols());
-        scratch.0.prepare(self.isa, &self.pool, x, width, &[head.operand()]);
-        let x = Rows::of(&scratch.0, x);
+        scratch.activations.prepare(self.isa, &self.pool, x, width, &[head.operand()]);
+        let x = Rows::of(&scratch.activations, x);
         let (pieces, threads) = (head.groups().div_ceil(PIECE_GROUPS), self.pool.threads());
         let mut sums = vec![PieceSum::default(); pieces * rows];
         let mut at_target = vec![0.0; rows];

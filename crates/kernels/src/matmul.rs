@@ -47,12 +47,16 @@ pub struct Product<'a> {
 
 /// Buffers that products reuse. One per caller.
 #[derive(Default)]
-pub struct MatmulScratch(pub(crate) Activations, pub(crate) ScreenRoom, pub(crate) GatedRoom);
+pub struct MatmulScratch {
+    pub(crate) activations: Activations,
+    pub(crate) screen: ScreenRoom,
+    pub(crate) gated: GatedRoom,
+}
 
 impl MatmulScratch {
     /// Bytes of the buffers.
     pub fn held_bytes(&self) -> usize {
-        self.0.held_bytes() + self.1.held_bytes() + self.2.held_bytes()
+        self.activations.held_bytes() + self.screen.held_bytes() + self.gated.held_bytes()
     }
 }
 
@@ -135,8 +139,8 @@ impl Compute {
             added.iter().for_each(|added| added.check(rows, p.weight.rows()));
         }
         let needed: Vec<Operand> = products.iter().map(|p| p.weight.operand()).collect();
-        scratch.0.prepare(self.isa, &self.pool, x, cols, &needed);
-        self.multiply_prepared(Rows::of(&scratch.0, x), products, added);
+        scratch.activations.prepare(self.isa, &self.pool, x, cols, &needed);
+        self.multiply_prepared(Rows::of(&scratch.activations, x), products, added);
     }
 
     /// As `matmul_added`, of activations in the forms that the products need.

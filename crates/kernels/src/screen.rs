@@ -84,8 +84,8 @@ impl Compute {
         assert!(x.len() == rows * cols && out.len() == rows * weight.rows(), "best of ({rows}, {cols})");
         let few = wanted.iter().all(|best| best.count > 0) && (1..=BEST_ROWS_MAX).contains(&rows);
         if few && weight.is_bounded() {
-            scratch.0.prepare(self.isa, &self.pool, x, cols, &[Operand::Quantized]);
-            let MatmulScratch(prepared, room, _) = &mut *scratch;
+            scratch.activations.prepare(self.isa, &self.pool, x, cols, &[Operand::Quantized]);
+            let MatmulScratch { activations: prepared, screen: room, .. } = &mut *scratch;
             let x = Rows::of(prepared, x);
             let norms: Vec<f64> = (0..rows).map(|t| norm(&x, t)).collect();
             if norms.iter().all(|norm| NORMS.contains(norm)) {

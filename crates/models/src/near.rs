@@ -3,7 +3,7 @@
 use crate::plan::{Ffn, Mixer, Plan};
 
 /// Bytes that two names have in common at their beginnings and their ends.
-pub(crate) fn likeness(a: &str, b: &str) -> usize {
+fn likeness(a: &str, b: &str) -> usize {
     let start = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let end = a.bytes().rev().zip(b.bytes().rev()).take_while(|(a, b)| a == b).count();
     (start + end).min(a.len()).min(b.len())

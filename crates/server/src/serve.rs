@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -56,6 +56,24 @@ pub struct Config {
     pub log: Option<Log>,
     /// Serves `https` with this certificate.
     pub tls: Option<TlsFiles>,
+}
+
+/// Loopback, any free port, no keys, nothing kept beyond the end of the server.
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            limits: Limits::default(),
+            keys: Keys::default(),
+            store: None,
+            jobs: Vec::new(),
+            audit_log: None,
+            origins: Vec::new(),
+            log: None,
+            tls: None,
+        }
+    }
 }
 
 /// Why a server does not start, or ended.

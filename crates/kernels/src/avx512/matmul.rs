@@ -25,8 +25,8 @@ use crate::{
 /// Tokens of a tile: eight accumulators hide the latency of the multiply-add, and with the unit's eight vectors of
 /// quants they leave registers for sums and factors.
 pub(super) const TILE_TOKENS: usize = 8;
-/// Bytes of activations that are gone through before the next group of rows: half of a common 1 MiB second-level cache,
-/// the other half being the weights'.
+/// Bytes of activations that are gone through before the next group of rows; the facts of 8-bit ones are as many bytes again,
+/// together a common second-level cache of 1 MiB.
 pub(super) const PANEL_BYTES: usize = 512 << 10;
 
 /// Computes the task's groups for all its rows.

@@ -5,10 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -35,8 +32,8 @@ use crate::{
 const TOGETHER: usize = 8;
 /// A model that cannot be loaded for a line is tried again for so long.
 const LOADING_PATIENCE: Duration = Duration::from_secs(60);
-/// A batch whose owner's limits are used up is taken up again after so long.
-const HELD: Duration = Duration::from_secs(2);
+/// Batches that wait for their owners' limits are looked at again after so long at most.
+const LOOK: Duration = Duration::from_secs(5);
 /// A server that is too busy for a line is asked again after so long.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -53,17 +50,16 @@ pub(crate) async fn work(app: Arc<App>) {
                 app.work.notified().await;
                 Ok(())
             }
-            Ok(batches) => match batches.into_iter().find(|batch| !held.contains_key(&text(batch, "id"))) {
+            Ok(batches) => match batches.into_iter().find(|batch| !waits(batch, &held)) {
                 Some(batch) => {
                     let id = text(&batch, "id");
-                    one(&app, batch).await.map(|is_held| {
-                        if is_held {
-                            held.insert(id, Instant::now() + HELD);
-                        }
-                    })
+                    one(&app, batch).await.map(|until| held.extend(until.map(|until| (id, until))))
                 }
                 None => {
-                    tokio::time::sleep(PAUSE).await;
+                    // Until the first may go on, or somebody sends or cancels one; a batch's time may be over meanwhile.
+                    let until = held.values().min().copied().unwrap_or_else(Instant::now);
+                    let wait = until.saturating_duration_since(Instant::now()).min(LOOK);
+                    let _ = tokio::time::timeout(wait, app.work.notified()).await;
                     Ok(())
                 }
             },
@@ -74,6 +70,11 @@ pub(crate) async fn work(app: Arc<App>) {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// Whether a batch waits for its owner's limits: one that is to end does not.
+fn waits(batch: &Value, held: &HashMap<String, Instant>) -> bool {
+    held.contains_key(&text(batch, "id")) && batch["status"] == "in_progress" && !is_late(batch)
 }
 
 /// Batches that are not at their end, the oldest first.
@@ -87,18 +88,18 @@ fn open(batches: Vec<Value>) -> Vec<Value> {
     open
 }
 
-/// Returns whether its owner's limits keep it from going on.
-async fn one(app: &Arc<App>, batch: Value) -> Result<bool, ApiError> {
+/// Returns until when its owner's limits keep it from going on, if they do.
+async fn one(app: &Arc<App>, batch: Value) -> Result<Option<Instant>, ApiError> {
     let id = text(&batch, "id");
     let (input, endpoint) = (text(&batch, "input_file_id"), text(&batch, "endpoint"));
     let (kept, wanted) = (Arc::clone(app), endpoint.clone());
     let read = blocking(move || Ok(kept.store.content(&input)?.map(|content| lines::read(&content, &wanted)))).await?;
     let lines = match read {
         Some(Ok(lines)) => lines,
-        Some(Err(errors)) => return fail(app, &id, &errors).await.map(|()| false),
+        Some(Err(errors)) => return fail(app, &id, &errors).await.map(|()| None),
         None => {
             let error = json!({ "line": null, "code": "no_file", "message": "the input file is gone", "param": null });
-            return fail(app, &id, &[error]).await.map(|()| false);
+            return fail(app, &id, &[error]).await.map(|()| None);
         }
     };
     let total = lines.len();
@@ -111,12 +112,12 @@ async fn one(app: &Arc<App>, batch: Value) -> Result<bool, ApiError> {
     })
     .await?;
     let caller = app.keys.owner(&text(&batch, "owner"));
-    let is_held = Arc::default();
-    let work = Work { app: Arc::clone(app), id, endpoint, caller, is_held };
+    let held = Arc::default();
+    let work = Work { app: Arc::clone(app), id, endpoint, caller, held };
     if run(&work, &lines).await? {
         finish(&work, &lines).await?;
     }
-    Ok(work.is_held.load(Ordering::Relaxed))
+    Ok(work.held.get().copied())
 }
 
 /// A batch that is worked through.
@@ -127,8 +128,8 @@ struct Work {
     endpoint: String,
     /// Whose it is, and what its tokens are charged to.
     caller: Caller,
-    /// Whether its owner's limits are used up for now.
-    is_held: Arc<AtomicBool>,
+    /// Until when its owner's limits are used up, once they are.
+    held: Arc<OnceLock<Instant>>,
 }
 
 impl Work {
@@ -163,7 +164,7 @@ async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
     let mut running = JoinSet::new();
     loop {
         let goes_on = work.goes_on().await?;
-        let is_held = || work.is_held.load(Ordering::Relaxed);
+        let is_held = || work.held.get().is_some();
         while goes_on && !is_held() && running.len() < TOGETHER {
             let Some((i, line)) = left.next() else { break };
             let (work, line) = (work.clone(), line.clone());
@@ -181,19 +182,14 @@ async fn run(work: &Work, lines: &[Line]) -> Result<bool, ApiError> {
 /// Answers a line and keeps the result. A line that finds the server busy is asked again; it stays undone when
 /// the batch ends meanwhile, and when its key's limits are used up.
 async fn answer(work: &Work, i: u64, line: Line) -> Result<(), ApiError> {
-    let (app, begun, mut is_counted) = (&work.app, Instant::now(), false);
+    let (app, begun) = (&work.app, Instant::now());
+    if let Err(refused) = work.enter() {
+        let wait = refused.retry_after_s.map_or(PAUSE, Duration::from_secs);
+        work.held.get_or_init(|| begun + wait);
+        return Ok(());
+    }
     let result = loop {
-        let admitted = if is_counted { Ok(()) } else { work.enter() };
-        is_counted = admitted.is_ok();
-        let found = match admitted {
-            Ok(()) => TALLY.scope(Tally::new(work.caller.meter.clone()), request(work, line.body.clone())).await,
-            Err(error) => Err(error),
-        };
-        match found {
-            Err(error) if error.code == Some("rate_limit_exceeded") => {
-                work.is_held.store(true, Ordering::Relaxed);
-                return Ok(());
-            }
+        match TALLY.scope(Tally::new(work.caller.meter.clone()), request(work, line.body.clone())).await {
             Err(error) if is_busy(&error, begun.elapsed()) => {
                 if !work.goes_on().await? {
                     return Ok(());
@@ -331,31 +327,17 @@ fn text(object: &Value, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-
     use super::*;
     use crate::{
-        Config, Keys, Limits, LoadRefusal, ModelSource,
+        Config, LoadRefusal, ModelSource,
         store::{FILES, Store},
     };
 
     /// A server with a model that cannot be loaded, and in its store a batch of two lines whose time is over at `expires_at`.
     fn app(expires_at: u64) -> Arc<App> {
-        let config = Config {
-            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 0,
-            limits: Limits::default(),
-            keys: Keys::default(),
-            store: None,
-            jobs: Vec::new(),
-            audit_log: None,
-            origins: Vec::new(),
-            log: None,
-            tls: None,
-        };
         let never = || Err(LoadRefusal { message: "no room".to_owned(), needs_memory: true });
         let model = ModelSource::on_demand("m".to_owned(), Vec::new(), None, never);
-        let app = Arc::new(App::new(vec![model], &config, None, Store::open(None).unwrap()));
+        let app = Arc::new(App::new(vec![model], &Config::default(), None, Store::open(None).unwrap()));
         let line =
             |id: &str| json!({ "custom_id": id, "method": "POST", "url": "/v1/embeddings", "body": { "input": "x" } });
         let content = format!("{}\n{}", line("a"), line("b"));

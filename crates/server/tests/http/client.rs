@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -114,18 +114,7 @@ pub(crate) fn serve_at(models: Vec<ModelSource>, keys: &[&str], store: Option<Pa
 
 /// Loopback, any free port, nothing else asked.
 pub(crate) fn config() -> Config {
-    Config {
-        host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        port: 0,
-        limits: Limits { body_bytes: 1 << 20, ..Limits::default() },
-        keys: Keys::default(),
-        store: None,
-        jobs: Vec::new(),
-        audit_log: None,
-        origins: Vec::new(),
-        log: None,
-        tls: None,
-    }
+    Config { limits: Limits { body_bytes: 1 << 20, ..Limits::default() }, ..Config::default() }
 }
 
 /// A server on loopback with a changed configuration.
