@@ -2,10 +2,10 @@
 //!
 //! Not here: which model (`locate`).
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
-use qwenkit_engine::{Options, Session, Speculate};
+use qwenkit_engine::{Options, PrefixCache, Session, Speculate};
 use qwenkit_formats::ModelFiles;
 use qwenkit_kernels::Isa;
 use qwenkit_models::LoadEvent;
@@ -25,6 +25,26 @@ pub(crate) struct SessionArgs {
     compute: ComputeArgs,
 }
 
+/// Where beginnings of prompts are kept.
+#[derive(Args)]
+#[command(next_help_heading = "How the model is run")]
+pub(crate) struct PrefixCacheArgs {
+    /// Keep the computed state of prompts in this folder, to go on from after a restart; it is as private as the prompts are
+    #[arg(long, value_name = "DIR")]
+    prefix_cache: Option<PathBuf>,
+    /// Megabytes of that folder at most; what was not used for longest goes first
+    #[arg(long, value_name = "MB", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    prefix_cache_mb: u32,
+}
+
+impl PrefixCacheArgs {
+    /// The folder and its limit, if one was named.
+    pub(crate) fn cache(&self) -> Option<PrefixCache> {
+        let limit_bytes = u64::from(self.prefix_cache_mb) << 20;
+        self.prefix_cache.clone().map(|folder| PrefixCache { folder, limit_bytes })
+    }
+}
+
 impl SessionArgs {
     /// These, for many users, of whose requests at most `max_waiting` wait for their turn.
     ///
@@ -32,7 +52,14 @@ impl SessionArgs {
     /// When `QWENKIT_ISA` names an instruction set that is not present.
     pub(crate) fn options(&self, max_waiting: usize, speculate: SpeculateArg) -> anyhow::Result<Options> {
         let (threads, context_tokens) = (self.threads(), self.context_tokens());
-        Ok(Options { threads, isa: isa()?, context_tokens, max_waiting, speculate: speculate.into() })
+        Ok(Options {
+            threads,
+            isa: isa()?,
+            context_tokens,
+            max_waiting,
+            speculate: speculate.into(),
+            prefix_cache: None,
+        })
     }
 
     /// The context that was asked for.
@@ -97,6 +124,9 @@ pub(crate) fn open_with(files: &ModelFiles, sight: &Sight, options: &Options) ->
     }
     if let Some(vision) = session.vision() {
         note_guess(&vision.plan);
+    }
+    if let (Some(tokens), Some(cache)) = (session.kept_tokens(), &options.prefix_cache) {
+        note(&format!("prefix cache: {tokens} tokens of this model's prompts in {}", cache.folder.display()));
     }
     let (in_force, made_for) = (session.info().context_tokens, session.info().model_context_tokens);
     if in_force > made_for {

@@ -125,7 +125,7 @@ fn run<R: Runner>(mut scheduler: Scheduler<R>, commands: &Receiver<Command>) {
                 requests.into_iter().for_each(|(id, request, listener)| scheduler.submit(id, request, listener));
             }
             Ok(Command::Cancel(id)) => scheduler.cancel(id),
-            Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
+            Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return scheduler.keep_all(),
             Err(TryRecvError::Empty) => scheduler.step(),
         }
     }

@@ -169,6 +169,18 @@ pub enum Error {
         most: usize,
     },
 
+    /// A folder for kept beginnings of prompts that is no use.
+    #[error(
+        "`{}` cannot keep beginnings of prompts: {reason}\nhint: name a folder that this user may write to (--prefix-cache), or do without",
+        folder.display()
+    )]
+    PrefixCache {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+
     /// The engine's thread could not be started.
     #[error("cannot start the engine's thread: {reason}")]
     Thread {

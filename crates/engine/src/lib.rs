@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod disk;
 mod drafter;
 mod embedding;
 mod engine;
@@ -38,6 +39,7 @@ mod vision;
 mod worth;
 
 pub use answer::{Answer, Piece, Summary, TextPiece, Transcript};
+pub use disk::PrefixCache;
 pub use embedding::{Input, Reading, query_text, unit_vector};
 pub use engine::{Canceller, Engine};
 pub use error::Error;

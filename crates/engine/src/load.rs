@@ -17,6 +17,10 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Of these, tokens whose state was still there.
     pub cached_tokens: u64,
+    /// Of these, tokens whose state was read from files.
+    pub disk_tokens: u64,
+    /// Files of kept beginnings that could not be written since the start.
+    pub disk_failures: u64,
     /// Tokens generated since the start.
     pub generated_tokens: u64,
     /// Tokens guessed and computed since the start.

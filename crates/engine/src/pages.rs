@@ -7,13 +7,11 @@
 //! page of the tree may have a checkpoint, a slot with the state after the page's last token: without one, its keys and
 //! values alone are worth nothing.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::{HashMap, VecDeque};
 
 use qwenkit_kernels::PAGE_TOKENS;
 use qwenkit_tensor::TokenId;
+use sha2::{Digest as _, Sha256};
 
 /// What the tree compares: a token of text is itself, a vector of an image something made of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +35,25 @@ impl Key {
     pub(crate) fn of_vector(hash: u64) -> Key {
         Key(hash | 1 << 63)
     }
+
+    /// Whether it is a token of text, under no adapter: the same in every process.
+    fn is_plain(self) -> bool {
+        self.0 >> 32 == 0
+    }
+}
+
+/// Stands for a text from its beginning on, in this process and in others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TextHash(pub(crate) [u8; 32]);
+
+impl TextHash {
+    /// Of the text that goes on from `before` with `tokens`.
+    pub(crate) fn of(before: Option<TextHash>, tokens: &[Key]) -> TextHash {
+        let mut hasher = Sha256::new();
+        before.iter().for_each(|before| hasher.update(before.0));
+        tokens.iter().for_each(|key| hasher.update(key.0.to_le_bytes()));
+        TextHash(hasher.finalize().into())
+    }
 }
 
 /// All pages of an engine, and its checkpoints.
@@ -53,10 +70,10 @@ pub(crate) struct PagePool {
     /// Counts uses.
     clock: u64,
     /// Texts of whole pages that were given up lately, the last one last; so that somebody can be told.
-    forgotten: VecDeque<u64>,
+    forgotten: VecDeque<TextHash>,
 }
 
-/// Pages given up that are remembered: a few times as many as a large cache has, 8 bytes each.
+/// Pages given up that are remembered: a few times as many as a large cache has, 32 bytes each.
 const FORGOTTEN_MAX: usize = 1 << 14;
 
 /// What a page goes on from; `None` is the beginning of a text.
@@ -76,8 +93,21 @@ struct Node {
     tokens: Vec<Key>,
     checkpoint: Option<usize>,
     last_used: u64,
-    /// Stands for the text from the root to its last token.
-    text: u64,
+    /// The text from the root to its last token.
+    text: TextHash,
+    /// Whether that is nothing but text.
+    is_plain: bool,
+    /// Pages before it.
+    depth: u32,
+}
+
+/// A page whose content is the same in every process that runs the same model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlainPage {
+    /// The text up to its end.
+    pub(crate) text: TextHash,
+    /// Pages before it.
+    pub(crate) depth: u32,
 }
 
 /// How the tree goes on with a text.
@@ -223,7 +253,10 @@ impl PagePool {
         }
         self.children.entry(parent).or_default().push(page);
         let (last_used, text) = (self.clock, self.text(parent, tokens));
-        let node = Node { parent, tokens: tokens.to_vec(), checkpoint: None, last_used, text };
+        let before = parent.and_then(|page| self.pages[page as usize].node.as_ref());
+        let is_plain = tokens.iter().all(|key| key.is_plain()) && before.is_none_or(|node| node.is_plain);
+        let depth = before.map_or(0, |node| node.depth + 1);
+        let node = Node { parent, tokens: tokens.to_vec(), checkpoint: None, last_used, text, is_plain, depth };
         self.pages[page as usize].node = Some(node);
     }
 
@@ -280,11 +313,40 @@ impl PagePool {
     }
 
     /// Stands for the text that goes on from `parent` with `tokens`.
-    fn text(&self, parent: Parent, tokens: &[Key]) -> u64 {
+    fn text(&self, parent: Parent, tokens: &[Key]) -> TextHash {
         let before = parent.and_then(|page| self.pages[page as usize].node.as_ref()).map(|node| node.text);
-        let mut hasher = DefaultHasher::new();
-        (before, tokens).hash(&mut hasher);
-        hasher.finish()
+        TextHash::of(before, tokens)
+    }
+
+    /// A whole page of the tree that holds nothing but text.
+    pub(crate) fn plain(&self, page: u32) -> Option<PlainPage> {
+        let node = self.pages[page as usize].node.as_ref()?;
+        let is_whole = node.tokens.len() == PAGE_TOKENS;
+        (is_whole && node.is_plain).then_some(PlainPage { text: node.text, depth: node.depth })
+    }
+
+    /// All such pages, those used last first.
+    pub(crate) fn all_plain(&self) -> Vec<(u32, PlainPage)> {
+        let mut found: Vec<(u32, PlainPage)> =
+            (0..self.pages.len() as u32).filter_map(|page| Some((page, self.plain(page)?))).collect();
+        let last_used = |page: u32| self.pages[page as usize].node.as_ref().map(|node| node.last_used);
+        found.sort_by_key(|&(page, plain)| (std::cmp::Reverse(last_used(page)), plain.depth));
+        found
+    }
+
+    /// The pages that would go on from `parent` with the text `rest`, as far as it is nothing but text and fills them.
+    pub(crate) fn plain_ahead(&self, parent: Parent, rest: &[Key]) -> impl Iterator<Item = PlainPage> {
+        let before = parent.and_then(|page| self.pages[page as usize].node.as_ref());
+        let (mut text, mut depth) = (before.map(|node| node.text), before.map_or(0, |node| node.depth + 1));
+        let is_plain = before.is_none_or(|node| node.is_plain);
+        let pages = rest
+            .chunks_exact(PAGE_TOKENS)
+            .take_while(move |tokens| is_plain && tokens.iter().all(|key| key.is_plain()));
+        pages.map(move |tokens| {
+            let next = PlainPage { text: TextHash::of(text, tokens), depth };
+            (text, depth) = (Some(next.text), depth + 1);
+            next
+        })
     }
 
     /// Whether a page that went on from `parent` as `rest` does was given up lately.

@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
-use qwenkit_kernels::Compute;
-use qwenkit_models::{Batch, Buffers, Guesses, Model, ModelState};
+use qwenkit_formats::ModelFiles;
+use qwenkit_kernels::{Compute, PAGE_TOKENS};
+use qwenkit_models::{Batch, BatchSeq, Buffers, Guesses, Model, ModelState, Outputs};
 use qwenkit_tensor::TokenId;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
+    disk,
     error::Error,
     eyes::Eyes,
     sampler::argmax,
@@ -43,6 +46,14 @@ pub(crate) trait Runner {
     fn copy_page(&mut self, from: u32, to: u32);
     /// Copies a slot over another.
     fn copy_slot(&mut self, from: usize, to: usize);
+    /// The bytes of a page, to be kept.
+    fn page(&self, page: u32) -> Vec<u8>;
+    /// Puts kept bytes into a page; `false` if they are no page's.
+    fn put_page(&mut self, page: u32, bytes: &[u8]) -> bool;
+    /// The bytes of a slot, to be kept.
+    fn slot(&self, slot: usize) -> Vec<u8>;
+    /// Puts kept bytes into a slot; `false` if they are no slot's.
+    fn put_slot(&mut self, slot: usize, bytes: &[u8]) -> bool;
 }
 
 /// How many slots there are. The first are those of running sequences.
@@ -127,5 +138,51 @@ impl Runner for ModelRunner {
 
     fn copy_slot(&mut self, from: usize, to: usize) {
         self.state.copy_slot(from, to);
+    }
+
+    fn page(&self, page: u32) -> Vec<u8> {
+        self.state.page(page)
+    }
+
+    fn put_page(&mut self, page: u32, bytes: &[u8]) -> bool {
+        self.state.put_page(page, bytes)
+    }
+
+    fn slot(&self, slot: usize) -> Vec<u8> {
+        self.slots.map_or(Vec::new(), |_| self.state.slot(slot))
+    }
+
+    fn put_slot(&mut self, slot: usize, bytes: &[u8]) -> bool {
+        self.state.put_slot(slot, bytes)
+    }
+}
+
+impl ModelRunner {
+    /// Bytes of a page, and of a slot.
+    pub(crate) fn kept_sizes(&self) -> [usize; 2] {
+        [self.page(0).len(), self.slot(0).len()]
+    }
+
+    /// Stands for all that keys and values depend on: the program, the machine's arithmetic, the model's files - and what is
+    /// computed for a page of text, should a file have been changed and its size and time not. Before anything runs.
+    pub(crate) fn identity(&mut self, files: &ModelFiles) -> [u8; 32] {
+        let ids: Vec<TokenId> = (0..PAGE_TOKENS).map(|i| TokenId((i * 7919 % self.vocab()) as u32)).collect();
+        let part = BatchSeq {
+            rows: 0..PAGE_TOKENS,
+            first: 0,
+            pages: &[0],
+            slot: 0,
+            outputs: Outputs::None,
+            seen: None,
+            adapter: None,
+            best: None,
+        };
+        self.forward(&Batch { tokens: &ids, seqs: &[part] }, &mut Vec::new());
+        let mut hasher = Sha256::new();
+        let program = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, self.compute.isa(), self.model.kv_type());
+        hasher.update(format!("{program:?}{}{:?}", files.size_bytes(), disk::stamps(files.path())));
+        hasher.update(self.page(0));
+        hasher.update(self.slot(0));
+        hasher.finalize().into()
     }
 }

@@ -18,7 +18,10 @@ use qwenkit_kernels::{Best, PAGE_TOKENS};
 use qwenkit_models::{Batch, BatchSeq, Outputs, Seen};
 use qwenkit_tensor::SeqId;
 
+use kept::Kept;
+
 use crate::{
+    disk::DiskPages,
     load::{Gauges, Load},
     pace::Pace,
     pages::PagePool,
@@ -32,6 +35,7 @@ use crate::{
 
 mod batch;
 mod guesses;
+mod kept;
 mod prefix;
 
 /// Sequences that run at the same time; others wait.
@@ -56,6 +60,8 @@ pub(crate) struct Scheduler<R> {
     row_cost: RowCost,
     gauges: Arc<Gauges>,
     vision: Option<VisionInfo>,
+    /// Where pages are kept beyond this process's life, if anywhere.
+    kept: Option<Kept>,
     logits: Vec<f32>,
 }
 
@@ -79,8 +85,14 @@ impl<R: Runner> Scheduler<R> {
             speculate,
             row_cost: RowCost::default(),
             gauges,
+            kept: None,
             logits: Vec::new(),
         }
+    }
+
+    /// Keeps pages in files, and takes from them what was kept before.
+    pub(crate) fn keep_in(&mut self, files: DiskPages) {
+        self.kept = Some(Kept::new(files));
     }
 
     /// What requests are checked against.
@@ -136,12 +148,14 @@ impl<R: Runner> Scheduler<R> {
             self.share_filled();
         }
         self.retire();
+        self.keep_some();
         self.stand(&mut self.gauges.lock());
     }
 
     /// Says how many run, and what they hold.
     fn stand(&self, load: &mut Load) {
         load.running = self.running.len();
+        load.disk_failures = self.kept.as_ref().map_or(0, Kept::failures);
         load.pages_used = self.pages.total() - self.pages.available();
     }
 

@@ -106,6 +106,26 @@ impl Runner for Mock {
         }
     }
 
+    fn page(&self, page: u32) -> Vec<u8> {
+        kept::bytes(self.pages[page as usize].iter().flatten())
+    }
+
+    fn put_page(&mut self, page: u32, bytes: &[u8]) -> bool {
+        let tokens = kept::tokens(bytes);
+        let fits = tokens.len() == PAGE_TOKENS;
+        self.pages[page as usize].iter_mut().zip(tokens).for_each(|(place, token)| *place = Some(token));
+        fits
+    }
+
+    fn slot(&self, slot: usize) -> Vec<u8> {
+        kept::state_bytes(self.slots.as_ref().map_or(&[][..], |slots| &slots[slot]))
+    }
+
+    fn put_slot(&mut self, slot: usize, bytes: &[u8]) -> bool {
+        self.slots.iter_mut().for_each(|slots| slots[slot] = kept::state_tokens(bytes));
+        bytes.len() == kept::STATE_BYTES
+    }
+
     fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) {
         self.batches.push(batch.tokens.len());
         self.block.iter_mut().for_each(|block| block.hear(batch));
@@ -791,3 +811,6 @@ mod missed;
 
 #[path = "scheduler_image_tests.rs"]
 mod images;
+
+#[path = "scheduler_kept_tests.rs"]
+mod kept;

@@ -37,6 +37,8 @@ pub(crate) struct Sequence {
     pub(crate) pages: Vec<u32>,
     /// So many of the first pages are in the tree.
     pub(crate) shared_pages: usize,
+    /// Pages before this one hold what files have of them, though the state to go on from them may not be read yet.
+    pub(crate) fetched_pages: usize,
     /// Its own while it runs; 0 where the runner has no recurrent state.
     pub(crate) slot: usize,
     /// Positions at which a step has to end, because a checkpoint is wanted there.
@@ -109,6 +111,7 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             shared_pages: 0,
+            fetched_pages: 0,
             slot: 0,
             cuts: Vec::new(),
             answer_checkpoint: None,
@@ -382,6 +385,7 @@ impl Sequence {
     pub(crate) fn start_again(&mut self) {
         self.gave_way = true;
         self.shared_pages = 0;
+        self.fetched_pages = 0;
         self.computed = 0;
         self.cuts.clear();
         self.answer_checkpoint = None;

@@ -17,6 +17,7 @@ use qwenkit_text::{
 
 use crate::{
     answer::{self, Answer, Transcript, TranscriptPlan},
+    disk::{DiskPages, PrefixCache},
     engine::{Canceller, Engine},
     error::Error,
     eyes::Eyes,
@@ -49,6 +50,8 @@ pub struct Options {
     pub max_waiting: usize,
     /// Whether tokens are guessed ahead.
     pub speculate: Speculate,
+    /// Where beginnings of prompts are kept for the next time, if anywhere.
+    pub prefix_cache: Option<PrefixCache>,
 }
 
 /// A model ready to answer.
@@ -68,6 +71,8 @@ pub struct Session {
     grammars: OnceLock<GrammarFactory>,
     /// What was found of the model's block for guesses, where it is not used.
     block_gap: Option<String>,
+    /// What the folder of kept beginnings had of this model.
+    kept_tokens: Option<usize>,
 }
 
 /// What a session runs.
@@ -230,11 +235,23 @@ impl Session {
         let plan = plan.clone();
         let judge = model.judge().map(<[f32]>::to_vec);
         let buffers = if plan.mtp.is_some() { Buffers::keeping_states() } else { Buffers::default() };
-        let runner = ModelRunner { model, compute, state, slots, buffers, guess_logits: Vec::new(), eyes };
-        let scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);
+        let mut runner = ModelRunner { model, compute, state, slots, buffers, guess_logits: Vec::new(), eyes };
+        let kept = match &options.prefix_cache {
+            Some(cache) => Some(DiskPages::open(cache, runner.identity(files), runner.kept_sizes())?),
+            None => None,
+        };
+        let mut scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);
+        let kept_tokens = kept.as_ref().map(|kept| kept.pages() * PAGE_TOKENS);
+        kept.into_iter().for_each(|kept| scheduler.keep_in(kept));
         let engine = Engine::start(scheduler, options.max_waiting)?;
         let origin = files.path().display().to_string();
-        Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars: OnceLock::new(), block_gap })
+        let grammars = OnceLock::new();
+        Ok(Session { engine, text, plan, info, origin, judge, blind, processor, grammars, block_gap, kept_tokens })
+    }
+
+    /// Tokens of prompts that were found in the folder of kept beginnings, where there is one.
+    pub fn kept_tokens(&self) -> Option<usize> {
+        self.kept_tokens
     }
 
     /// What was found of a block that guesses tokens which would be asked if it were whole, in words.

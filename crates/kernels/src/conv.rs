@@ -95,6 +95,18 @@ impl ConvState {
         self.data.as_mut_slice::<f32>().copy_within(from * len..(from + 1) * len, to * len);
     }
 
+    /// The bytes of what a slot holds, to be kept elsewhere.
+    pub fn slot_as_bytes(&self, slot: usize) -> &[u8] {
+        let len = ConvState::slot_bytes(self.shape);
+        &self.data.as_slice::<u8>()[slot * len..][..len]
+    }
+
+    /// The same, to be put back.
+    pub fn slot_as_bytes_mut(&mut self, slot: usize) -> &mut [u8] {
+        let len = ConvState::slot_bytes(self.shape);
+        &mut self.data.as_mut_slice::<u8>()[slot * len..][..len]
+    }
+
     fn slot(&self, slot: usize) -> &[f32] {
         let len = self.shape.held() * self.shape.channels;
         &self.data.as_slice::<f32>()[slot * len..][..len]

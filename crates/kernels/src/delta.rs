@@ -159,6 +159,25 @@ impl DeltaState {
         self.keys.as_mut_slice::<f32>().copy_within(from * keys..(from + 1) * keys, to * keys);
     }
 
+    /// The bytes of what a slot remembers, in two parts, to be kept elsewhere.
+    pub fn slot_as_bytes(&self, slot: usize) -> [&[u8]; 2] {
+        let [memory, keys] = self.slot_ranges(slot);
+        [&self.data.as_slice::<u8>()[memory], &self.keys.as_slice::<u8>()[keys]]
+    }
+
+    /// The same, to be put back.
+    pub fn slot_as_bytes_mut(&mut self, slot: usize) -> [&mut [u8]; 2] {
+        let [memory, keys] = self.slot_ranges(slot);
+        [&mut self.data.as_mut_slice::<u8>()[memory], &mut self.keys.as_mut_slice::<u8>()[keys]]
+    }
+
+    /// Where a slot's bytes lie in both buffers.
+    fn slot_ranges(&self, slot: usize) -> [Range<usize>; 2] {
+        let memory = self.shape.value_heads * self.shape.head_lanes() * size_of::<Lanes>();
+        let keys = self.shape.key_values() * size_of::<f32>();
+        [slot * memory..(slot + 1) * memory, slot * keys..(slot + 1) * keys]
+    }
+
     /// Keeps the keys of `seq`'s last chunk where the chunk is not through.
     fn keep_keys(&mut self, seq: &RecurrentSeq, qkv: &[f32]) {
         let DeltaShape { key_heads, key_dim, .. } = self.shape;

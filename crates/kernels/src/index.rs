@@ -100,9 +100,25 @@ impl IndexCache {
 
     /// Copies a page's keys over another's.
     pub fn copy_page(&mut self, from: u32, to: u32) {
-        let len = PAGE_TOKENS * self.head_dim;
-        let start = from as usize * len;
-        self.data.as_mut_slice::<f32>().copy_within(start..start + len, to as usize * len);
+        let (from, to) = (self.bytes_of(from), self.bytes_of(to));
+        self.data.as_mut_slice::<u8>().copy_within(from, to.start);
+    }
+
+    /// The bytes of a page's keys, to be kept elsewhere.
+    pub fn page(&self, page: u32) -> &[u8] {
+        &self.data.as_slice::<u8>()[self.bytes_of(page)]
+    }
+
+    /// The same, to be put back.
+    pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
+        let bytes = self.bytes_of(page);
+        &mut self.data.as_mut_slice::<u8>()[bytes]
+    }
+
+    fn bytes_of(&self, page: u32) -> Range<usize> {
+        let bytes = IndexCache::page_bytes(self.head_dim);
+        let start = page as usize * bytes;
+        start..start + bytes
     }
 
     /// The blocks that `keys` new positions from `first` complete.

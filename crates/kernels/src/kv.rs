@@ -85,9 +85,25 @@ impl KvCache {
 
     /// Copies a page's keys and values over another's.
     pub fn copy_page(&mut self, from: u32, to: u32) {
+        let (from, to) = (self.bytes_of(from), self.bytes_of(to));
+        self.data.as_mut_slice::<u8>().copy_within(from, to.start);
+    }
+
+    /// The bytes of a page's keys and values, to be kept elsewhere.
+    pub fn page(&self, page: u32) -> &[u8] {
+        &self.data.as_slice::<u8>()[self.bytes_of(page)]
+    }
+
+    /// The same, to be put back.
+    pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
+        let bytes = self.bytes_of(page);
+        &mut self.data.as_mut_slice::<u8>()[bytes]
+    }
+
+    fn bytes_of(&self, page: u32) -> Range<usize> {
         let bytes = self.head_bytes() * self.kv_heads;
-        let start = from as usize * bytes;
-        self.data.as_mut_slice::<u8>().copy_within(start..start + bytes, to as usize * bytes);
+        let start = page as usize * bytes;
+        start..start + bytes
     }
 
     /// K': the length of a cached value.

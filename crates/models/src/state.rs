@@ -3,6 +3,8 @@
 //! Pages have the same number in every layer, so a sequence is one list of pages; likewise slots, of which a sequence has
 //! one. Who owns which page and slot is the engine's business.
 
+mod bytes;
+
 use qwenkit_kernels::{ConvState, DeltaState, IndexCache, KvCache, KvType, PAGE_TOKENS, SelectedKv, TAKEN_BACK};
 use qwenkit_tensor::{AllocError, TokenId};
 

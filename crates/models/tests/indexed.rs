@@ -102,6 +102,27 @@ fn a_sequence_goes_on_from_a_copied_state_and_page() {
 }
 
 #[test]
+fn a_sequence_goes_on_in_another_state_from_bytes() {
+    let (compute, ids) = (compute(), long_prompt());
+    let model = try_load(&fixture(NAME), &compute).unwrap();
+    let whole = logits(&model, &compute, &ids, &[]);
+    for cut in [5, 64, 128] {
+        let mut run = Run::new(&model, &compute, 3, 1);
+        run.feed(&[(&ids[..cut], 0, &[0, 1], 0)]);
+        let (pages, slot) = ([run.state().page(0), run.state().page(1)], run.state().slot(0));
+        let mut later = Run::new(&model, &compute, 4, 2);
+        assert!(pages.iter().zip([3, 1]).all(|(bytes, page)| later.state().put_page(page, bytes)));
+        assert!(later.state().put_slot(1, &slot));
+        let rest = later.feed(&[(&ids[cut..], cut, &[3, 1, 0], 1)]);
+        assert_same_bits(&rest, &whole[cut * 384..], &format!("from position {cut}"));
+        for (bytes, what) in [(&pages[0][1..], "a byte less"), (&[&pages[0][..], &[0]].concat()[..], "a byte more")] {
+            assert!(!later.state().put_page(0, bytes), "a page of {what}");
+        }
+        assert!(!later.state().put_slot(0, &slot[1..]) && !later.state().put_slot(0, &[&slot[..], &[0]].concat()));
+    }
+}
+
+#[test]
 fn tokens_taken_back_leave_no_trace() {
     assert_taken_back(&fixture(NAME), NAME);
 }

@@ -336,7 +336,14 @@ pub(crate) mod tests {
 
     fn session() -> Session {
         let (threads, isa) = (1, Isa::detect().unwrap());
-        let options = Options { threads, isa, context_tokens: Some(128), max_waiting: 8, speculate: Speculate::Off };
+        let options = Options {
+            threads,
+            isa,
+            context_tokens: Some(128),
+            max_waiting: 8,
+            speculate: Speculate::Off,
+            prefix_cache: None,
+        };
         Session::open(&ModelFiles::open(&fixture("parity/qwen2")).unwrap(), &options, &mut |_| {}).unwrap()
     }
 

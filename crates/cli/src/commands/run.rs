@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Args;
-use qwenkit_engine::{Ask, Finish, Prompt, Session, Visual};
+use qwenkit_engine::{Ask, Finish, Options, Prompt, Session, Visual};
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_models::Adapter;
 use qwenkit_tensor::TokenId;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::{self, Show};
 use crate::failure::{Interrupted, usage};
 use crate::images::{self, FRAMES_PER_SECOND, Named, Shown};
-use crate::opening::{self, SessionArgs, SpeculateArg};
+use crate::opening::{self, PrefixCacheArgs, SessionArgs, SpeculateArg};
 use crate::prompt::{self, Words};
 use crate::sampling::SamplingArgs;
 use crate::seeing::Sight;
@@ -97,6 +97,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FROM", value_enum, default_value_t = SpeculateArg::Auto, help_heading = "How the model is run")]
     speculate: SpeculateArg,
     #[command(flatten)]
+    prefix_cache: PrefixCacheArgs,
+    #[command(flatten)]
     session: SessionArgs,
 }
 
@@ -114,6 +116,7 @@ pub(crate) fn run(args: &RunArgs, offline: bool) -> anyhow::Result<()> {
         (mmproj, ..) => Sight::wanted(&located.files, mmproj.as_deref())?,
     };
     let options = args.session.options(usize::MAX, args.speculate)?;
+    let options = Options { prefix_cache: args.prefix_cache.cache(), ..options };
     let session = opening::open_with(&located.files, &sight, &options)?;
     let adapter = match adapter {
         Some(file) => Some(session.adapter(&file)?),

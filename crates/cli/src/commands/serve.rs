@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Arg, Args, ValueEnum};
+use qwenkit_engine::Options;
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
 use qwenkit_server::{
@@ -22,7 +23,7 @@ use qwenkit_server::{
     TlsFiles, told_to_end, verify_audit_log,
 };
 
-use crate::opening::{self, SessionArgs, SpeculateArg};
+use crate::opening::{self, PrefixCacheArgs, SessionArgs, SpeculateArg};
 use crate::seeing::Sight;
 use crate::terminal::note;
 use crate::{failure, locate};
@@ -150,6 +151,8 @@ pub(crate) struct ServeArgs {
     /// Guesses next tokens and computes several at once; the answer is the same, sooner
     #[arg(long, value_name = "FROM", value_enum, default_value_t = SpeculateArg::Auto, help_heading = "How the model is run")]
     speculate: SpeculateArg,
+    #[command(flatten)]
+    prefix_cache: PrefixCacheArgs,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -331,6 +334,7 @@ fn load(args: &ServeArgs, offline: bool) -> anyhow::Result<Loaded> {
         }
         paths.insert(name.clone(), std::path::absolute(&located.stored.path)?);
         let options = args.session.options(args.max_waiting as usize, args.speculate)?;
+        let options = Options { prefix_cache: args.prefix_cache.cache(), ..options };
         let is_first = models.is_empty();
         let sight = match (&args.mmproj, args.text_only) {
             (_, true) => Sight::Text,

@@ -15,6 +15,7 @@ impl<R: Runner> Scheduler<R> {
     /// rest. Their pages are there. Empty only if nothing runs.
     pub(super) fn parts(&mut self) -> Vec<(usize, usize)> {
         self.adopt_all();
+        let waits_for_files = self.fetch();
         let mut rows = vec![0; self.running.len()];
         // Those that gave way; they leave when all rows are known, so that numbers stay what they are.
         let mut gone = vec![false; self.running.len()];
@@ -38,7 +39,7 @@ impl<R: Runner> Scheduler<R> {
                 wanted = wanted.min(scored);
             }
             wanted = sequence.seen_ahead(wanted);
-            if gone[i] || wanted == 0 || rows[i] > 0 {
+            if gone[i] || wanted == 0 || rows[i] > 0 || waits_for_files == Some(i) {
                 continue;
             }
             rows[i] = self.make_room(i, wanted, &mut gone);

@@ -4,7 +4,7 @@ use qwenkit_kernels::PAGE_TOKENS;
 
 use super::Scheduler;
 use crate::{
-    pages::{Next, Parent},
+    pages::{Next, PagePool, Parent},
     request::{Miss, Missed},
     runner::Runner,
     sequence::Sequence,
@@ -61,7 +61,9 @@ impl<R: Runner> Scheduler<R> {
             path.iter().for_each(|&page| self.pages.retain(page));
             sequence.pages.drain(first..).for_each(|page| self.pages.release(page));
             let checkpoint = path.last().and_then(|&page| self.pages.checkpoint(page));
+            self.keep_soon(&path);
             sequence.pages.extend(path);
+            sequence.fetched_pages = 0;
             sequence.shared_pages = sequence.pages.len();
             sequence.found(sequence.shared_pages * PAGE_TOKENS);
             if let Some(slot) = checkpoint {
@@ -77,7 +79,7 @@ impl<R: Runner> Scheduler<R> {
     }
 
     /// What the tree does not hold of a sequence, and why; `known` is the last of the `known_pages` whole pages that it holds of it.
-    fn missed(&self, sequence: &Sequence, known: Parent, known_pages: usize) -> Option<Missed> {
+    pub(super) fn missed(&self, sequence: &Sequence, known: Parent, known_pages: usize) -> Option<Missed> {
         if sequence.left() <= PAGE_TOKENS {
             return None;
         }
@@ -120,12 +122,7 @@ impl<R: Runner> Scheduler<R> {
         let recurrent = self.free_slots.is_some();
         for i in 0..self.running.len() {
             let sequence = &mut self.running[i];
-            while (sequence.shared_pages + 1) * PAGE_TOKENS <= sequence.computed {
-                let index = sequence.shared_pages;
-                let tokens = &sequence.keys[index * PAGE_TOKENS..(index + 1) * PAGE_TOKENS];
-                sequence.pages[index] = self.pages.share(sequence.pages[index], sequence.parent(index), tokens);
-                sequence.shared_pages += 1;
-            }
+            share_pages(&mut self.pages, sequence);
             if recurrent && sequence.computed.is_multiple_of(PAGE_TOKENS) {
                 self.keep_state(i);
             }
@@ -176,5 +173,15 @@ impl<R: Runner> Scheduler<R> {
         // The last first, so that the beginning counts as used last.
         sequence.pages.drain(..).rev().for_each(|page| self.pages.release(page));
         sequence.start_again();
+    }
+}
+
+/// Puts what a sequence has filled into the tree.
+pub(super) fn share_pages(pages: &mut PagePool, sequence: &mut Sequence) {
+    while (sequence.shared_pages + 1) * PAGE_TOKENS <= sequence.computed {
+        let index = sequence.shared_pages;
+        let tokens = &sequence.keys[index * PAGE_TOKENS..(index + 1) * PAGE_TOKENS];
+        sequence.pages[index] = pages.share(sequence.pages[index], sequence.parent(index), tokens);
+        sequence.shared_pages += 1;
     }
 }

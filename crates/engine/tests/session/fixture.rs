@@ -38,7 +38,14 @@ pub(crate) fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)
 }
 
 pub(crate) fn options(context_tokens: Option<usize>) -> Options {
-    Options { threads: 1, isa: Isa::detect().unwrap(), context_tokens, max_waiting: 64, speculate: Speculate::Auto }
+    Options {
+        threads: 1,
+        isa: Isa::detect().unwrap(),
+        context_tokens,
+        max_waiting: 64,
+        speculate: Speculate::Auto,
+        prefix_cache: None,
+    }
 }
 
 pub(crate) fn open(path: &Path, context_tokens: Option<usize>) -> Session {

@@ -59,6 +59,12 @@ impl<'a> Run<'a> {
         self.state.copy_slot(from, to);
     }
 
+    /// What it keeps of its sequences.
+    #[allow(dead_code)] // as above
+    pub(crate) fn state(&mut self) -> &mut ModelState {
+        &mut self.state
+    }
+
     /// Logits (T, V) of one batch.
     pub(crate) fn feed(&mut self, parts: &[Part<'_>]) -> Vec<f32> {
         let (mut tokens, mut seqs, mut logits) = (Vec::new(), Vec::new(), Vec::new());

@@ -89,6 +89,7 @@ fn options(context_tokens: usize, max_waiting: usize) -> Options {
         context_tokens: Some(context_tokens),
         max_waiting,
         speculate: Speculate::Auto,
+        prefix_cache: None,
     }
 }
 

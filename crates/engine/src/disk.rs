@@ -1,0 +1,461 @@
+//! Pages of the cache in files, so that a prompt that was computed once need not be computed again after a restart, or
+//! after its pages were given up.
+//!
+//! A page's file is named by a hash of all text up to its end, in a folder named by what its content depends on: model,
+//! instruction set, program. So a name that is there is the right one, and what is in it is held against a hash of its
+//! own before it is believed. Files are a cache: whatever is missing, damaged or cannot be written is computed instead.
+//! What they hold is made of what people asked, and is readable for nobody else.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{error::Error, pages::TextHash};
+
+/// What each file begins with.
+const MAGIC: &[u8; 8] = b"QKPAGE1\n";
+const HEAD_BYTES: usize = MAGIC.len() + 32;
+/// Bytes that wait to be written while the engine goes on; more waits in the engine's own pages.
+const QUEUED_BYTES: usize = 64 << 20;
+/// A page counts as used so much before the one that it is the beginning of: the end of a text goes first.
+const STEP: Duration = Duration::from_millis(1);
+
+/// Where beginnings of prompts are kept, and how much of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixCache {
+    /// The folder; several models and programs may share it.
+    pub folder: PathBuf,
+    /// Bytes of all its files together; the longest unused go first.
+    pub limit_bytes: u64,
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Part {
+    /// Keys and values of a page.
+    Page,
+    /// The recurrent state after it.
+    State,
+}
+
+/// A file's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    /// All text up to the page's end.
+    pub(crate) text: TextHash,
+    pub(crate) part: Part,
+}
+
+/// The files of one model.
+pub(crate) struct DiskPages {
+    folder: PathBuf,
+    /// Bytes of a page, and of a state.
+    sizes: [usize; 2],
+    limit_bytes: u64,
+    /// Files that are there or on their way; one that was removed by somebody else is missed when it is read.
+    known: HashSet<Entry>,
+    commands: Option<Sender<Command>>,
+    queued_bytes: Arc<AtomicUsize>,
+    failures: Arc<AtomicU64>,
+    writer: Option<JoinHandle<Writer>>,
+}
+
+enum Command {
+    Write { entry: Entry, depth: u32, bytes: Vec<u8> },
+    Touch { entry: Entry, depth: u32 },
+}
+
+impl Entry {
+    fn file_name(self) -> String {
+        let name: String = self.text.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        match self.part {
+            Part::Page => name + ".page",
+            Part::State => name + ".state",
+        }
+    }
+
+    fn of_file_name(name: &str) -> Option<Entry> {
+        let (digits, kind) = name.split_once('.')?;
+        let part = match kind {
+            "page" => Part::Page,
+            "state" => Part::State,
+            _ => return None,
+        };
+        if digits.len() != 64 || !digits.is_ascii() {
+            return None;
+        }
+        let mut text = [0; 32];
+        for (i, byte) in text.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
+        }
+        Some(Entry { text: TextHash(text), part })
+    }
+}
+
+impl DiskPages {
+    /// The files in `cache` of what `identity` stands for, whose pages and states have so many bytes.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub(crate) fn open(cache: &PrefixCache, identity: [u8; 32], sizes: [usize; 2]) -> Result<DiskPages, Error> {
+        let name: String = identity[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = cache.folder.join(name);
+        let refused = |reason| Error::PrefixCache { folder: cache.folder.clone(), reason };
+        private_folder(&folder).map_err(refused)?;
+        let mut known = HashSet::new();
+        for file in fs::read_dir(&folder).map_err(refused)? {
+            let name = file.map_err(refused)?.file_name();
+            known.extend(name.to_str().and_then(Entry::of_file_name));
+        }
+        // A folder that can be read but not written to would be told of by nobody later.
+        let probe = folder.join(format!(".probe-{}", std::process::id()));
+        private_file(&probe).map_err(refused)?;
+        fs::remove_file(&probe).map_err(refused)?;
+        let (commands, received) = channel();
+        let (queued_bytes, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+        let writer = Writer {
+            all: cache.folder.clone(),
+            folder: folder.clone(),
+            limit_bytes: cache.limit_bytes,
+            unscanned_bytes: cache.limit_bytes,
+            queued_bytes: Arc::clone(&queued_bytes),
+            failures: Arc::clone(&failures),
+        };
+        let spawned = thread::Builder::new().name("qwenkit-pages".into()).spawn(move || writer.run(&received));
+        let writer = Some(spawned.map_err(|reason| Error::Thread { reason })?);
+        let limit_bytes = cache.limit_bytes;
+        Ok(DiskPages { folder, sizes, limit_bytes, known, commands: Some(commands), queued_bytes, failures, writer })
+    }
+
+    /// Whether there seems to be such a file.
+    pub(crate) fn has(&self, entry: Entry) -> bool {
+        self.known.contains(&entry)
+    }
+
+    /// Pages of this model that are there.
+    pub(crate) fn pages(&self) -> usize {
+        self.known.iter().filter(|entry| entry.part == Part::Page).count()
+    }
+
+    /// Pages that all files together may hold.
+    pub(crate) fn capacity_pages(&self) -> usize {
+        (self.limit_bytes / (HEAD_BYTES + self.sizes[0]) as u64) as usize
+    }
+
+    /// Waits until all is written. Whoever has more writes it then.
+    pub(crate) fn finish(mut self) -> Option<Writer> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<Writer> {
+        self.commands = None;
+        // A panic of the writer has been printed on its own thread.
+        self.writer.take()?.join().ok()
+    }
+
+    /// What a file holds, if it is whole; `depth` is its page's number in the text. One that is not whole is removed.
+    pub(crate) fn read(&mut self, entry: Entry, depth: u32) -> Option<Vec<u8>> {
+        let path = self.folder.join(entry.file_name());
+        match read_whole(&path, self.sizes[entry.part as usize]) {
+            Some(bytes) => {
+                self.send(Command::Touch { entry, depth });
+                Some(bytes)
+            }
+            None => {
+                self.known.remove(&entry);
+                // What is not there any more, or cannot be removed, is not read again by this process either way.
+                let _ = fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    /// Whether the writer keeps up.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queued_bytes.load(Ordering::Relaxed) < QUEUED_BYTES
+    }
+
+    /// Has a file written, soon.
+    pub(crate) fn write(&mut self, entry: Entry, depth: u32, bytes: Vec<u8>) {
+        self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.known.insert(entry);
+        self.send(Command::Write { entry, depth, bytes });
+    }
+
+    /// Files that could not be written.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // A writer that has ended leaves a cache that is not added to.
+            let _ = commands.send(command);
+        }
+    }
+}
+
+impl Drop for DiskPages {
+    /// Waits until all is written.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Writes files, and removes the longest unused when they are too many.
+pub(crate) struct Writer {
+    /// The folder of all models.
+    all: PathBuf,
+    folder: PathBuf,
+    limit_bytes: u64,
+    /// Bytes written since all files were counted.
+    unscanned_bytes: u64,
+    queued_bytes: Arc<AtomicUsize>,
+    failures: Arc<AtomicU64>,
+}
+
+impl Writer {
+    fn run(mut self, commands: &Receiver<Command>) -> Writer {
+        for command in commands {
+            let done = match command {
+                Command::Write { entry, depth, bytes } => {
+                    let done = self.write(entry, depth, &bytes);
+                    self.queued_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
+                    done
+                }
+                // Somebody else may have removed it.
+                Command::Touch { entry, depth } => {
+                    let _ = touch(&self.folder.join(entry.file_name()), depth);
+                    Ok(())
+                }
+            };
+            if done.is_err() {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self
+    }
+
+    /// Writes a file now.
+    ///
+    /// # Errors
+    /// When the disk is full, say.
+    pub(crate) fn write(&mut self, entry: Entry, depth: u32, bytes: &[u8]) -> io::Result<()> {
+        self.unscanned_bytes += (HEAD_BYTES + bytes.len()) as u64;
+        // All processes that share the folder count for themselves, so each counts now and then what is really there.
+        if self.unscanned_bytes > self.limit_bytes / 16 {
+            self.unscanned_bytes = 0;
+            make_room(&self.all, self.limit_bytes - self.limit_bytes / 8)?;
+        }
+        let path = self.folder.join(entry.file_name());
+        let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+        let written = private_file(&unfinished).and_then(|mut file| {
+            file.write_all(MAGIC)?;
+            file.write_all(&Sha256::digest(bytes))?;
+            file.write_all(bytes)
+        });
+        let named = written.and_then(|()| touch(&unfinished, depth)).and_then(|()| fs::rename(&unfinished, &path));
+        if named.is_err() {
+            // The disk may be full; what is left of the file would only make that worse.
+            let _ = fs::remove_file(&unfinished);
+        }
+        named
+    }
+}
+
+/// What a file holds, if that is so many bytes with the hash that it begins with.
+fn read_whole(path: &Path, size: usize) -> Option<Vec<u8>> {
+    let mut file = File::open(path).ok()?;
+    if file.metadata().ok()?.len() != (HEAD_BYTES + size) as u64 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(size);
+    let mut head = [0; HEAD_BYTES];
+    file.read_exact(&mut head).ok()?;
+    file.take(size as u64).read_to_end(&mut bytes).ok()?;
+    let (magic, hash) = head.split_at(MAGIC.len());
+    (magic == MAGIC && bytes.len() == size && hash == &Sha256::digest(&bytes)[..]).then_some(bytes)
+}
+
+/// A file's name, size and time of change, or those of a folder's files.
+pub(crate) fn stamps(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
+    let stamp = |path: &Path| {
+        let facts = path.metadata().ok()?;
+        Some((path.file_name()?.to_owned(), facts.len(), facts.modified().ok()))
+    };
+    let Ok(files) = fs::read_dir(path) else { return stamp(path).into_iter().collect() };
+    let mut found: Vec<_> = files.filter_map(|file| stamp(&file.ok()?.path())).collect();
+    found.sort();
+    found
+}
+
+/// Notes that a file is used now.
+fn touch(path: &Path, depth: u32) -> io::Result<()> {
+    let moment = SystemTime::now().checked_sub(STEP * depth).unwrap_or(SystemTime::UNIX_EPOCH);
+    File::options().write(true).open(path)?.set_modified(moment)
+}
+
+/// Removes the longest unused files of all models until the rest has at most so many bytes.
+fn make_room(folder: &Path, limit_bytes: u64) -> io::Result<()> {
+    let mut files = Vec::new();
+    for model in fs::read_dir(folder)? {
+        let model = model?.path();
+        if !model.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(model)? {
+            let file = file?;
+            let is_ours = |name: &str| Entry::of_file_name(name).is_some() || name.ends_with(".part");
+            // A file that is gone meanwhile takes no room.
+            if let (true, Ok(facts)) = (file.file_name().to_str().is_some_and(is_ours), file.metadata()) {
+                files.push((facts.modified()?, facts.len(), file.path()));
+            }
+        }
+    }
+    let mut total: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+    files.sort();
+    for (_, bytes, path) in files {
+        if total <= limit_bytes {
+            break;
+        }
+        // Another process may have done the same.
+        let _ = fs::remove_file(path);
+        total -= bytes;
+    }
+    Ok(())
+}
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [usize; 2] = [100, 7];
+
+    fn entry(number: u8) -> Entry {
+        Entry { text: TextHash([number; 32]), part: Part::Page }
+    }
+
+    fn cache(folder: &Path, limit_bytes: u64) -> PrefixCache {
+        PrefixCache { folder: folder.join("deep/er"), limit_bytes }
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let model = fs::read_dir(folder.join("deep/er")).unwrap().next().unwrap().unwrap().path();
+        let mut files: Vec<PathBuf> = fs::read_dir(model).unwrap().map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn what_was_written_is_there_for_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |identity| DiskPages::open(&cache(folder.path(), 1 << 20), [identity; 32], SIZES).unwrap();
+        let mut first = open(1);
+        let state = Entry { part: Part::State, ..entry(1) };
+        first.write(entry(1), 0, vec![5; 100]);
+        first.write(state, 0, vec![6; 7]);
+        drop(first);
+        let mut second = open(1);
+        assert_eq!((second.pages(), second.failures()), (1, 0));
+        assert!(second.has(entry(1)) && second.has(state) && !second.has(entry(2)));
+        assert_eq!(second.read(entry(1), 0), Some(vec![5; 100]));
+        assert_eq!(second.read(state, 0), Some(vec![6; 7]));
+        assert!(!open(2).has(entry(1)), "another model's");
+        #[cfg(unix)]
+        for path in files(folder.path()) {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+            assert_eq!(mode & 0o077, 0, "nobody else reads what people asked");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_good_as_none_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || DiskPages::open(&cache(folder.path(), 1 << 20), [1; 32], SIZES).unwrap();
+        let mut pages = open();
+        pages.write(entry(1), 0, vec![5; 100]);
+        drop(pages);
+        let path = files(folder.path()).remove(0);
+        let whole = fs::read(&path).unwrap();
+        let mut damages: Vec<Vec<u8>> = (0..whole.len()).step_by(13).map(|at| whole[..at].to_vec()).collect();
+        damages.extend((0..whole.len()).step_by(7).map(|at| {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            damaged
+        }));
+        damages.push([&whole[..], &[0]].concat());
+        for damaged in damages {
+            fs::write(&path, &damaged).unwrap();
+            let mut pages = open();
+            assert_eq!(pages.read(entry(1), 0), None);
+            assert!(!pages.has(entry(1)) && !path.exists());
+        }
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(open().read(entry(1), 0), Some(vec![5; 100]));
+    }
+
+    #[test]
+    fn the_longest_unused_and_the_ends_of_texts_go_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = 16 * (HEAD_BYTES + 100) as u64;
+        let open = || DiskPages::open(&cache(folder.path(), limit), [1; 32], SIZES).unwrap();
+        let mut pages = open();
+        // Two texts of eight pages.
+        (0..16).for_each(|i| pages.write(entry(i), u32::from(i % 8), vec![i; 100]));
+        drop(pages);
+        // An hour ago.
+        for path in files(folder.path()) {
+            let file = File::options().write(true).open(path).unwrap();
+            let modified = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(modified - Duration::from_secs(3600)).unwrap();
+        }
+        let mut pages = open();
+        // The first one is used again, so the second goes, from its end.
+        (0..8).for_each(|i| assert!(pages.read(entry(i), u32::from(i)).is_some()));
+        (16..20).for_each(|i| pages.write(entry(i), 0, vec![i; 100]));
+        drop(pages);
+        let mut pages = open();
+        assert!(pages.pages() <= 17, "{} files", pages.pages());
+        assert!((0..8).all(|i| pages.has(entry(i))), "the text that was used last");
+        let left: Vec<u8> = (8..16).filter(|&i| pages.has(entry(i))).collect();
+        assert!(left.len() < 8 && left.iter().copied().eq(8..8 + left.len() as u8), "its beginning is left: {left:?}");
+        assert_eq!(pages.read(entry(19), 0), Some(vec![19; 100]));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("deep"), "a file").unwrap();
+        let Err(refused) = DiskPages::open(&cache(folder.path(), 1), [1; 32], SIZES) else { panic!("it is a file") };
+        assert!(refused.to_string().contains("deep/er"), "{refused}");
+    }
+}
