@@ -219,7 +219,9 @@ class Soak:
 
 def main():
     with tempfile.TemporaryDirectory() as store:
-        command = [QWENKIT, "serve", MODEL, "--port", str(PORT), "--ctx", "16384", "--store", store]
+        # So few megabytes that kept pages come and go.
+        kept = ["--prefix-cache", os.path.join(store, "prefixes"), "--prefix-cache-mb", "128"]
+        command = [QWENKIT, "serve", MODEL, "--port", str(PORT), "--ctx", "16384", "--store", store, *kept]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             for _ in range(240):
@@ -229,6 +231,9 @@ def main():
                 except OSError:
                     time.sleep(0.5)
             Soak().run(server.pid)
+            sizes = [os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(kept[1]) for file in files]
+            print(f"kept pages: {len(sizes)} files of {sum(sizes) / 2**20:.0f} MiB", flush=True)
+            assert sizes and sum(sizes) <= 136 * 2**20, sizes
             assert server.poll() is None, "the server has ended"
         finally:
             server.terminate()

@@ -28,9 +28,26 @@ Nothing leaves this machine except what `pull` asks a model hub for.";
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+}
+
+/// What may leave the machine.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NetworkArgs {
     /// Open no network connection, whatever is missing
     #[arg(long, global = true)]
-    pub(crate) offline: bool,
+    offline: bool,
+    /// Have the system itself refuse outgoing connections, to this process and all it starts (Linux)
+    #[arg(long, global = true, env = "QWENKIT_AIR_GAP", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) air_gap: bool,
+}
+
+impl NetworkArgs {
+    /// Whether no connection may be opened.
+    pub(crate) fn is_offline(self) -> bool {
+        self.offline || self.air_gap
+    }
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@
 //! `commands`.
 #![forbid(unsafe_code)]
 
+mod air_gap;
 mod answer;
 mod args;
 mod chat;
@@ -47,7 +48,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    let offline = cli.offline;
+    if cli.network.air_gap {
+        air_gap::lock()?;
+    }
+    let offline = cli.network.is_offline();
     match cli.command {
         Command::Run(args) => commands::run::run(&args, offline),
         Command::Serve(args) => commands::serve::run(&args, offline),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{conformance, reference};
 use crate::args::ComputeArgs;
-use crate::{locate, machine, opening, terminal};
+use crate::{air_gap, locate, machine, opening, terminal};
 
 /// Arguments of `doctor`.
 #[derive(Args)]
@@ -131,6 +131,7 @@ impl Report {
                 ),
             ),
             ("bandwidth", bandwidth),
+            ("network", air_gap::probe().to_owned()),
             ("store", format!("{} ({here} models)", self.store.root().display())),
             ("fits now", list(fit)),
             ("too large", list(rest)),
@@ -149,6 +150,7 @@ impl Report {
             "memory_limit_bytes": self.limit_bytes,
             "memory_available_bytes": self.available_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
+            "network": air_gap::probe(),
             "store": self.store.root(),
             "models_that_fit": fit,
         })

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Arg, Args, ValueEnum};
+use clap::{Arg, ArgAction, Args, ValueEnum, builder::BoolishValueParser};
 use qwenkit_engine::Options;
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
@@ -26,7 +26,7 @@ use qwenkit_server::{
 use crate::opening::{self, PrefixCacheArgs, SessionArgs, SpeculateArg};
 use crate::seeing::Sight;
 use crate::terminal::note;
-use crate::{failure, locate};
+use crate::{air_gap, failure, locate};
 use tuning::Tuning;
 
 /// Arguments of `serve`. Each setting has a variable too.
@@ -182,8 +182,11 @@ pub(crate) fn run(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {
     }
     match &args.config {
         Some(path) => {
-            let (merged, stays_offline) = file::merged(path, std::env::args_os().collect())?;
-            serve(&merged, offline || stays_offline)
+            let (merged, network) = file::merged(path, std::env::args_os().collect())?;
+            if network.air_gap {
+                air_gap::lock()?;
+            }
+            serve(&merged, network.is_offline())
         }
         None => serve(args, offline),
     }
@@ -197,7 +200,10 @@ fn with_variable(argument: Arg) -> Arg {
         Some("config") => "QWENKIT_SERVE_CONFIG".to_owned(),
         Some(name) => format!("QWENKIT_{}", name.replace('-', "_").to_uppercase()),
     };
-    argument.env(variable)
+    match argument.get_action() {
+        ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()).env(variable),
+        _ => argument.env(variable),
+    }
 }
 
 fn serve(args: &ServeArgs, offline: bool) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ mod hostile;
 mod jobs;
 mod json_lines;
 mod models;
+mod network;
 mod pictures;
 mod preprocess;
 mod program;

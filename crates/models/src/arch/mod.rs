@@ -15,6 +15,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen4_exp;
+mod reading;
 mod rotary;
 mod sight;
 mod streams;
@@ -149,6 +150,7 @@ pub fn plan(files: &ModelFiles) -> Result<Plan, Error> {
     plan.mtp = mtp_layer(architecture, &plan).filter(|layer| mtp_fault(files, &plan, layer).is_none());
     plan.has_parts_beside = architecture.is_hybrid || !architecture.towers.is_empty();
     check_blocks(files, &plan)?;
+    reading::check_reading(architecture, files)?;
     Ok(plan)
 }
 
@@ -239,7 +241,7 @@ fn missing_head(architecture: &Architecture, files: &ModelFiles, plan: &Plan) ->
             _ => Ok((true, true)),
         };
     }
-    // How states become one vector: their mean, the first or the last. The fourth way is a reranker's, whose head judges.
+    // How states become one vector; the ways before the third are refused elsewhere. The fourth is a reranker's, whose head judges.
     let name = key("pooling_type");
     let pooling = gguf.metadata().usize(&name)?;
     if pooling == Some(4) && !is_tied_reranker(architecture, plan) {

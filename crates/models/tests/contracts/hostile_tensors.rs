@@ -266,13 +266,48 @@ fn a_body_alone_is_an_embedding_model() {
         tiny.metadata.push(("qwen3.pooling_type".to_owned(), Value::U32(pooling)));
         tiny
     };
-    for (pooling, headless) in [(0, false), (1, true), (3, true)] {
+    for (pooling, headless) in [(0, false), (3, true)] {
         assert_eq!(planned(&pooled(pooling), Form::Gguf).headless, headless, "pooling {pooling}");
+    }
+    for (pooling, way) in [(1, "the mean of all positions"), (2, "the first position")] {
+        let parts = [&format!("`qwen3.pooling_type` is {pooling}"), way, "expected 3, the last position"];
+        assert_refused(&pooled(pooling), Form::Gguf, &parts, "vectors made another way");
     }
     // A reranker's head judges, and no embedding stands in for it.
     let parts =
         ["`qwen3.pooling_type` is 4", "neither `cls.output.weight` nor `output.weight`", "expected one of these"];
     assert_refused(&pooled(4), Form::Gguf, &parts, "a reranker without its head");
+}
+
+/// Models that were made of Qwen's, to be read otherwise, would give vectors that mean nothing.
+#[test]
+fn models_whose_positions_see_ahead_are_refused() {
+    let mut tiny = Tiny::new(&SMALL);
+    tiny.metadata.push(("qwen3.attention.causal".to_owned(), Value::Bool(false)));
+    assert_refused(
+        &tiny,
+        Form::Gguf,
+        &["`qwen3.attention.causal` is false", "expected true"],
+        "positions that see ahead",
+    );
+    let mut tiny = Tiny::new(&SMALL);
+    tiny.config.insert("is_causal".to_owned(), json!(false));
+    assert_refused(&tiny, Form::Checkpoint, &["`is_causal` is false", "expected true"], "positions that see ahead");
+    let folder = tempfile::tempdir().unwrap();
+    Tiny::new(&SMALL).write_checkpoint(folder.path());
+    let pooling = folder.path().join("1_Pooling");
+    std::fs::create_dir(&pooling).unwrap();
+    for (way, is_right) in [("pooling_mode_lasttoken", true), ("pooling_mode_mean_tokens", false)] {
+        std::fs::write(pooling.join("config.json"), json!({ way: true, "word_embedding_dimension": 8 }).to_string())
+            .unwrap();
+        let opened = qwenkit_formats::ModelFiles::open(folder.path()).map(|files| qwenkit_models::arch::plan(&files));
+        match opened.unwrap() {
+            Ok(_) => assert!(is_right),
+            Err(refusal) => {
+                assert!(!is_right && refusal.to_string().contains("`pooling_mode_mean_tokens` is true"), "{refusal}")
+            }
+        }
+    }
 }
 
 /// Published rerankers whose head is the embedding are read without a head of their own; the larger one has one.

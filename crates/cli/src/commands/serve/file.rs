@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::ServeArgs;
 use crate::{
-    args::{Cli, Command as Given},
+    args::{Cli, Command as Given, NetworkArgs},
     failure,
 };
 
@@ -18,11 +18,11 @@ use crate::{
 const NOT_SETTINGS: [&str; 3] = ["config", "help", "version"];
 
 /// The arguments in force, those of the command line `words` and the file's where neither these nor the environment say
-/// anything; and whether to open no connection.
+/// anything; and what may leave the machine.
 ///
 /// # Errors
 /// When the file cannot be read or has a setting that `serve` has not.
-pub(super) fn merged(path: &Path, mut words: Vec<OsString>) -> anyhow::Result<(ServeArgs, bool)> {
+pub(super) fn merged(path: &Path, mut words: Vec<OsString>) -> anyhow::Result<(ServeArgs, NetworkArgs)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut command = Cli::command();
     command.build();
@@ -35,7 +35,7 @@ pub(super) fn merged(path: &Path, mut words: Vec<OsString>) -> anyhow::Result<(S
     let at = words.iter().position(|word| word == "serve").map_or(words.len(), |at| at + 1);
     words.splice(at..at, settings);
     match Cli::try_parse_from(words).map_err(refused)? {
-        Cli { command: Given::Serve(args), offline } => Ok((args, offline)),
+        Cli { command: Given::Serve(args), network } => Ok((args, network)),
         Cli { .. } => Err(failure::usage("--config is for `serve`")),
     }
 }
@@ -103,7 +103,7 @@ fn texts(value: &Value) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn merge(text: &str, words: &[&str]) -> Result<(ServeArgs, bool), String> {
+    fn merge(text: &str, words: &[&str]) -> Result<(ServeArgs, NetworkArgs), String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serve.json");
         std::fs::write(&path, text).unwrap();
@@ -114,8 +114,9 @@ mod tests {
     #[test]
     fn the_file_says_what_the_command_line_does_not() {
         let text = r#"{"port": 9000, "host": "127.0.0.2", "api-key": ["a", "b"], "check": true, "model": ["x.gguf"]}"#;
-        let (args, offline) = merge(text, &["serve", "--port", "9001"]).unwrap();
-        assert_eq!((args.port, args.host.as_str(), args.check, offline), (9001, "127.0.0.2", true, false));
+        let (args, network) = merge(text, &["serve", "--port", "9001"]).unwrap();
+        assert_eq!((args.port, args.host.as_str(), args.check), (9001, "127.0.0.2", true));
+        assert!(!network.is_offline());
         assert_eq!((args.api_key.len(), args.models), (2, vec!["x.gguf".to_owned()]));
         for (text, word) in [
             ("[]", "JSON object"),
@@ -142,10 +143,12 @@ mod tests {
     #[test]
     fn flags_of_the_whole_program_go_with_a_file() {
         for words in [&["serve", "--offline"][..], &["--offline", "serve"], &["serve", "--offline", "--", "b.gguf"]] {
-            let (args, offline) = merge(r#"{"port": 9000}"#, words).unwrap();
-            assert_eq!((args.port, offline), (9000, true), "{words:?}");
+            let (args, network) = merge(r#"{"port": 9000}"#, words).unwrap();
+            assert_eq!((args.port, network.is_offline(), network.air_gap), (9000, true, false), "{words:?}");
         }
-        assert!(merge(r#"{"offline": true}"#, &["serve"]).unwrap().1);
+        assert!(merge(r#"{"offline": true}"#, &["serve"]).unwrap().1.is_offline());
+        let (_, network) = merge(r#"{"air-gap": true}"#, &["serve"]).unwrap();
+        assert!(network.air_gap && network.is_offline());
     }
 
     #[test]
