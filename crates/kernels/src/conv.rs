@@ -117,8 +117,39 @@ impl ConvState {
         &mut self.data.as_mut_slice::<f32>()[slot * len..][..len]
     }
 
+    /// Columns before a token that its result depends on, itself among them: `width`, oldest first, those of row `row` of x: (T, C),
+    /// which is `seq`'s.
+    #[inline(always)]
+    pub(crate) fn inputs<'a>(&'a self, seq: &RecurrentSeq, x: &'a [f32], row: usize) -> [&'a [f32]; CONV_WIDTH_MAX] {
+        let ConvShape { width, step, channels } = self.shape;
+        let (needed, held, before) = (self.shape.before(), self.shape.held(), self.slot(seq.slot));
+        let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
+        for (j, input) in inputs[..width].iter_mut().enumerate() {
+            // Counted from the oldest column that the sequence's first row needs.
+            let column = row - seq.rows.start + j * step;
+            *input = match column.checked_sub(needed) {
+                Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
+                // Columns before position 0 are the last that are written, and 0 until nobody needs them.
+                None => &before[(seq.first + column + held - needed) % held * channels..][..channels],
+            };
+        }
+        inputs
+    }
+
+    /// Forgets what the slots of sequences that begin have held.
+    pub(crate) fn begin(&mut self, seqs: &[RecurrentSeq]) {
+        for seq in seqs.iter().filter(|seq| seq.first == 0) {
+            self.slot_mut(seq.slot).fill(0.0);
+        }
+    }
+
+    /// The shape.
+    pub(crate) fn shape(&self) -> ConvShape {
+        self.shape
+    }
+
     /// Keeps the last columns of x: (T, C) of `seq`.
-    fn keep(&mut self, seq: &RecurrentSeq, x: &[f32]) {
+    pub(crate) fn keep(&mut self, seq: &RecurrentSeq, x: &[f32]) {
         let (held, channels) = (self.shape.held(), self.shape.channels);
         let new = seq.rows.len().min(held);
         let end = seq.first + seq.rows.len();
@@ -143,13 +174,10 @@ impl Compute {
         x: &[f32],
         out: &mut [f32],
     ) {
-        let ConvShape { width, step, channels } = state.shape;
-        let (needed, held) = (state.shape.before(), state.shape.held());
+        let ConvShape { width, channels, .. } = state.shape;
         check_seqs(seqs, state.slots, x.len() / channels);
         assert!(x.len() == out.len() && weight.len() == width * channels, "convolution of {channels} channels");
-        for seq in seqs.iter().filter(|seq| seq.first == 0) {
-            state.slot_mut(seq.slot).fill(0.0);
-        }
+        state.begin(seqs);
         let kept = &*state;
         let to = SharedOut::new(out);
         self.split_rows(x.len() / channels, |rows| {
@@ -161,18 +189,8 @@ impl Compute {
                 }
                 for row in rows.clone() {
                     let seq = &seqs[seqs.partition_point(|seq| seq.rows.end <= row)];
-                    let before = kept.slot(seq.slot);
-                    let mut inputs: [&[f32]; CONV_WIDTH_MAX] = [&[]; CONV_WIDTH_MAX];
-                    for (j, input) in inputs[..width].iter_mut().enumerate() {
-                        // Counted from the oldest column that the sequence's first row needs.
-                        let column = row - seq.rows.start + j * step;
-                        let column = match column.checked_sub(needed) {
-                            Some(new) => &x[(seq.rows.start + new) * channels..][..channels],
-                            // Columns before position 0 are the last that are written, and 0 until nobody needs them.
-                            None => &before[(seq.first + column + held - needed) % held * channels..][..channels],
-                        };
-                        *input = &column[own.clone()];
-                    }
+                    let mut inputs = kept.inputs(seq, x, row);
+                    inputs[..width].iter_mut().for_each(|input| *input = &input[own.clone()]);
                     // SAFETY: each row is in one range, and its channels are taken once.
                     let out = unsafe { to.slice(row * channels + first, own.len()) };
                     conv_row(self.isa, &inputs[..width], &weights[..width], out);

@@ -8,11 +8,15 @@
 //! chunk: what the tokens taken back have written is written over. Sources: Yang et al. 2024; the sums within a chunk are the WY form of
 //! Bischof and Van Loan 1987.
 
+mod between;
 mod chunk;
+mod layer;
 
 use std::ops::Range;
 
+use between::{Between, Products};
 use chunk::Chunk;
+pub use layer::{DeltaGate, DeltaLayer};
 use qwenkit_tensor::{AllocError, HugeBuf};
 
 use crate::{
@@ -79,6 +83,13 @@ pub struct DeltaState {
 pub struct DeltaInput<'a> {
     /// Heads of q, then k, then v of each token: (T, C). Heads of q and k have length 1, those of q are scaled.
     pub qkv: &'a [f32],
+    /// What is written, and how fast it fades.
+    pub gates: DeltaGates<'a>,
+}
+
+/// How much each token writes, and how fast the memory fades.
+#[derive(Clone, Copy)]
+pub struct DeltaGates<'a> {
     /// How much of a value is written, before its sigmoid: (T, value heads)
     pub write: &'a [f32],
     /// How fast the memory fades, before bias, softplus and `rate`: (T, value heads)
@@ -219,10 +230,7 @@ impl Compute {
         let tokens = input.qkv.len() / channels;
         check_seqs(seqs, state.slots, tokens);
         let fits = input.qkv.len() == tokens * channels
-            && input.write.len() == tokens * heads
-            && input.fade.len() == tokens * heads
-            && input.fade_bias.len() == heads
-            && input.rate.len() == heads
+            && input.gates.fit(tokens, heads)
             && out.len() == tokens * shape.value_width();
         assert!(fits, "delta rule of {heads} heads over {tokens} tokens");
         let memory = SharedOut::new(state.data.as_mut_slice::<Lanes>());
@@ -260,75 +268,63 @@ struct Head<'a> {
     out: &'a SharedOut<'a, f32>,
 }
 
-/// What the tokens of a chunk mean to each other, for one head. Row i is token i's.
-struct Between {
-    /// In 0..=1: how much of a value is written.
-    beta: [f32; CHUNK],
-    /// How much of S is left.
-    left: [f32; CHUNK],
-    /// How much of what an earlier token wrote the key meets: what is left of it, times the product of the keys.
-    held: [[f32; CHUNK]; CHUNK],
-    /// The same for the query, which meets the token's own write too.
-    read: [[f32; CHUNK]; CHUNK],
-    /// Of each token's write, what is left behind the chunk's last token.
-    kept: [f32; CHUNK],
+/// What one value head remembers of a sequence.
+struct Memory<'a> {
+    /// S as (blocks of 16 columns, K, 16)
+    state: &'a mut [Lanes],
+    /// What the tokens of the chunk under way wrote, (blocks, 8, 16)
+    writes: &'a mut [Lanes],
+    /// Their decays.
+    decays: &'a mut Lanes,
+}
+
+impl<'a> Memory<'a> {
+    /// The parts of `memory`, which has what a head remembers; empty where a sequence begins.
+    fn of(memory: &'a mut [Lanes], shape: DeltaShape, seq: &RecurrentSeq) -> Memory<'a> {
+        let (state, rest) = memory.split_at_mut(shape.blocks() * shape.key_dim);
+        let (writes, decays) = rest.split_at_mut(shape.blocks() * CHUNK);
+        if seq.first == 0 {
+            state.fill([0.0; LANES]);
+        }
+        Memory { state, writes, decays: &mut decays[0] }
+    }
 }
 
 impl Head<'_> {
     /// Takes the head through the sequence's new tokens. `memory` is what it remembers.
     fn run(&self, memory: &mut [Lanes], tiles: &mut [Tile]) {
-        let (seq, blocks, dim) = (self.seq, self.shape.blocks(), self.shape.key_dim);
-        let (state, rest) = memory.split_at_mut(blocks * dim);
-        let (writes, decays) = rest.split_at_mut(blocks * CHUNK);
-        if seq.first == 0 {
-            state.fill([0.0; LANES]);
-        }
+        let Head { shape, isa, input, seq, head, keys, out } = *self;
+        let (dim, channels) = (shape.key_dim, shape.channels());
+        let Memory { state, writes, decays } = Memory::of(memory, shape, seq);
         for place in 0..seq.first % CHUNK {
-            spread(&self.keys[place * dim..][..dim], tiles, place);
+            spread(&keys[place * dim..][..dim], tiles, place);
         }
         let mut row = seq.rows.start;
         while row < seq.rows.end {
-            let from = (seq.first + row - seq.rows.start) % CHUNK;
-            let places = from..CHUNK.min(from + seq.rows.end - row);
-            let between = self.between(row, places.clone(), &mut decays[0], tiles);
-            Chunk { head: self, tiles, between: &between, row, places: places.clone() }.run(state, writes);
-            row += places.len();
-        }
-    }
-
-    /// Lays out the keys and queries of the tokens at `places`, the first of which is `row`, and what they mean to each other
-    /// and to those before them in the chunk.
-    fn between(&self, row: usize, places: Range<usize>, decays: &mut Lanes, tiles: &mut [Tile]) -> Between {
-        let (shape, input, head) = (self.shape, self.input, self.head);
-        let (dim, zero) = (shape.key_dim, [0.0; CHUNK]);
-        let mut between =
-            Between { beta: zero, left: zero, held: [zero; CHUNK], read: [zero; CHUNK], kept: [1.0; CHUNK] };
-        for (row, place) in (row..).zip(places.clone()) {
-            let token = &input.qkv[row * shape.channels()..][..shape.channels()];
-            let q = shape.key_head(head) * dim;
-            spread(&token[q + shape.key_heads * dim..][..dim], tiles, place);
-            spread(&token[q..][..dim], tiles, CHUNK + place);
-            let i = row * shape.value_heads + head;
-            decays[place] = input.decay(i, head);
-            between.beta[place] = input.beta(i);
-        }
-        // What is left of S, and of each write, behind the token that the loop has come to.
-        let mut left = 1.0;
-        let mut kept = [1.0; CHUNK];
-        for i in 0..places.end {
-            left *= decays[i];
-            kept[..i].iter_mut().for_each(|kept| *kept *= decays[i]);
-            if places.contains(&i) {
-                between.left[i] = left;
-                products(self.isa, dim, tiles, i, &mut between.held[i], &mut between.read[i]);
-                for products in [&mut between.held[i], &mut between.read[i]] {
-                    products.iter_mut().zip(&kept).for_each(|(product, kept)| *product *= kept);
-                }
+            let places = chunk_places(seq, row);
+            for (row, place) in (row..).zip(places.clone()) {
+                let token = &input.qkv[row * channels..][..channels];
+                let q = shape.key_head(head) * dim;
+                spread(&token[q + shape.key_heads * dim..][..dim], tiles, place);
+                spread(&token[q..][..dim], tiles, CHUNK + place);
             }
+            let products = Products::of(isa, dim, tiles, places.clone());
+            let of_head = (&input.gates, row, shape.value_heads, head);
+            let between = Between::of(&products, of_head, places.clone(), decays);
+            let column = head * shape.value_dim;
+            let v = &input.qkv[row * channels + 2 * shape.key_heads * dim + column..];
+            let out = (out, row * shape.value_width() + column, shape.value_width());
+            let places_done = places.len();
+            Chunk { shape, isa, tiles, between: &between, places, v: (v, channels), out }.run(state, writes);
+            row += places_done;
         }
-        between.kept = kept;
-        between
     }
+}
+
+/// The places in their chunk of the tokens that a sequence has in it, from row `row` of the batch on.
+fn chunk_places(seq: &RecurrentSeq, row: usize) -> Range<usize> {
+    let from = (seq.first + row - seq.rows.start) % CHUNK;
+    from..CHUNK.min(from + seq.rows.end - row)
 }
 
 /// Lays a head's values out as row `place` of the tiles.
@@ -338,21 +334,12 @@ fn spread(x: &[f32], tiles: &mut [Tile], place: usize) {
     }
 }
 
-for_each_isa! {
-    /// The products of token `i`'s key and query with the keys of the tokens before it and its own.
-    pub(crate) fn products(dim: usize, tiles: &[Tile], i: usize, held: &mut [f32; CHUNK], read: &mut [f32; CHUNK]) {
-        for j in 0..=i {
-            (held[j], read[j]) = (0.0, 0.0);
-            for (tile, first) in tiles.iter().zip((0..dim).step_by(PART)) {
-                let len = PART.min(dim - first);
-                held[j] += lanes::dot(&tile[j][..len], &tile[i][..len]);
-                read[j] += lanes::dot(&tile[j][..len], &tile[CHUNK + i][..len]);
-            }
-        }
+impl DeltaGates<'_> {
+    fn fit(&self, tokens: usize, heads: usize) -> bool {
+        let (of_tokens, of_heads) = ([self.write, self.fade], [self.fade_bias, self.rate]);
+        of_tokens.iter().all(|x| x.len() == tokens * heads) && of_heads.iter().all(|x| x.len() == heads)
     }
-}
 
-impl DeltaInput<'_> {
     /// What is left of the memory after one token, in 0..=1.
     pub(crate) fn decay(&self, i: usize, head: usize) -> f32 {
         let x = self.fade[i] + self.fade_bias[head];
@@ -377,192 +364,4 @@ for_each_isa! {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Isa;
-
-    /// Two value heads to a key head, and columns that fill no whole number of blocks.
-    const SHAPE: DeltaShape =
-        DeltaShape { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 20, order: HeadOrder::Grouped };
-
-    /// Keys of more than one part of a tile, and enough columns for several blocks at once.
-    const LARGE: DeltaShape =
-        DeltaShape { key_heads: 2, value_heads: 4, key_dim: 140, value_dim: 90, order: HeadOrder::Grouped };
-
-    /// Inputs of `tokens` tokens: (qkv, write, fade).
-    fn inputs(shape: DeltaShape, tokens: usize, seed: f32) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f + seed).sin()).collect::<Vec<_>>();
-        (wave(tokens * shape.channels(), 0.71), wave(tokens * 4, 1.9), wave(tokens * 4, 2.3))
-    }
-
-    const FADE_BIAS: [f32; 4] = [0.1, -0.4, 0.3, 25.0];
-    const RATE: [f32; 4] = [-0.3, -1.0, -0.01, -0.02];
-
-    /// Feeds tokens in pieces to slot 1 of a dirty state.
-    fn fed(isa: Isa, shape: DeltaShape, tokens: usize, pieces: &[usize]) -> Vec<f32> {
-        let compute = Compute::new(2, isa);
-        let mut state = DeltaState::new(shape, 2).unwrap();
-        state.data.as_mut_slice::<f32>().fill(f32::NAN);
-        state.keys.as_mut_slice::<f32>().fill(f32::NAN);
-        let (mut qkv, write, fade) = inputs(shape, tokens, 0.2);
-        compute.unit_heads(shape, &mut qkv);
-        let mut out = vec![0.0; tokens * shape.value_width()];
-        let mut first = 0;
-        for &piece in pieces {
-            let at = |width: usize| first * width..(first + piece) * width;
-            let input = DeltaInput {
-                qkv: &qkv[at(shape.channels())],
-                write: &write[at(4)],
-                fade: &fade[at(4)],
-                fade_bias: &FADE_BIAS,
-                rate: &RATE,
-            };
-            let seq = RecurrentSeq { rows: 0..piece, first, slot: 1 };
-            compute.delta_rule(&mut state, &[seq], &input, &mut out[at(shape.value_width())]);
-            first += piece;
-        }
-        out
-    }
-
-    /// The same in f64, as the formula has it.
-    fn exact(shape: DeltaShape, tokens: usize) -> Vec<f64> {
-        let (qkv, write, fade) = inputs(shape, tokens, 0.2);
-        let (dim, width) = (shape.key_dim, shape.value_dim);
-        let unit = |x: &[f32]| {
-            let length = (x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() + 1e-6).sqrt();
-            x.iter().map(|x| f64::from(*x) / length).collect::<Vec<f64>>()
-        };
-        let mut out = vec![0.0; tokens * shape.value_width()];
-        for head in 0..shape.value_heads {
-            let key_head = if shape.order == HeadOrder::Grouped { head / 2 } else { head % 2 };
-            let mut memory = vec![0.0; dim * width];
-            for t in 0..tokens {
-                let row = &qkv[t * shape.channels()..][..shape.channels()];
-                let q = unit(&row[key_head * dim..][..dim]);
-                let k = unit(&row[(shape.key_heads + key_head) * dim..][..dim]);
-                let v = &row[2 * shape.key_heads * dim + head * width..][..width];
-                let softplus = (1.0 + f64::from(fade[t * 4 + head] + FADE_BIAS[head]).exp()).ln();
-                let decay = (f64::from(RATE[head]) * softplus).exp();
-                let beta = 1.0 / (1.0 + f64::from(-write[t * 4 + head]).exp());
-                memory.iter_mut().for_each(|s| *s *= decay);
-                for c in 0..width {
-                    let held: f64 = (0..dim).map(|i| k[i] * memory[i * width + c]).sum();
-                    let written = beta * (f64::from(v[c]) - held);
-                    (0..dim).for_each(|i| memory[i * width + c] += k[i] * written);
-                    let read: f64 = (0..dim).map(|i| q[i] * memory[i * width + c]).sum();
-                    out[t * shape.value_width() + head * width + c] = read / (dim as f64).sqrt();
-                }
-            }
-        }
-        out
-    }
-
-    #[test]
-    fn equals_the_formula_in_either_order_of_heads() {
-        let tiled = DeltaShape { order: HeadOrder::Tiled, ..SHAPE };
-        for shape in [SHAPE, tiled, LARGE] {
-            let exact = exact(shape, 70);
-            for (isa, pieces) in Isa::available().into_iter().flat_map(|isa| [(isa, vec![70]), (isa, vec![1; 70])]) {
-                let found = fed(isa, shape, 70, &pieces);
-                for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
-                    assert!((f64::from(*found) - exact).abs() < 2e-5, "{isa} {shape:?} {i}: {found} and {exact}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn any_cut_gives_the_same_bits() {
-        let tokens = 2 * CHUNK + 3;
-        for (isa, shape) in Isa::available().into_iter().flat_map(|isa| [(isa, SHAPE), (isa, LARGE)]) {
-            let whole = fed(isa, shape, tokens, &[tokens]);
-            for cut in 1..tokens {
-                assert_eq!(fed(isa, shape, tokens, &[cut, tokens - cut]), whole, "{isa} cut at {cut}");
-            }
-            assert_eq!(fed(isa, shape, tokens, &vec![1; tokens]), whole, "{isa} token by token");
-        }
-    }
-
-    #[test]
-    fn tokens_taken_back_leave_no_trace() {
-        let (tokens, isa) = (3 * CHUNK, Isa::detect().unwrap());
-        let whole = fed(isa, SHAPE, tokens, &[tokens]);
-        let compute = Compute::new(2, isa);
-        let (mut qkv, write, fade) = inputs(SHAPE, tokens, 0.2);
-        compute.unit_heads(SHAPE, &mut qkv);
-        for first in 0..2 * CHUNK {
-            let back = DeltaState::can_take_back(first);
-            assert!(first / CHUNK == (first + back) / CHUNK || first % CHUNK == CHUNK - 1, "one chunk");
-            let mut state = DeltaState::new(SHAPE, 1).unwrap();
-            let mut feed = |from: usize, to: usize, wrong: usize| {
-                let at = |width: usize| from * width..to * width;
-                let mut qkv = qkv[at(SHAPE.channels())].to_vec();
-                qkv[wrong.min(to - from) * SHAPE.channels()..].iter_mut().for_each(|x| *x = 0.5 - *x);
-                let (write, fade) = (&write[at(4)], &fade[at(4)]);
-                let input = DeltaInput { qkv: &qkv, write, fade, fade_bias: &FADE_BIAS, rate: &RATE };
-                let mut out = vec![0.0; (to - from) * SHAPE.value_width()];
-                compute.delta_rule(
-                    &mut state,
-                    &[RecurrentSeq { rows: 0..to - from, first: from, slot: 0 }],
-                    &input,
-                    &mut out,
-                );
-                out
-            };
-            feed(0, first, tokens);
-            // The first of these stays, the others are taken back.
-            feed(first, first + 1 + back, 1);
-            let after = feed(first + 1, tokens, tokens);
-            assert_eq!(after, whole[(first + 1) * SHAPE.value_width()..], "{back} taken back to {}", first + 1);
-        }
-    }
-
-    #[test]
-    fn a_copied_slot_goes_on_from_the_middle_of_a_chunk() {
-        let compute = Compute::new(2, Isa::detect().unwrap());
-        let (tokens, cut) = (12, 5);
-        let whole = fed(compute.isa(), SHAPE, tokens, &[tokens]);
-        let (mut qkv, write, fade) = inputs(SHAPE, tokens, 0.2);
-        compute.unit_heads(SHAPE, &mut qkv);
-        let mut state = DeltaState::new(SHAPE, 3).unwrap();
-        let feed = |state: &mut DeltaState, slot, from: usize, to: usize| {
-            let at = |width: usize| from * width..to * width;
-            let (qkv, write, fade) = (&qkv[at(SHAPE.channels())], &write[at(4)], &fade[at(4)]);
-            let input = DeltaInput { qkv, write, fade, fade_bias: &FADE_BIAS, rate: &RATE };
-            let mut out = vec![0.0; (to - from) * SHAPE.value_width()];
-            compute.delta_rule(state, &[RecurrentSeq { rows: 0..to - from, first: from, slot }], &input, &mut out);
-            out
-        };
-        feed(&mut state, 0, 0, cut);
-        state.copy_slot(0, 2);
-        // What the first does afterwards does not reach the copy.
-        feed(&mut state, 0, cut, cut + 1);
-        assert_eq!(feed(&mut state, 2, cut, tokens), whole[cut * SHAPE.value_width()..]);
-    }
-
-    #[test]
-    fn sequences_of_a_batch_do_not_meet() {
-        let compute = Compute::new(3, Isa::detect().unwrap());
-        let alone = fed(compute.isa(), SHAPE, 5, &[5]);
-        let (mut qkv, mut write, mut fade) = inputs(SHAPE, 3, 9.0);
-        let (other_qkv, other_write, other_fade) = inputs(SHAPE, 5, 0.2);
-        qkv.extend(other_qkv);
-        write.extend(other_write);
-        fade.extend(other_fade);
-        compute.unit_heads(SHAPE, &mut qkv);
-        let mut state = DeltaState::new(SHAPE, 4).unwrap();
-        let input = DeltaInput { qkv: &qkv, write: &write, fade: &fade, fade_bias: &FADE_BIAS, rate: &RATE };
-        let seqs = [RecurrentSeq { rows: 0..3, first: 0, slot: 3 }, RecurrentSeq { rows: 3..8, first: 0, slot: 0 }];
-        let mut out = vec![0.0; 8 * SHAPE.value_width()];
-        compute.delta_rule(&mut state, &seqs, &input, &mut out);
-        assert_eq!(out[3 * SHAPE.value_width()..], alone);
-    }
-
-    #[test]
-    fn absurd_shapes_are_refused_and_not_wrapped_around() {
-        let huge = 1 << 40;
-        let shape = DeltaShape { key_heads: 1, value_heads: huge, key_dim: huge, value_dim: huge, ..SHAPE };
-        assert!(DeltaState::new(shape, 1).is_err());
-        assert!(DeltaState::new(SHAPE, usize::MAX).is_err());
-    }
-}
+mod tests;

@@ -57,12 +57,12 @@ impl Compute {
     ) {
         let (tokens, heads, channels) = (seqs.last().map_or(0, |s| s.end), shape.value_heads, shape.channels());
         let fits = input.qkv.len() == tokens * channels
-            && input.write.len() == tokens * heads
-            && input.fade.len() == tokens * heads
+            && input.gates.write.len() == tokens * heads
+            && input.gates.fade.len() == tokens * heads
             && d_out.len() == tokens * shape.value_width()
             && grads.qkv.len() == input.qkv.len()
-            && grads.write.len() == input.write.len()
-            && grads.fade.len() == input.fade.len();
+            && grads.write.len() == input.gates.write.len()
+            && grads.fade.len() == input.gates.fade.len();
         assert!(fits, "delta_rule_backward of {shape:?} over {tokens} tokens");
         let key_dim = shape.key_dim;
         // What each value head gives q and k: (value heads, T, 2 K).
@@ -144,7 +144,7 @@ impl Head<'_> {
 
     fn gates(&self, t: usize) -> Gates {
         let i = t * self.shape.value_heads + self.head;
-        Gates { decay: self.input.decay(i, self.head), beta: self.input.beta(i) }
+        Gates { decay: self.input.gates.decay(i, self.head), beta: self.input.gates.beta(i) }
     }
 }
 
@@ -236,8 +236,8 @@ for_each_isa! {
                     d_state.iter_mut().for_each(|d| *d *= decay);
                 }
                 d_write[0] = d_beta * beta * (1.0 - beta);
-                let x = head.input.fade[t * value_heads + head.head] + head.input.fade_bias[head.head];
-                d_fade[0] = d_decay * decay * head.input.rate[head.head] / (1.0 + (-x).exp());
+                let x = head.input.gates.fade[t * value_heads + head.head] + head.input.gates.fade_bias[head.head];
+                d_fade[0] = d_decay * decay * head.input.gates.rate[head.head] / (1.0 + (-x).exp());
             }
         }
     }

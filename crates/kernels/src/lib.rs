@@ -62,7 +62,7 @@ pub use attention::{AttentionSeq, HEAD_DIM_MAX};
 pub use attention_back::{AttentionInput, AttentionShape};
 pub use blocks::{dequantize_row, is_weight_type};
 pub use conv::{CONV_WIDTH_MAX, ConvShape, ConvState, RecurrentSeq};
-pub use delta::{DeltaInput, DeltaShape, DeltaState, HeadOrder, TAKEN_BACK};
+pub use delta::{DeltaGate, DeltaGates, DeltaInput, DeltaLayer, DeltaShape, DeltaState, HeadOrder, TAKEN_BACK};
 pub use delta_back::DeltaGrads;
 pub use encode::quantize_row;
 pub use gated::GatedUnit;

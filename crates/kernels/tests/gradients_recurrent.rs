@@ -2,7 +2,7 @@
 
 mod slopes;
 
-use qwenkit_kernels::{ConvShape, DeltaGrads, DeltaInput, DeltaShape, HeadOrder};
+use qwenkit_kernels::{ConvShape, DeltaGates, DeltaGrads, DeltaInput, DeltaShape, HeadOrder};
 use slopes::{assert_within, dot, f32s, on_every_isa, slopes, wave};
 
 fn assert_close(what: &str, found: &[f32], expected: &[f64]) {
@@ -110,7 +110,7 @@ fn delta_rule() {
             let (qkv, gates) = all.split_at(n_qkv);
             let (write, fade) = gates.split_at(n_gates);
             let (fade_bias, rate) = (f32s(&bias), f32s(&rate));
-            let input = DeltaInput { qkv, write, fade, fade_bias: &fade_bias, rate: &rate };
+            let input = DeltaInput { qkv, gates: DeltaGates { write, fade, fade_bias: &fade_bias, rate: &rate } };
             let (mut d_qkv, mut d_write, mut d_fade) = (vec![f32::NAN; n_qkv], vec![0.0; n_gates], vec![0.0; n_gates]);
             let grads = DeltaGrads { qkv: &mut d_qkv, write: &mut d_write, fade: &mut d_fade };
             compute.delta_rule_backward(shape, &seqs, &input, &dy, grads);

@@ -8,28 +8,32 @@
 
 use std::{array, ops::Range};
 
-use super::{Between, CHUNK, Head, PART, Tile};
+use super::{Between, CHUNK, DeltaShape, PART, Tile};
 use crate::{
     Isa,
     lanes::{LANES, Lanes},
+    shared_out::SharedOut,
     vector::Vector,
 };
 
 /// Some tokens of one chunk of one head.
 pub(super) struct Chunk<'a> {
-    pub(super) head: &'a Head<'a>,
+    pub(super) shape: DeltaShape,
+    pub(super) isa: Isa,
     pub(super) tiles: &'a [Tile],
     pub(super) between: &'a Between,
-    /// The batch's row of the first.
-    pub(super) row: usize,
     /// Their places in the chunk.
     pub(super) places: Range<usize>,
+    /// The head's values of the first token, those of the next so many further on.
+    pub(super) v: (&'a [f32], usize),
+    /// Where the head's results go: from where on, and how far from token to token. Nobody else writes there.
+    pub(super) out: (&'a SharedOut<'a, f32>, usize, usize),
 }
 
 impl Chunk<'_> {
     /// Takes all columns through the tokens. `state`: (blocks, K, 16); `writes`: (blocks, 8, 16).
     pub(super) fn run(&self, state: &mut [Lanes], writes: &mut [Lanes]) {
-        match self.head.isa {
+        match self.isa {
             // SAFETY: an `Isa` reaches the ops only through `Compute::new`, which has checked that it is present.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => unsafe { avx512(self, state, writes) },
@@ -90,7 +94,7 @@ impl Chunk<'_> {
     /// All blocks of columns, of which each is read while it lies in the first-level cache; AT_ONCE tokens at most together.
     #[inline(always)]
     unsafe fn blocks<V: Vector, const AT_ONCE: usize>(&self, state: &mut [Lanes], writes: &mut [Lanes]) {
-        let (blocks, dim) = (self.head.shape.blocks(), self.head.shape.key_dim);
+        let (blocks, dim) = (self.shape.blocks(), self.shape.key_dim);
         let mut block = 0;
         while block < blocks {
             // Few tokens have few sums, which would wait for each other: several blocks have more.
@@ -128,17 +132,16 @@ impl Chunk<'_> {
         state: &[Lanes],
         writes: &mut [Lanes],
     ) -> usize {
-        let Chunk { head, between, .. } = self;
-        let shape = head.shape;
+        let Chunk { shape, between, .. } = self;
+        let ((values, step), (out, out_at, out_step)) = (self.v, self.out);
         // SAFETY: the caller's promise.
         let sums = unsafe { self.sums::<V, B, N>(block, place, state) };
         for (b, sums) in sums.iter().enumerate() {
             let block = block + b;
             let writes = &mut writes[block * CHUNK..][..CHUNK];
-            let column = head.head * shape.value_dim + block * LANES;
-            let v_at = 2 * shape.key_heads * shape.key_dim + column;
+            let column = block * LANES;
             let columns = LANES.min(shape.value_dim - block * LANES);
-            let row = |n: usize| self.row + place + n - self.places.start;
+            let token = |n: usize| place + n - self.places.start;
             // Each write goes into what all later tokens hold and read as soon as it is known: so none waits for the sums of all
             // that come before it, which are added in the same order.
             // SAFETY: the caller's promise.
@@ -155,7 +158,7 @@ impl Chunk<'_> {
                 }
                 for n in 0..N {
                     let i = place + n;
-                    let v = load_columns::<V>(&head.input.qkv[row(n) * shape.channels() + v_at..][..columns]);
+                    let v = load_columns::<V>(&values[token(n) * step + column..][..columns]);
                     let write = v.minus(held[n]).times(V::splat(between.beta[i]));
                     write.store(&mut writes[i]);
                     for later in n + 1..N {
@@ -167,7 +170,7 @@ impl Chunk<'_> {
                 }
                 for n in 0..N {
                     // Each token's columns of a head are in exactly one job.
-                    store_columns(read[n], head.out.slice(row(n) * shape.value_width() + column, columns));
+                    store_columns(read[n], out.slice(out_at + token(n) * out_step + column, columns));
                 }
             }
         }
@@ -182,7 +185,7 @@ impl Chunk<'_> {
         place: usize,
         state: &[Lanes],
     ) -> [[[V; 2]; N]; B] {
-        let dim = self.head.shape.key_dim;
+        let dim = self.shape.key_dim;
         // SAFETY: the caller's promise.
         let mut sums = unsafe { [[[V::splat(0.0); 2]; N]; B] };
         for (tile, first) in self.tiles.iter().zip((0..dim).step_by(PART)) {
@@ -209,7 +212,7 @@ impl Chunk<'_> {
     /// Joins the chunk's writes with a block of S: (K, 16).
     #[inline(always)]
     unsafe fn join<V: Vector>(&self, state: &mut [Lanes], writes: &[Lanes]) {
-        let dim = self.head.shape.key_dim;
+        let dim = self.shape.key_dim;
         // SAFETY: the caller's promise.
         unsafe {
             let left = V::splat(self.between.left[CHUNK - 1]);

@@ -2,7 +2,7 @@
 //!
 //! Prompts and single tokens take the same way through the state and get the same bits. Source: Yang et al. 2024; order of operations as in transformers' Qwen3-Next and Qwen3.5.
 
-use qwenkit_kernels::{DeltaInput, Product, Weight};
+use qwenkit_kernels::{DeltaGate, DeltaGates, DeltaLayer, Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
 use crate::{
@@ -39,6 +39,11 @@ impl DeltaNet {
     pub(crate) fn weight_bytes(&self) -> usize {
         let weights = [&self.in_qkv, &self.in_z, &self.in_b, &self.in_a, &self.out_proj];
         weights.into_iter().map(Weight::size_bytes).sum::<usize>() + self.conv.len() * size_of::<f32>()
+    }
+
+    /// The gates of tokens with these numbers: (T, H) each.
+    pub(crate) fn gates<'a>(&'a self, write: &'a [f32], fade: &'a [f32]) -> DeltaGates<'a> {
+        DeltaGates { write, fade, fade_bias: &self.fade_bias, rate: &self.rate }
     }
 
     /// out: (rows, D) = DeltaNet of the wanted rows of x: (T, D), all of whose tokens join the state.
@@ -80,28 +85,21 @@ impl DeltaNet {
         cx.adapt_all(Module::InProjQkv, low, x, &mut [&mut *raw]);
         cx.adapt_all(Module::InProjB, low, x, &mut [&mut *b]);
         cx.adapt_all(Module::InProjA, low, x, &mut [&mut *a]);
-        let qkv = sized(&mut buffers.d, raw.len());
-        compute.causal_conv_silu(&mut state.conv, cx.recurrent, &self.conv, raw, qkv);
-        compute.unit_heads(shape, qkv);
-        let mut results = sized(&mut buffers.e, tokens * values);
-        let input = DeltaInput { qkv, write: b, fade: a, fade_bias: &self.fade_bias, rate: &self.rate };
-        compute.delta_rule(&mut state.delta, cx.recurrent, &input, results);
-        if let Some(wanted) = cx.wanted {
-            let own = sized(&mut buffers.d, rows * values);
-            wanted.copy(results, own);
-            results = own;
-        }
-        compute.rms_norm_in_place(results, &self.norm, cx.eps);
-        let gated = match self.plan.gate {
-            GateKind::Silu => {
-                compute.silu_mul(z, results, values);
-                z
-            }
-            GateKind::Sigmoid => {
-                compute.sigmoid_mul(results, z, values);
-                results
-            }
+        let gate = match self.plan.gate {
+            GateKind::Silu => DeltaGate::Silu,
+            GateKind::Sigmoid => DeltaGate::Sigmoid,
         };
+        let layer = DeltaLayer {
+            x: raw,
+            conv: &self.conv,
+            gates: self.gates(b, a),
+            norm: &self.norm,
+            eps: cx.eps,
+            gate,
+            wanted: cx.wanted.map(|wanted| &wanted.rows[..]),
+        };
+        compute.delta_layer(&mut state.conv, &mut state.delta, cx.recurrent, &layer, z);
+        let gated = z;
         visit(cx.tap, Site::Heads, cx.layer, gated);
         compute.matmul(&mut buffers.matmul, gated, &mut [Product { weight: &self.out_proj, out: &mut *out }]);
         cx.adapt(Module::OutProj, &mut buffers.low, gated, &mut [out]);

@@ -60,7 +60,7 @@ fn results(
     compute.causal_conv_silu(conv, &seqs, &block.conv, raw, qkv);
     unit.copy_from_slice(qkv);
     compute.unit_heads(shape, unit);
-    let input = DeltaInput { qkv: unit, write, fade, fade_bias: &block.fade_bias, rate: &block.rate };
+    let input = DeltaInput { qkv: unit, gates: block.gates(write, fade) };
     compute.delta_rule(delta, &seqs, &input, sized(&mut room.f, sizes.values));
     Ok(())
 }
@@ -147,7 +147,7 @@ pub(super) fn backward(
     compute.rms_norm_backward(results, &block.norm, way.eps, d_normed, d_results);
     let (raw, qkv, unit) = (sized(a, sizes.channels), sized(d, sizes.channels), sized(e, sizes.channels));
     let (write, fade) = sized(c, 2 * sizes.gates).split_at(sizes.gates);
-    let input = DeltaInput { qkv: unit, write, fade, fade_bias: &block.fade_bias, rate: &block.rate };
+    let input = DeltaInput { qkv: unit, gates: block.gates(write, fade) };
     let d_qkv = sized(j, sizes.channels);
     let (d_write, d_fade) = sized(k, 2 * sizes.gates).split_at_mut(sizes.gates);
     let of_rule = DeltaGrads { qkv: &mut *d_qkv, write: &mut *d_write, fade: &mut *d_fade };
