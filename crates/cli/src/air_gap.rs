@@ -9,14 +9,14 @@ use std::{
 };
 
 /// A kind of socket that the system still knows and libraries do not name any more.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 const SOCK_PACKET: i32 = 10;
 
 /// Locks the process, before it has done anything else.
 ///
 /// # Errors
 /// When the system has no such lock.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub(crate) fn lock() -> anyhow::Result<()> {
     use anyhow::Context as _;
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
@@ -33,7 +33,7 @@ pub(crate) fn lock() -> anyhow::Result<()> {
 }
 
 /// As above.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 pub(crate) fn lock() -> anyhow::Result<()> {
     Err(crate::failure::usage(
         "--air-gap needs Linux, whose seccomp locks outgoing connections\nhint: --offline keeps QwenKit from opening any, without the system's help",
@@ -41,7 +41,7 @@ pub(crate) fn lock() -> anyhow::Result<()> {
 }
 
 /// The system calls that are refused, by what arguments; no argument means always.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn rules() -> Result<std::collections::BTreeMap<i64, Vec<seccompiler::SeccompRule>>, seccompiler::BackendError> {
     use seccompiler::{
         SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition, SeccompRule as Rule,
@@ -63,7 +63,7 @@ fn rules() -> Result<std::collections::BTreeMap<i64, Vec<seccompiler::SeccompRul
         sockets.push(is_kind(kind)?);
     }
     let to_an_address = Rule::new(vec![Condition::new(4, Len::Qword, Op::Ne, 0)?])?;
-    Ok([
+    let calls = [
         (libc::SYS_connect, Vec::new()),
         (libc::SYS_socket, sockets),
         (libc::SYS_sendto, vec![to_an_address]),
@@ -72,20 +72,43 @@ fn rules() -> Result<std::collections::BTreeMap<i64, Vec<seccompiler::SeccompRul
         (libc::SYS_sendmmsg, Vec::new()),
         // A way to do all of these without a call.
         (libc::SYS_io_uring_setup, Vec::new()),
-    ]
-    .into())
+    ];
+    #[cfg(target_arch = "x86_64")]
+    let calls = calls.clone().into_iter().chain(calls.into_iter().map(|(call, rules)| (as_x32(call), rules)));
+    Ok(calls.into_iter().collect())
+}
+
+/// The same call by programs with short pointers, which some systems run beside the others under numbers of their own.
+#[cfg(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64"))]
+fn as_x32(call: i64) -> i64 {
+    let number = match call {
+        libc::SYS_sendmsg => 518,
+        libc::SYS_sendmmsg => 538,
+        same => same,
+    };
+    number | 0x4000_0000
 }
 
 /// Tries to go out, no further than to this machine itself. Returns what the system says.
-pub(crate) fn probe() -> &'static str {
-    let refused = |result: io::Result<()>| result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+pub(crate) fn probe() -> String {
     let tcp = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| TcpStream::connect(l.local_addr()?)).map(drop);
     let udp = UdpSocket::bind(("127.0.0.1", 0)).and_then(|socket| socket.send_to(b"?", ("127.0.0.1", 9))).map(drop);
-    match (refused(tcp), refused(udp)) {
-        (true, true) => "closed: the system refuses this process outgoing connections",
-        (true, false) | (false, true) => "partly closed: the system refuses some outgoing connections",
-        (false, false) => {
-            "open; only `pull` uses it, --offline forbids it that, and --air-gap has the system refuse it"
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    match (tcp, udp) {
+        (Err(tcp), Err(udp)) if is_refused(&tcp) && is_refused(&udp) => {
+            "closed: the system refuses this process outgoing connections".to_owned()
+        }
+        (Ok(()), Ok(())) => {
+            "open; only `pull` uses it, --offline forbids it that, and --air-gap has the system refuse it".to_owned()
+        }
+        (tcp, udp) => {
+            let told =
+                |result: io::Result<()>| result.map_or_else(|error| error.to_string(), |()| "possible".to_owned());
+            format!(
+                "not known: a connection (TCP) to this machine itself: {}; a message (UDP): {}",
+                told(tcp),
+                told(udp)
+            )
         }
     }
 }

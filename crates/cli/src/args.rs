@@ -39,7 +39,7 @@ pub(crate) struct NetworkArgs {
     #[arg(long, global = true)]
     offline: bool,
     /// Have the system itself refuse outgoing connections, to this process and all it starts (Linux)
-    #[arg(long, global = true, env = "QWENKIT_AIR_GAP", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, global = true, env = "QWENKIT_AIR_GAP", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) air_gap: bool,
 }
 

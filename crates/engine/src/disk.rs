@@ -7,18 +7,18 @@
 //! What they hold is made of what people asked, and is readable for nobody else.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     ffi::OsString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -32,6 +32,8 @@ const HEAD_BYTES: usize = MAGIC.len() + 32;
 const QUEUED_BYTES: usize = 64 << 20;
 /// A page counts as used so much before the one that it is the beginning of: the end of a text goes first.
 const STEP: Duration = Duration::from_millis(1);
+/// What is used again and again is noted so often.
+const TOUCHED_EVERY: Duration = Duration::from_secs(60);
 
 /// Where beginnings of prompts are kept, and how much of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +67,18 @@ pub(crate) struct DiskPages {
     /// Bytes of a page, and of a state.
     sizes: [usize; 2],
     limit_bytes: u64,
-    /// Files that are there or on their way; one that was removed by somebody else is missed when it is read.
-    known: HashSet<Entry>,
+    /// Files that are there or on their way, and when that was noted last; one that was removed by another process is missed when
+    /// it is read.
+    known: HashMap<Entry, Instant>,
+    /// Files that the writer has removed, or could not write.
+    gone: Gone,
     commands: Option<Sender<Command>>,
     queued_bytes: Arc<AtomicUsize>,
     failures: Arc<AtomicU64>,
     writer: Option<JoinHandle<Writer>>,
 }
+
+type Gone = Arc<Mutex<Vec<Entry>>>;
 
 enum Command {
     Write { entry: Entry, depth: u32, bytes: Vec<u8> },
@@ -89,20 +96,29 @@ impl Entry {
 
     fn of_file_name(name: &str) -> Option<Entry> {
         let (digits, kind) = name.split_once('.')?;
+        let text = text_of_digits(digits)?;
         let part = match kind {
             "page" => Part::Page,
             "state" => Part::State,
             _ => return None,
         };
-        if digits.len() != 64 || !digits.is_ascii() {
-            return None;
-        }
-        let mut text = [0; 32];
-        for (i, byte) in text.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
-        }
-        Some(Entry { text: TextHash(text), part })
+        Some(Entry { text, part })
     }
+}
+
+fn text_of_digits(digits: &str) -> Option<TextHash> {
+    if digits.len() != 64 || !is_hex(digits) {
+        return None;
+    }
+    let mut text = [0; 32];
+    for (i, byte) in text.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(TextHash(text))
+}
+
+fn is_hex(digits: &str) -> bool {
+    digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl DiskPages {
@@ -115,17 +131,19 @@ impl DiskPages {
         let folder = cache.folder.join(name);
         let refused = |reason| Error::PrefixCache { folder: cache.folder.clone(), reason };
         private_folder(&folder).map_err(refused)?;
-        let mut known = HashSet::new();
+        let (mut known, now) = (HashMap::new(), Instant::now());
         for file in fs::read_dir(&folder).map_err(refused)? {
             let name = file.map_err(refused)?.file_name();
-            known.extend(name.to_str().and_then(Entry::of_file_name));
+            known.extend(name.to_str().and_then(Entry::of_file_name).map(|entry| (entry, now)));
         }
         // A folder that can be read but not written to would be told of by nobody later.
         let probe = folder.join(format!(".probe-{}", std::process::id()));
         private_file(&probe).map_err(refused)?;
-        fs::remove_file(&probe).map_err(refused)?;
+        // In another container a process of the same number may have removed it.
+        let _ = fs::remove_file(&probe);
         let (commands, received) = channel();
         let (queued_bytes, failures) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+        let gone = Gone::default();
         let writer = Writer {
             all: cache.folder.clone(),
             folder: folder.clone(),
@@ -133,26 +151,47 @@ impl DiskPages {
             unscanned_bytes: cache.limit_bytes,
             queued_bytes: Arc::clone(&queued_bytes),
             failures: Arc::clone(&failures),
+            gone: Arc::clone(&gone),
         };
         let spawned = thread::Builder::new().name("qwenkit-pages".into()).spawn(move || writer.run(&received));
         let writer = Some(spawned.map_err(|reason| Error::Thread { reason })?);
         let limit_bytes = cache.limit_bytes;
-        Ok(DiskPages { folder, sizes, limit_bytes, known, commands: Some(commands), queued_bytes, failures, writer })
+        let commands = Some(commands);
+        Ok(DiskPages { folder, sizes, limit_bytes, known, gone, commands, queued_bytes, failures, writer })
     }
 
     /// Whether there seems to be such a file.
     pub(crate) fn has(&self, entry: Entry) -> bool {
-        self.known.contains(&entry)
+        self.known.contains_key(&entry)
+    }
+
+    /// Takes in what the writer has removed meanwhile.
+    pub(crate) fn refresh(&mut self) {
+        let gone = std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+        self.known.retain(|entry, _| !gone.contains(entry));
+    }
+
+    /// Notes that what a file holds was used, if that was not noted lately.
+    pub(crate) fn used(&mut self, entry: Entry, depth: u32) {
+        if let Some(noted) = self.known.get_mut(&entry).filter(|noted| noted.elapsed() > TOUCHED_EVERY) {
+            *noted = Instant::now();
+            self.send(Command::Touch { entry, depth });
+        }
     }
 
     /// Pages of this model that are there.
     pub(crate) fn pages(&self) -> usize {
-        self.known.iter().filter(|entry| entry.part == Part::Page).count()
+        self.known.keys().filter(|entry| entry.part == Part::Page).count()
     }
 
-    /// Pages that all files together may hold.
-    pub(crate) fn capacity_pages(&self) -> usize {
-        (self.limit_bytes / (HEAD_BYTES + self.sizes[0]) as u64) as usize
+    /// Bytes that this process may write at once without removing them again.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.limit_bytes / 2
+    }
+
+    /// Bytes of a file.
+    pub(crate) fn file_bytes(&self, part: Part) -> u64 {
+        (HEAD_BYTES + self.sizes[part as usize]) as u64
     }
 
     /// Waits until all is written. Whoever has more writes it then.
@@ -169,18 +208,22 @@ impl DiskPages {
     /// What a file holds, if it is whole; `depth` is its page's number in the text. One that is not whole is removed.
     pub(crate) fn read(&mut self, entry: Entry, depth: u32) -> Option<Vec<u8>> {
         let path = self.folder.join(entry.file_name());
-        match read_whole(&path, self.sizes[entry.part as usize]) {
-            Some(bytes) => {
-                self.send(Command::Touch { entry, depth });
-                Some(bytes)
-            }
-            None => {
-                self.known.remove(&entry);
-                // What is not there any more, or cannot be removed, is not read again by this process either way.
+        let found = read_whole(&path, self.sizes[entry.part as usize]);
+        match &found {
+            Ok(Some(_)) => self.send(Command::Touch { entry, depth }),
+            // One that is not there, or that the system does not give now, is as good as none to this process.
+            Err(_) => self.forget(entry),
+            Ok(None) => {
+                self.forget(entry);
+                // If it cannot be removed, it is not read again by this process either way.
                 let _ = fs::remove_file(&path);
-                None
             }
         }
+        found.ok().flatten()
+    }
+
+    fn forget(&mut self, entry: Entry) {
+        self.known.remove(&entry);
     }
 
     /// Whether the writer keeps up.
@@ -191,7 +234,7 @@ impl DiskPages {
     /// Has a file written, soon.
     pub(crate) fn write(&mut self, entry: Entry, depth: u32, bytes: Vec<u8>) {
         self.queued_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-        self.known.insert(entry);
+        self.known.insert(entry, Instant::now());
         self.send(Command::Write { entry, depth, bytes });
     }
 
@@ -225,6 +268,7 @@ pub(crate) struct Writer {
     unscanned_bytes: u64,
     queued_bytes: Arc<AtomicUsize>,
     failures: Arc<AtomicU64>,
+    gone: Gone,
 }
 
 impl Writer {
@@ -249,6 +293,10 @@ impl Writer {
         self
     }
 
+    fn tell_gone(&self, gone: impl IntoIterator<Item = Entry>) {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+    }
+
     /// Writes a file now.
     ///
     /// # Errors
@@ -257,8 +305,10 @@ impl Writer {
         self.unscanned_bytes += (HEAD_BYTES + bytes.len()) as u64;
         // All processes that share the folder count for themselves, so each counts now and then what is really there.
         if self.unscanned_bytes > self.limit_bytes / 16 {
+            let removed = make_room(&self.all, self.limit_bytes - self.limit_bytes / 8)?;
+            let own = removed.iter().filter(|path| path.starts_with(&self.folder));
+            self.tell_gone(own.filter_map(|path| Entry::of_file_name(path.file_name()?.to_str()?)));
             self.unscanned_bytes = 0;
-            make_room(&self.all, self.limit_bytes - self.limit_bytes / 8)?;
         }
         let path = self.folder.join(entry.file_name());
         let unfinished = path.with_extension(format!("{}.part", std::process::id()));
@@ -271,33 +321,44 @@ impl Writer {
         if named.is_err() {
             // The disk may be full; what is left of the file would only make that worse.
             let _ = fs::remove_file(&unfinished);
+            self.tell_gone([entry]);
         }
         named
     }
 }
 
-/// What a file holds, if that is so many bytes with the hash that it begins with.
-fn read_whole(path: &Path, size: usize) -> Option<Vec<u8>> {
-    let mut file = File::open(path).ok()?;
-    if file.metadata().ok()?.len() != (HEAD_BYTES + size) as u64 {
-        return None;
+/// What a file holds, if that is so many bytes with the hash that it begins with; none if it is not.
+fn read_whole(path: &Path, size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() != (HEAD_BYTES + size) as u64 {
+        return Ok(None);
     }
     let mut bytes = Vec::with_capacity(size);
     let mut head = [0; HEAD_BYTES];
-    file.read_exact(&mut head).ok()?;
-    file.take(size as u64).read_to_end(&mut bytes).ok()?;
+    file.read_exact(&mut head)?;
+    file.take(size as u64).read_to_end(&mut bytes)?;
     let (magic, hash) = head.split_at(MAGIC.len());
-    (magic == MAGIC && bytes.len() == size && hash == &Sha256::digest(&bytes)[..]).then_some(bytes)
+    Ok((magic == MAGIC && bytes.len() == size && hash == &Sha256::digest(&bytes)[..]).then_some(bytes))
 }
 
-/// A file's name, size and time of change, or those of a folder's files.
+/// A file's name, size and time of change; those of all parts of a file that is split; or those of a folder's files.
 pub(crate) fn stamps(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let stamp = |path: &Path| {
         let facts = path.metadata().ok()?;
         Some((path.file_name()?.to_owned(), facts.len(), facts.modified().ok()))
     };
-    let Ok(files) = fs::read_dir(path) else { return stamp(path).into_iter().collect() };
-    let mut found: Vec<_> = files.filter_map(|file| stamp(&file.ok()?.path())).collect();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // As in name-00001-of-00003.gguf.
+    let stem = name.split_once("-of-").and_then(|(before, _)| Some(before.rsplit_once('-')?.0));
+    let (folder, is_part) = match (stem, path.parent()) {
+        (Some(stem), Some(folder)) => (folder, stem),
+        _ => (path, ""),
+    };
+    let Ok(files) = fs::read_dir(folder) else { return stamp(path).into_iter().collect() };
+    let files = files.filter_map(|file| Some(file.ok()?.path()));
+    let is_part =
+        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(is_part));
+    let mut found: Vec<_> = files.filter(is_part).filter_map(|path| stamp(&path)).collect();
     found.sort();
     found
 }
@@ -308,18 +369,22 @@ fn touch(path: &Path, depth: u32) -> io::Result<()> {
     File::options().write(true).open(path)?.set_modified(moment)
 }
 
-/// Removes the longest unused files of all models until the rest has at most so many bytes.
-fn make_room(folder: &Path, limit_bytes: u64) -> io::Result<()> {
+/// Removes the longest unused files of all models until the rest has at most so many bytes; which it has removed. What is
+/// somebody else's, or cannot be seen, is let be.
+fn make_room(folder: &Path, limit_bytes: u64) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for model in fs::read_dir(folder)? {
-        let model = model?.path();
-        if !model.is_dir() {
+    for model in fs::read_dir(folder)?.flatten() {
+        if !model.file_name().to_str().is_some_and(|name| name.len() == 32 && is_hex(name)) {
             continue;
         }
-        for file in fs::read_dir(model)? {
-            let file = file?;
-            let is_ours = |name: &str| Entry::of_file_name(name).is_some() || name.ends_with(".part");
-            // A file that is gone meanwhile takes no room.
+        let Ok(found) = fs::read_dir(model.path()) else { continue };
+        for file in found.flatten() {
+            // One that a process has left unfinished is of no use any more, and one that it is writing is the youngest.
+            let is_unfinished = |name: &str| {
+                name.split_once('.')
+                    .is_some_and(|(digits, end)| text_of_digits(digits).is_some() && end.ends_with("part"))
+            };
+            let is_ours = |name: &str| Entry::of_file_name(name).is_some() || is_unfinished(name);
             if let (true, Ok(facts)) = (file.file_name().to_str().is_some_and(is_ours), file.metadata()) {
                 files.push((facts.modified()?, facts.len(), file.path()));
             }
@@ -327,15 +392,21 @@ fn make_room(folder: &Path, limit_bytes: u64) -> io::Result<()> {
     }
     let mut total: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
     files.sort();
+    let mut removed = Vec::new();
     for (_, bytes, path) in files {
         if total <= limit_bytes {
             break;
         }
         // Another process may have done the same.
-        let _ = fs::remove_file(path);
-        total -= bytes;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => {
+                total -= bytes;
+                removed.push(path);
+            }
+        }
     }
-    Ok(())
+    Ok(removed)
 }
 
 fn private_folder(path: &Path) -> io::Result<()> {
@@ -442,7 +513,19 @@ mod tests {
         // The first one is used again, so the second goes, from its end.
         (0..8).for_each(|i| assert!(pages.read(entry(i), u32::from(i)).is_some()));
         (16..20).for_each(|i| pages.write(entry(i), 0, vec![i; 100]));
+        let others = folder.path().join("deep/er/others");
+        fs::create_dir(&others).unwrap();
+        fs::write(others.join("film.part"), vec![0; 4000]).unwrap();
+        // The writer tells what it has removed.
+        while pages.queued_bytes.load(Ordering::Relaxed) > 0 {
+            thread::yield_now();
+        }
+        let before = pages.pages();
+        pages.refresh();
+        assert!(pages.pages() < before);
         drop(pages);
+        assert!(others.join("film.part").exists(), "somebody else's file");
+        fs::remove_dir_all(others).unwrap();
         let mut pages = open();
         assert!(pages.pages() <= 17, "{} files", pages.pages());
         assert!((0..8).all(|i| pages.has(entry(i))), "the text that was used last");

@@ -17,7 +17,7 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Of these, tokens whose state was still there.
     pub cached_tokens: u64,
-    /// Of these, tokens whose state was read from files.
+    /// Tokens whose state was read from files, for prompts or for what begins again after giving way.
     pub disk_tokens: u64,
     /// Files of kept beginnings that could not be written since the start.
     pub disk_failures: u64,

@@ -180,7 +180,9 @@ impl ModelRunner {
         self.forward(&Batch { tokens: &ids, seqs: &[part] }, &mut Vec::new());
         let mut hasher = Sha256::new();
         let program = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, self.compute.isa(), self.model.kv_type());
-        hasher.update(format!("{program:?}{}{:?}", files.size_bytes(), disk::stamps(files.path())));
+        // Builds of one version differ in what they compute.
+        let build = std::env::current_exe().map(|path| disk::stamps(&path)).unwrap_or_default();
+        hasher.update(format!("{program:?}{build:?}{}{:?}", files.size_bytes(), disk::stamps(files.path())));
         hasher.update(self.page(0));
         hasher.update(self.slot(0));
         hasher.finalize().into()

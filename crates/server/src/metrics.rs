@@ -161,7 +161,7 @@ fn counters(app: &App, prefix: &str, out: &mut String) {
     counter("prompt_tokens", "Tokens of prompts.", |load| load.prompt_tokens);
     counter("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.", |load| load.prompt_tokens);
     counter("prefix_cache_hits", "Tokens of prompts that were found in the cache.", |load| load.cached_tokens);
-    counter("prefix_cache_disk", "Of these, tokens whose state was read from files.", |load| load.disk_tokens);
+    counter("prefix_cache_disk", "Tokens whose state was read from files.", |load| load.disk_tokens);
     counter("prefix_cache_write_failures", "Kept states that could not be written.", |load| load.disk_failures);
     counter("num_preemptions", "Times that a request gave its pages to another.", |load| load.preempted);
     counter("generation_tokens", "Tokens generated.", |load| load.generated_tokens);

@@ -131,7 +131,7 @@ impl Report {
                 ),
             ),
             ("bandwidth", bandwidth),
-            ("network", air_gap::probe().to_owned()),
+            ("network", air_gap::probe()),
             ("store", format!("{} ({here} models)", self.store.root().display())),
             ("fits now", list(fit)),
             ("too large", list(rest)),

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Arg, ArgAction, Args, ValueEnum, builder::BoolishValueParser};
+use clap::{Arg, ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use qwenkit_engine::Options;
 use qwenkit_formats::Adapter as AdapterFile;
 use qwenkit_hub::{ModelRef, Store, resolve};
@@ -201,7 +201,7 @@ fn with_variable(argument: Arg) -> Arg {
         Some(name) => format!("QWENKIT_{}", name.replace('-', "_").to_uppercase()),
     };
     match argument.get_action() {
-        ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()).env(variable),
+        ArgAction::SetTrue => argument.value_parser(FalseyValueParser::new()).env(variable),
         _ => argument.env(variable),
     }
 }

@@ -12,7 +12,7 @@ pub(super) const SCORED_ROWS: usize = 64;
 
 impl<R: Runner> Scheduler<R> {
     /// The batch's parts: (running sequence, tokens). Every generating sequence has one, and perhaps a draft; prompts share the
-    /// rest. Their pages are there. Empty only if nothing runs.
+    /// rest. Their pages are there. Empty only if nothing runs, or all wait for files of which some were read.
     pub(super) fn parts(&mut self) -> Vec<(usize, usize)> {
         self.adopt_all();
         let waits_for_files = self.fetch();
@@ -39,7 +39,7 @@ impl<R: Runner> Scheduler<R> {
                 wanted = wanted.min(scored);
             }
             wanted = sequence.seen_ahead(wanted);
-            if gone[i] || wanted == 0 || rows[i] > 0 || waits_for_files == Some(i) {
+            if gone[i] || wanted == 0 || rows[i] > 0 || waits_for_files.contains(&i) {
                 continue;
             }
             rows[i] = self.make_room(i, wanted, &mut gone);

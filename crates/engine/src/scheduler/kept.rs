@@ -19,7 +19,7 @@ use crate::{
     sequence::Sequence,
 };
 
-/// Reading files takes so much of a step.
+/// Reading files takes about so much of a step.
 const FETCH_TIME: Duration = Duration::from_millis(30);
 /// Pages that a step hands to the writer.
 const KEPT_PAGES: usize = 8;
@@ -29,13 +29,15 @@ pub(super) struct Kept {
     files: DiskPages,
     /// Pages that a second request has used.
     soon: VecDeque<(u32, PlainPage)>,
-    /// Of these and of those before, the texts.
-    known: HashSet<Entry>,
+    /// Of these, what is to be written.
+    wanted: HashSet<Entry>,
+    /// Reading files takes about so much of a step; a page at least is read.
+    pub(super) fetch_time: Duration,
 }
 
 impl Kept {
     pub(super) fn new(files: DiskPages) -> Kept {
-        Kept { files, soon: VecDeque::new(), known: HashSet::new() }
+        Kept { files, soon: VecDeque::new(), wanted: HashSet::new(), fetch_time: FETCH_TIME }
     }
 
     pub(super) fn failures(&self) -> u64 {
@@ -54,17 +56,28 @@ impl PlainPage {
 }
 
 impl<R: Runner> Scheduler<R> {
-    /// Reads pages of prompts from files. Returns whose have not all been read yet: it had better wait for them.
-    pub(super) fn fetch(&mut self) -> Option<usize> {
-        self.kept.as_ref()?;
-        let start = Instant::now();
+    /// Reads pages of prompts from files. Returns whose have not all been read yet: they had better wait for them.
+    pub(super) fn fetch(&mut self) -> Vec<usize> {
+        let Some(kept) = &mut self.kept else { return Vec::new() };
+        kept.files.refresh();
+        let end = Instant::now() + kept.fetch_time;
+        let (mut waiting, mut has_read) = (Vec::new(), false);
         for i in 0..self.running.len() {
             if self.running[i].is_generating() || self.follows_another(i) {
                 continue;
             }
+            let ahead = self.in_files(&self.running[i]);
+            if ahead.is_empty() {
+                continue;
+            }
+            if has_read && Instant::now() > end {
+                waiting.push(i);
+                continue;
+            }
             let mut sequence = self.running.remove(i);
             let before = sequence.computed;
-            let is_done = self.fetch_for(&mut sequence, start);
+            has_read = true;
+            let is_done = self.fetch_for(&mut sequence, &ahead, end);
             if sequence.computed > before {
                 self.gauges.lock().disk_tokens += (sequence.computed - before) as u64;
                 let pages = sequence.shared_pages;
@@ -72,40 +85,48 @@ impl<R: Runner> Scheduler<R> {
             }
             self.running.insert(i, sequence);
             if !is_done {
-                return Some(i);
+                waiting.push(i);
             }
         }
-        None
+        waiting
     }
 
-    /// Returns whether there is nothing left to read for a sequence.
-    fn fetch_for(&mut self, sequence: &mut Sequence, start: Instant) -> bool {
+    /// The pages that a sequence would go on with and that are in files, as far as they are of use to it.
+    fn in_files(&self, sequence: &Sequence) -> Vec<PlainPage> {
+        let Some(Kept { files, .. }) = &self.kept else { return Vec::new() };
         let first = sequence.computed / PAGE_TOKENS;
         let rest = sequence.keys.get(first * PAGE_TOKENS..sequence.sharable_tokens()).unwrap_or_default();
-        let Some(Kept { files, .. }) = &mut self.kept else { return true };
         let ahead = self.pages.plain_ahead(sequence.parent(first), rest);
         let mut ahead: Vec<PlainPage> = ahead.take_while(|page| files.has(page.page())).collect();
-        let is_recurrent = self.free_slots.is_some();
-        if is_recurrent {
+        if self.free_slots.is_some() {
             // Pages alone are worth nothing.
             ahead.truncate(ahead.iter().rposition(|page| files.has(page.state())).map_or(0, |last| last + 1));
         }
-        for (index, page) in (first..).zip(&ahead) {
+        ahead
+    }
+
+    /// Returns whether there is nothing left to read for a sequence; at least one file is read.
+    fn fetch_for(&mut self, sequence: &mut Sequence, ahead: &[PlainPage], end: Instant) -> bool {
+        let Some(Kept { files, .. }) = &mut self.kept else { return true };
+        let (first, is_recurrent) = (sequence.computed / PAGE_TOKENS, self.free_slots.is_some());
+        let mut has_read = false;
+        for (index, page) in (first..).zip(ahead) {
             if index < sequence.fetched_pages {
                 continue;
             }
-            if start.elapsed() > FETCH_TIME {
+            if has_read && Instant::now() > end {
                 return false;
             }
-            let Some(bytes) = files.read(page.page(), page.depth) else { return true };
             if sequence.pages.len() == index {
                 sequence.pages.extend(self.pages.allocate());
             }
             let Some(&own) = sequence.pages.get(index) else { return true };
+            let Some(bytes) = files.read(page.page(), page.depth) else { return true };
             if !self.runner.put_page(own, &bytes) {
                 sequence.give_up("a kept page does not fit the model".to_owned());
                 return true;
             }
+            has_read = true;
             sequence.fetched_pages = index + 1;
             if !is_recurrent {
                 sequence.found((index + 1) * PAGE_TOKENS);
@@ -113,6 +134,9 @@ impl<R: Runner> Scheduler<R> {
             }
         }
         if let (true, Some(last)) = (is_recurrent, ahead.last()) {
+            if has_read && Instant::now() > end {
+                return false;
+            }
             let Some(bytes) = files.read(last.state(), last.depth) else { return true };
             if !self.runner.put_slot(sequence.slot, &bytes) {
                 sequence.give_up("a kept state does not fit the model".to_owned());
@@ -130,15 +154,15 @@ impl<R: Runner> Scheduler<R> {
 
     /// Notes that a second request uses these pages.
     pub(super) fn keep_soon(&mut self, path: &[u32]) {
-        let Some(kept) = &mut self.kept else { return };
+        let Some(Kept { files, soon, wanted, .. }) = &mut self.kept else { return };
         for &page in path {
             let Some(plain) = self.pages.plain(page) else { return };
-            let wanted = match self.pages.checkpoint(page) {
-                Some(_) => plain.state(),
-                None => plain.page(),
-            };
-            if !kept.files.has(wanted) && kept.known.insert(wanted) {
-                kept.soon.push_back((page, plain));
+            let state = self.pages.checkpoint(page).map(|_| plain.state());
+            for entry in [Some(plain.page()), state].into_iter().flatten() {
+                files.used(entry, plain.depth);
+                if !files.has(entry) && wanted.insert(entry) {
+                    soon.push_back((page, plain));
+                }
             }
         }
     }
@@ -148,24 +172,39 @@ impl<R: Runner> Scheduler<R> {
         for _ in 0..KEPT_PAGES {
             let Some(kept) = self.kept.as_mut().filter(|kept| kept.files.has_room()) else { return };
             let Some((page, plain)) = kept.soon.pop_front() else { return };
+            kept.wanted.remove(&plain.page());
+            kept.wanted.remove(&plain.state());
             // It may hold another text by now.
-            if self.pages.plain(page) == Some(plain) {
-                self.keep(page, plain);
+            if self.pages.plain(page) != Some(plain) {
+                continue;
+            }
+            let files = &mut kept.files;
+            if !files.has(plain.page()) {
+                files.write(plain.page(), plain.depth, self.runner.page(page));
+            }
+            if let Some(slot) = self.pages.checkpoint(page).filter(|_| !files.has(plain.state())) {
+                files.write(plain.state(), plain.depth, self.runner.slot(slot));
             }
         }
     }
 
     /// Writes what is there and not kept yet, as far as files may hold it: the process is about to end. Nothing is kept after it.
     pub(crate) fn keep_all(&mut self) {
-        let Some(Kept { files, .. }) = self.kept.take() else { return };
-        let mut missing = Vec::new();
-        for (page, plain) in self.pages.all_plain().into_iter().take(files.capacity_pages()) {
+        let Some(Kept { mut files, .. }) = self.kept.take() else { return };
+        files.refresh();
+        let (mut room, mut missing) = (files.room_bytes(), Vec::new());
+        for (page, plain) in self.pages.all_plain() {
             let state = self.pages.checkpoint(page).filter(|_| !files.has(plain.state()));
             let page = Some(page).filter(|_| !files.has(plain.page()));
+            let bytes =
+                page.map_or(0, |_| files.file_bytes(Part::Page)) + state.map_or(0, |_| files.file_bytes(Part::State));
+            let Some(left) = room.checked_sub(bytes) else { break };
+            room = left;
             missing.push((plain, page, state));
         }
         let Some(mut writer) = files.finish() else { return };
-        for (plain, page, state) in missing {
+        // What was used last is written last, so that it goes last.
+        for (plain, page, state) in missing.into_iter().rev() {
             let page = page.map_or(Ok(()), |page| writer.write(plain.page(), plain.depth, &self.runner.page(page)));
             let written = page.and_then(|()| {
                 state.map_or(Ok(()), |slot| writer.write(plain.state(), plain.depth, &self.runner.slot(slot)))
@@ -174,20 +213,6 @@ impl<R: Runner> Scheduler<R> {
             if written.is_err() {
                 return;
             }
-        }
-    }
-
-    fn keep(&mut self, page: u32, plain: PlainPage) {
-        let Some(Kept { files, known, .. }) = &mut self.kept else { return };
-        if !files.has(plain.page()) {
-            files.write(plain.page(), plain.depth, self.runner.page(page));
-        }
-        known.remove(&plain.page());
-        if let Some(slot) = self.pages.checkpoint(page) {
-            if !files.has(plain.state()) {
-                files.write(plain.state(), plain.depth, self.runner.slot(slot));
-            }
-            known.remove(&plain.state());
         }
     }
 }

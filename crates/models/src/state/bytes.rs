@@ -1,7 +1,8 @@
 //! Pages and slots as bytes, to be kept outside the process and put back: layer after layer, all of one machine's own order.
 //!
 //! Contract: bytes put back give what was computed bit by bit, as long as model, instruction set and program are the same;
-//! whoever keeps them sees to that.
+//! whoever keeps them sees to that. The block that guesses may not have seen a page's last positions yet: what lies there is
+//! what lay there before, which costs guesses and no answer.
 
 use qwenkit_tensor::TokenId;
 
