@@ -344,7 +344,7 @@ fn read_whole(path: &Path, size: usize) -> io::Result<Option<Vec<u8>>> {
 /// A file's name, size and time of change; those of all parts of a file that is split; or those of a folder's files.
 pub(crate) fn stamps(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let stamp = |path: &Path| {
-        let facts = path.metadata().ok()?;
+        let facts = path.metadata().ok().filter(|facts| facts.is_file())?;
         Some((path.file_name()?.to_owned(), facts.len(), facts.modified().ok()))
     };
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
