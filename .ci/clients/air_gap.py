@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+from listening import wait_until_listening
+
 PORT = 18432
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12, "temperature": 0}
 
@@ -58,13 +60,7 @@ def served(qwenkit, model, flags):
         server = subprocess.Popen(
             [qwenkit, "serve", model, "--port", str(PORT), "--ctx", "2048", "--store", store, *flags], stderr=subprocess.DEVNULL)
         try:
-            for _ in range(240):
-                try:
-                    socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
-                    break
-                except OSError:
-                    assert server.poll() is None, "the server has ended"
-                    time.sleep(0.5)
+            wait_until_listening(PORT, server)
             chat = call("POST", "/v1/chat/completions", json.dumps(QUESTION))["choices"][0]["message"]["content"]
             batched = in_a_batch()["choices"][0]["message"]["content"]
             vector = call("POST", "/v1/embeddings", json.dumps({"input": "text"}))["data"][0]["embedding"]

@@ -15,6 +15,8 @@ import tempfile
 import threading
 import time
 
+from listening import wait_until_listening
+
 QWENKIT, MODEL, MINUTES = sys.argv[1], sys.argv[2], float(sys.argv[3])
 PORT = int(os.environ.get("QWENKIT_SOAK_PORT", "18090"))
 USERS = 12
@@ -224,12 +226,7 @@ def main():
         command = [QWENKIT, "serve", MODEL, "--port", str(PORT), "--ctx", "16384", "--store", store, *kept]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            for _ in range(240):
-                try:
-                    socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
+            wait_until_listening(PORT, server)
             Soak().run(server.pid)
             sizes = [file.stat().st_size for model in os.scandir(kept[1]) for file in os.scandir(model) if file.name.endswith(("page", "state"))]
             print(f"kept pages: {len(sizes)} files of {sum(sizes) / 2**20:.0f} MiB", flush=True)

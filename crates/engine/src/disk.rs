@@ -87,7 +87,7 @@ enum Command {
 
 impl Entry {
     fn file_name(self) -> String {
-        let name: String = self.text.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = hex(&self.text.0);
         match self.part {
             Part::Page => name + ".page",
             Part::State => name + ".state",
@@ -117,6 +117,10 @@ fn text_of_digits(digits: &str) -> Option<TextHash> {
     Some(TextHash(text))
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn is_hex(digits: &str) -> bool {
     digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -127,8 +131,7 @@ impl DiskPages {
     /// # Errors
     /// When the folder cannot be made or read.
     pub(crate) fn open(cache: &PrefixCache, identity: [u8; 32], sizes: [usize; 2]) -> Result<DiskPages, Error> {
-        let name: String = identity[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let folder = cache.folder.join(name);
+        let folder = cache.folder.join(hex(&identity[..16]));
         let refused = |reason| Error::PrefixCache { folder: cache.folder.clone(), reason };
         private_folder(&folder).map_err(refused)?;
         let (mut known, now) = (HashMap::new(), Instant::now());
@@ -168,7 +171,9 @@ impl DiskPages {
     /// Takes in what the writer has removed meanwhile.
     pub(crate) fn refresh(&mut self) {
         let gone = std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
-        self.known.retain(|entry, _| !gone.contains(entry));
+        for entry in gone {
+            self.known.remove(&entry);
+        }
     }
 
     /// Notes that what a file holds was used, if that was not noted lately.

@@ -158,11 +158,6 @@ impl Runner for ModelRunner {
 }
 
 impl ModelRunner {
-    /// Bytes of a page, and of a slot.
-    pub(crate) fn kept_sizes(&self) -> [usize; 2] {
-        [self.page(0).len(), self.slot(0).len()]
-    }
-
     /// Stands for all that keys and values depend on: the program, the machine's arithmetic, the model's files - and what is
     /// computed for a page of text, should a file have been changed and its size and time not. Before anything runs.
     pub(crate) fn identity(&mut self, files: &ModelFiles) -> [u8; 32] {

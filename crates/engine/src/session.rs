@@ -237,7 +237,10 @@ impl Session {
         let buffers = if plan.mtp.is_some() { Buffers::keeping_states() } else { Buffers::default() };
         let mut runner = ModelRunner { model, compute, state, slots, buffers, guess_logits: Vec::new(), eyes };
         let kept = match &options.prefix_cache {
-            Some(cache) => Some(DiskPages::open(cache, runner.identity(files), runner.kept_sizes())?),
+            Some(cache) => {
+                let sizes = [ModelState::page_bytes(&plan, kv_type), ModelState::slot_bytes(&plan)];
+                Some(DiskPages::open(cache, runner.identity(files), sizes)?)
+            }
             None => None,
         };
         let mut scheduler = Scheduler::new(runner, pages, text.tokenizer.vocab_size(), options.speculate);

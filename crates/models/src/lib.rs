@@ -32,8 +32,8 @@ pub use grad::{Aim, Lesson, LessonSize, Tape};
 pub use guess::{GuessSeq, Guesses};
 pub use load::{LoadEvent, Model};
 pub use plan::{
-    AttentionPlan, DeltaNetPlan, Ffn, GateKind, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan,
-    RopePlan, RopeSections, Sight, StateNeed, StreamsPlan, Yarn,
+    AttentionPlan, DeltaNetPlan, Ffn, IndexerPlan, LayerPlan, Mixer, MoePlan, NgramPlan, NormWeights, Plan, RopePlan,
+    RopeSections, Sight, StateNeed, StreamsPlan, Yarn,
 };
 pub use state::{LayerState, ModelState, NgramState, RecurrentState};
 pub use tap::{Site, Tap};

@@ -3,7 +3,7 @@
 //! Architecture files (`arch`) make plans; `load` turns a plan into weights and `forward` follows it. A new generation
 //! adds a variant to `Mixer` or `Ffn` for a block that computes something new, and nothing else here.
 
-use qwenkit_kernels::{ConvShape, DeltaShape, RouterRule};
+use qwenkit_kernels::{ConvShape, DeltaGate, DeltaShape, RouterRule};
 use qwenkit_tensor::TokenId;
 
 /// A model's shape.
@@ -163,16 +163,7 @@ pub struct DeltaNetPlan {
     /// Tokens that the convolution before it sees, `linear_conv_kernel_dim`.
     pub conv_width: usize,
     /// What the gate of its result goes through.
-    pub gate: GateKind,
-}
-
-/// What a gate goes through before it multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateKind {
-    /// `g * sigmoid(g)`
-    Silu,
-    /// `sigmoid(g)`
-    Sigmoid,
+    pub gate: DeltaGate,
 }
 
 impl DeltaNetPlan {

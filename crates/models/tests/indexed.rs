@@ -110,6 +110,8 @@ fn a_sequence_goes_on_in_another_state_from_bytes() {
         let mut run = Run::new(&model, &compute, 3, 1);
         run.feed(&[(&ids[..cut], 0, &[0, 1], 0)]);
         let (pages, slot) = ([run.state().page(0), run.state().page(1)], run.state().slot(0));
+        assert_eq!(pages[0].len(), ModelState::page_bytes(model.plan(), model.kv_type()));
+        assert_eq!(slot.len(), ModelState::slot_bytes(model.plan()));
         let mut later = Run::new(&model, &compute, 4, 2);
         assert!(pages.iter().zip([3, 1]).all(|(bytes, page)| later.state().put_page(page, bytes)));
         assert!(later.state().put_slot(1, &slot));

@@ -9,8 +9,9 @@ use std::path::Path;
 
 use qwenkit_formats::gguf::{Array, Metadata};
 use qwenkit_formats::{Checkpoint, Config, ModelFiles};
+use qwenkit_kernels::DeltaGate;
 use qwenkit_models::{
-    AttentionPlan, DeltaNetPlan, Ffn, GateKind, LayerPlan, Mixer, MoePlan, Plan, VisionPlan, arch, vision_plan,
+    AttentionPlan, DeltaNetPlan, Ffn, LayerPlan, Mixer, MoePlan, Plan, VisionPlan, arch, vision_plan,
 };
 
 use crate::{Error, choice::Kind, model_name::NameParts, size_label::size_label, tensors::Spec, vocabulary};
@@ -270,7 +271,7 @@ impl Keys<'_> {
         is_linear.extend(self.plan.mtp_in_gguf().map(|_| false));
         self.set("attention.recurrent_layers", Array::Bool(is_linear));
         if self.plan.architecture == "qwen4_exp" {
-            self.set("ssm.output_gate", if delta.gate == GateKind::Silu { "silu" } else { "sigmoid" });
+            self.set("ssm.output_gate", if delta.gate == DeltaGate::Silu { "silu" } else { "sigmoid" });
         }
     }
 

@@ -23,6 +23,11 @@ fn the_system_lets_nothing_out_where_that_is_asked_for() {
     let mut by_variable = place.command(&["doctor", "--threads", "1"]);
     let output = by_variable.env("QWENKIT_AIR_GAP", "1").output().unwrap();
     assert!(String::from_utf8(output.stdout).unwrap().contains("closed: the system refuses"));
+    let output = place.command(&["doctor", "--threads", "1"]).env("QWENKIT_AIR_GAP", "").output().unwrap();
+    assert!(
+        String::from_utf8(output.stdout).unwrap().contains("open; only `pull` uses it"),
+        "an empty variable says nothing"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Pages that are kept in files: prompts go on from what an earlier life of the process has computed, and what is worth
 //! keeping is written.
 //!
-//! Worth keeping is a page that a second request has used, and at the end whatever is there. Both ways are cut into pieces, so
-//! that nobody waits long for another's files.
+//! Worth keeping is a page that a second request has used, and at the end whatever is there. Both ways are cut into files, so
+//! that nobody waits for more than a few of another's; a hybrid model's state is one file, however large.
 
 use std::{
     collections::{HashSet, VecDeque},

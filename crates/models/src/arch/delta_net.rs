@@ -1,13 +1,10 @@
 //! The numbers of linear attention layers, read from config.json and from GGUF metadata and checked.
 
 use qwenkit_formats::{Config, Gguf};
-use qwenkit_kernels::{CONV_WIDTH_MAX, DeltaShape, HeadOrder};
+use qwenkit_kernels::{CONV_WIDTH_MAX, DeltaGate, DeltaShape, HeadOrder};
 
 use super::hyper::{HEADS_MAX, Hyper, wrong};
-use crate::{
-    error::Error,
-    plan::{DeltaNetPlan, GateKind},
-};
+use crate::{error::Error, plan::DeltaNetPlan};
 
 /// Qwen's heads are 128 values; beyond this a file is broken or hostile.
 const LINEAR_HEAD_DIM_MAX: usize = 1 << 12;
@@ -20,7 +17,7 @@ pub(super) struct LinearNumbers {
     linear_key_head_dim: Option<usize>,
     linear_value_head_dim: Option<usize>,
     linear_conv_kernel_dim: Option<usize>,
-    output_gate_type: Option<GateKind>,
+    output_gate_type: Option<DeltaGate>,
 }
 
 impl LinearNumbers {
@@ -40,9 +37,9 @@ impl LinearNumbers {
         // Where the file does not say the architecture does.
         let name = key("ssm.output_gate");
         let output_gate_type = match gguf.metadata().string(&name)? {
-            None => is_indexed.then_some(GateKind::Sigmoid),
-            Some("silu") => Some(GateKind::Silu),
-            Some("sigmoid") if is_indexed => Some(GateKind::Sigmoid),
+            None => is_indexed.then_some(DeltaGate::Sigmoid),
+            Some("silu") => Some(DeltaGate::Silu),
+            Some("sigmoid") if is_indexed => Some(DeltaGate::Sigmoid),
             Some(other) => return Err(wrong(gguf.path(), &name, format!("`{other}`"), "`silu` or `sigmoid`")),
         };
         Ok(LinearNumbers {
@@ -59,8 +56,8 @@ impl LinearNumbers {
         // `swish` is another name of silu.
         let output_gate_type = match config.string("output_gate_type")? {
             None => None,
-            Some("swish" | "silu") => Some(GateKind::Silu),
-            Some("sigmoid") if is_indexed => Some(GateKind::Sigmoid),
+            Some("swish" | "silu") => Some(DeltaGate::Silu),
+            Some("sigmoid") if is_indexed => Some(DeltaGate::Sigmoid),
             Some(other) => {
                 let expected = if is_indexed { "`swish` or `sigmoid`" } else { "`swish`" };
                 return Err(wrong(config.path(), "output_gate_type", format!("`{other}`"), expected));
@@ -94,6 +91,6 @@ impl Hyper {
             return Err(self.wrong("linear_num_value_heads", shape.value_heads, &expected));
         }
         let conv_width = self.required("linear_conv_kernel_dim", numbers.linear_conv_kernel_dim, CONV_WIDTH_MAX)?;
-        Ok(DeltaNetPlan { shape, conv_width, gate: numbers.output_gate_type.unwrap_or(GateKind::Silu) })
+        Ok(DeltaNetPlan { shape, conv_width, gate: numbers.output_gate_type.unwrap_or(DeltaGate::Silu) })
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! Prompts and single tokens take the same way through the state and get the same bits. Source: Yang et al. 2024; order of operations as in transformers' Qwen3-Next and Qwen3.5.
 
-use qwenkit_kernels::{DeltaGate, DeltaGates, DeltaLayer, Product, Weight};
+use qwenkit_kernels::{DeltaGates, DeltaLayer, Product, Weight};
 
 use super::{BlockBuffers, Context, sized};
 use crate::{
     adapter::Module,
-    plan::{DeltaNetPlan, GateKind},
+    plan::DeltaNetPlan,
     state::RecurrentState,
     tap::{Site, visit},
 };
@@ -85,17 +85,13 @@ impl DeltaNet {
         cx.adapt_all(Module::InProjQkv, low, x, &mut [&mut *raw]);
         cx.adapt_all(Module::InProjB, low, x, &mut [&mut *b]);
         cx.adapt_all(Module::InProjA, low, x, &mut [&mut *a]);
-        let gate = match self.plan.gate {
-            GateKind::Silu => DeltaGate::Silu,
-            GateKind::Sigmoid => DeltaGate::Sigmoid,
-        };
         let layer = DeltaLayer {
             x: raw,
             conv: &self.conv,
             gates: self.gates(b, a),
             norm: &self.norm,
             eps: cx.eps,
-            gate,
+            gate: self.plan.gate,
             wanted: cx.wanted.map(|wanted| &wanted.rows[..]),
         };
         compute.delta_layer(&mut state.conv, &mut state.delta, cx.recurrent, &layer, z);

@@ -1,13 +1,13 @@
 //! Gated DeltaNet over whole sequences, both ways. Of its inner values nothing is kept but its input: they are many, and the
 //! backward computes them again.
 
-use qwenkit_kernels::{BackProduct, DeltaGrads, DeltaInput, Join, Product};
+use qwenkit_kernels::{BackProduct, DeltaGate, DeltaGrads, DeltaInput, Join, Product};
 
 use super::{
     lora::Outputs,
     tape::{LayerTape, Room, SequenceState, Way, sized},
 };
-use crate::{adapter::Module, blocks::DeltaNet, error::Error, plan::GateKind};
+use crate::{adapter::Module, blocks::DeltaNet, error::Error};
 
 /// Modules of the block's input.
 const INPUTS: [Module; 4] = [Module::InProjQkv, Module::InProjZ, Module::InProjB, Module::InProjA];
@@ -78,11 +78,11 @@ pub(super) fn forward(
     let (z, results) = (sized(&mut room.b, len), sized(&mut room.f, len));
     compute.rms_norm_in_place(results, &block.norm, way.eps);
     let gated = match block.plan.gate {
-        GateKind::Silu => {
+        DeltaGate::Silu => {
             compute.silu_mul(z, results, width);
             z
         }
-        GateKind::Sigmoid => {
+        DeltaGate::Sigmoid => {
             compute.sigmoid_mul(results, z, width);
             results
         }
@@ -118,10 +118,10 @@ pub(super) fn backward(
     let d_out = way.scale_backward_apart(of_out, &tape.mixed, d_out, magnitudes, grads);
     if way.adapter.lora(way.layer, Module::OutProj).is_some() {
         let gated = sized(i, sizes.values);
-        gated.copy_from_slice(if block.plan.gate == GateKind::Silu { &*z } else { &*normed });
+        gated.copy_from_slice(if block.plan.gate == DeltaGate::Silu { &*z } else { &*normed });
         match block.plan.gate {
-            GateKind::Silu => compute.silu_mul(gated, normed, width),
-            GateKind::Sigmoid => compute.sigmoid_mul(gated, z, width),
+            DeltaGate::Silu => compute.silu_mul(gated, normed, width),
+            DeltaGate::Sigmoid => compute.sigmoid_mul(gated, z, width),
         }
         way.low_backward(Module::OutProj, (gated, &tape.lows), &[d_out], (&mut *d_lows, &mut *part), grads);
     }
@@ -132,11 +132,11 @@ pub(super) fn backward(
     z_before.copy_from_slice(&z[..z_before.len()]);
     // z and `d_normed` become gradients.
     let d_normed = match block.plan.gate {
-        GateKind::Silu => {
+        DeltaGate::Silu => {
             compute.silu_mul_backward(z, normed, d_gated, width);
             normed
         }
-        GateKind::Sigmoid => {
+        DeltaGate::Sigmoid => {
             compute.sigmoid_mul_backward(normed, z, d_gated, width);
             d_gated
         }
