@@ -106,7 +106,7 @@ impl Bench {
                 .collect();
             self.time(&format!("{name} {dtype}, forward with y += h B'"), macs, || {
                 let products = weights.iter().zip(&mut outs).map(|(weight, out)| Product { weight, out });
-                self.compute.matmul_added(&mut scratch, &x, &mut products.collect::<Vec<_>>(), &added);
+                self.compute.matmul_forward(&mut scratch, &x, &mut products.collect::<Vec<_>>(), &added);
             });
         }
     }

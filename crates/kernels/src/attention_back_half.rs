@@ -1,4 +1,4 @@
-//! Backward of attention with operands rounded to bf16, where the machine multiplies such pairs.
+//! Backward of attention with operands rounded to bf16, where the machine multiplies such pairs, by vectors or on tiles.
 
 use std::{ops::Range, sync::PoisonError};
 
@@ -9,7 +9,10 @@ use crate::{
     shared_out::SharedOut,
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{avx512::attention_back as half, pool::Deal};
+use crate::{
+    avx512::{attention_back as half, transpose::Square},
+    pool::Deal,
+};
 
 /// Tokens whose heads' parts are added together.
 #[cfg(target_arch = "x86_64")]
@@ -19,8 +22,16 @@ const STEP: usize = 16;
 #[cfg(target_arch = "x86_64")]
 #[derive(Default)]
 pub(crate) struct AttentionRoom {
-    threads: Vec<half::Room>,
-    parts: Vec<f32>,
+    threads: Vec<HeadRoom>,
+    parts: Vec<Square<f32>>,
+}
+
+/// Of one thread, for either kind of products.
+#[cfg(target_arch = "x86_64")]
+#[derive(Default)]
+struct HeadRoom {
+    vectors: half::Room,
+    tiles: crate::amx::attention_back::HeadRoom,
 }
 
 impl Compute {
@@ -38,7 +49,7 @@ impl Compute {
         grads: [&mut [f32]; 3],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa >= Isa::Avx512 && Isa::Avx512.pairs_bf16() && half::fits(shape.head_dim) {
+        if self.isa.pairs_bf16() && half::fits(shape.head_dim) {
             shape.check(seqs, input, d_out, &grads);
             return self.half_backward(shape, seqs, input, d_out, grads);
         }
@@ -56,18 +67,18 @@ impl Compute {
     ) {
         let AttentionShape { heads, kv_heads, head_dim: dim, window, scale } = shape;
         let (group, q_step, kv_step) = (heads / kv_heads, heads * dim, kv_heads * dim);
-        // What each query head gives the keys and values of a sequence lies turned, (K, keys to whole steps), head by head.
-        let keys_of = |seq: &Range<usize>| seq.len().next_multiple_of(half::KEYS);
+        // What each query head gives the keys and values of a sequence lies in squares, head by head.
+        let squares_of = |seq: &Range<usize>| seq.len().next_multiple_of(half::KEYS) / STEP * (dim / STEP);
         let (mut places, mut total) = (Vec::new(), 0);
         for seq in seqs {
             places.push((total, seq));
-            total += heads * dim * keys_of(seq);
+            total += heads * squares_of(seq);
         }
         let mut room = self.back.lock().unwrap_or_else(PoisonError::into_inner);
         let AttentionRoom { threads: rooms, parts } = &mut room.attention;
-        rooms.resize_with(self.pool.threads(), half::Room::default);
+        rooms.resize_with(self.pool.threads(), HeadRoom::default);
         if parts.len() < 2 * total {
-            parts.resize(2 * total, 0.0);
+            parts.resize(2 * total, Square([[0.0; STEP]; STEP]));
         }
         let (dk_parts, dv_parts) = parts[..2 * total].split_at_mut(total);
         {
@@ -91,13 +102,17 @@ impl Compute {
                             window,
                             scale,
                         };
-                        let size = dim * keys_of(seq);
+                        let size = squares_of(seq);
                         // SAFETY: a thread has one room; a head of a sequence is one job, so its rows and parts are one thread's. The
                         // machine has the instruction set by `Compute::new`, and its bf16 products by `fits`.
                         unsafe {
                             let at = place + head * size;
                             let parts = [dk.slice(at, size), dv.slice(at, size)];
-                            half::run(&one, &mut rooms.slice(i, 1)[0], &dq, q_at, parts);
+                            let HeadRoom { vectors, tiles } = &mut rooms.slice(i, 1)[0];
+                            match self.isa {
+                                Isa::Amx => crate::amx::attention_back::run(&one, tiles, &dq, q_at, parts),
+                                _ => half::run(&one, vectors, &dq, q_at, parts),
+                            }
                         }
                     }
                 });
@@ -112,7 +127,7 @@ impl Compute {
             let to = SharedOut::new(to);
             self.pool.run_split(steps.len(), 1, |own| {
                 for (place, seq, first) in &steps[own] {
-                    let size = dim * keys_of(seq);
+                    let size = squares_of(seq);
                     for kv_head in 0..kv_heads {
                         let own = (kv_head * group..(kv_head + 1) * group).map(|h| &parts[place + h * size..][..size]);
                         let row = |i: usize| {
@@ -121,7 +136,7 @@ impl Compute {
                             (first + i < seq.len()).then(|| unsafe { to.slice(at, dim) })
                         };
                         // SAFETY: the machine has the instruction set by `Compute::new`.
-                        unsafe { half::sum_turned(own, dim, keys_of(seq), *first, row) };
+                        unsafe { half::sum_turned(own, dim, *first, row) };
                     }
                 }
             });

@@ -4,16 +4,18 @@
 //! together, with the mean of the head's rows; how near that is, tests/rounded_gradients.rs holds. With a head in f32 or f16 every
 //! share counts as it is. Source of leaving small shares out: Wijmans et al. 2024 (Cut Cross-Entropy).
 
-use std::ops::Range;
+use std::{ops::Range, sync::PoisonError};
 
 use qwenkit_tensor::DType;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::both_ways::TilePieces;
 use crate::{
     Isa,
     lanes::{self, for_each_isa},
     layout::{GROUP_ROWS, UNIT},
     matmul::{Compute, MatmulScratch, Product, Rows, Task},
-    matmul_back::BackProduct,
+    matmul_back::{BackProduct, BackRoom},
     product::{Join, Right},
     shared_out::SharedOut,
     turned::Columns,
@@ -68,6 +70,9 @@ impl HeadLoss<'_> {
         }
     }
 }
+
+/// Computes a piece: the thread, the groups, and where results go.
+type PieceProduct<'a> = dyn Fn(usize, Range<usize>, &SharedOut<'_, f32>) + Sync + 'a;
 
 /// How many terms a thread keeps behind a piece.
 fn terms_limit(vocab: usize, rows: usize, threads: usize) -> usize {
@@ -146,9 +151,7 @@ impl Compute {
         losses: &mut [f32],
         dx: Option<&mut [f32]>,
     ) -> bool {
-        let (head, rows, width) = (loss.head, losses.len(), loss.head.cols());
-        scratch.activations.prepare(self.isa, &self.pool, x, width, &[head.operand()]);
-        let x = Rows::of(&scratch.activations, x);
+        let (head, rows) = (loss.head, losses.len());
         let (pieces, threads) = (head.groups().div_ceil(PIECE_GROUPS), self.pool.threads());
         let mut sums = vec![PieceSum::default(); pieces * rows];
         let mut at_target = vec![0.0; rows];
@@ -158,6 +161,8 @@ impl Compute {
         };
         let mut kept: Vec<Kept> = (0..threads).map(|_| Kept::new(rows, pieces.div_ceil(threads), limits)).collect();
         {
+            let mut room = self.back.lock().unwrap_or_else(PoisonError::into_inner);
+            let logits_of = self.pieces_of(&mut room, scratch, head, x);
             let (sums, at_target) = (SharedOut::new(&mut sums), SharedOut::new(&mut at_target));
             let kept = SharedOut::new(&mut kept);
             self.pool.run(|i| {
@@ -168,9 +173,7 @@ impl Compute {
                 for piece in (i..pieces).step_by(threads) {
                     let ids = ids_of(head, piece);
                     let groups = ids.start / GROUP_ROWS..ids.end.div_ceil(GROUP_ROWS);
-                    let (out, out_group) = (SharedOut::new(&mut logits), groups.start);
-                    let (joined, out_step) = (None, PIECE);
-                    self.kernel(&Task { weight: head, groups, joined, x, out: &out, out_step, out_group });
+                    logits_of(i, groups, &SharedOut::new(&mut logits));
                     // SAFETY: each piece is handed out once.
                     let sums = unsafe { sums.slice(piece * rows, rows) };
                     for (row, (logits, sum)) in logits.chunks_exact(PIECE).zip(sums).enumerate() {
@@ -200,6 +203,31 @@ impl Compute {
             self.head_gradient(loss, &wholes, &mut kept, dx);
         }
         true
+    }
+
+    /// What computes logits of all rows of x for some groups of the head, on the thread that is named, as rows of `PIECE`.
+    fn pieces_of<'a>(
+        &'a self,
+        room: &'a mut BackRoom,
+        scratch: &'a mut MatmulScratch,
+        head: &'a Weight,
+        x: &'a [f32],
+    ) -> Box<PieceProduct<'a>> {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx && head.operand() == Operand::Quantized {
+            // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+            let tiles = unsafe { TilePieces::new(&self.pool, &mut room.tiles, head, x) };
+            // SAFETY: as above; the caller names its own thread.
+            return Box::new(move |i, groups, out| unsafe { tiles.piece(i, groups, out, PIECE) });
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = room;
+        scratch.activations.prepare(self.isa, &self.pool, x, head.cols(), &[head.operand()]);
+        let x = Rows::of(&scratch.activations, x);
+        Box::new(move |_, groups, out| {
+            let out_group = groups.start;
+            self.kernel(&Task { weight: head, groups, joined: None, x, out, out_step: PIECE, out_group });
+        })
     }
 
     /// dx: (T, D) = `scale` times the head's rows by their shares, less the target's row.

@@ -2,7 +2,7 @@
 //!
 //! The gradient of y = W x towards x is the sum over W's rows of dy times the row. Quantised weights are turned, 32 columns at
 //! a time, into 8 bits in blocks of 128 rows (`turned`), dy is rounded to 8 bits in blocks of 32, and integers are
-//! multiplied: what that rounds, tests/gradients.rs holds. Plain weights are multiplied as f32 by `product`'s tiles. Frozen weights
+//! multiplied: what that rounds, tests/gradients.rs holds. AMX multiplies both as bf16, and BF16 weights too. Other plain weights are multiplied as f32 by `product`'s tiles. Frozen weights
 //! have no gradient of their own here.
 
 use std::{ops::Range, sync::PoisonError};
@@ -68,18 +68,18 @@ impl Compute {
         if let Some(p) = products.first() {
             added.iter().for_each(|added| added.check(dx.len() / p.weight.cols(), p.weight.cols()));
         }
-        let is_quantized = |p: &&BackProduct<'_>| p.weight.operand() == Operand::Quantized;
+        let is_rounded = |p: &&BackProduct<'_>| self.rounds_back(p.weight);
         let mut into = into;
-        let quantized: Vec<_> = products.iter().filter(is_quantized).collect();
-        let all_quantized = quantized.len() == products.len();
-        if !quantized.is_empty() {
-            self.quantized_backward(&quantized, if all_quantized { added } else { &[] }, into, dx);
+        let rounded: Vec<_> = products.iter().filter(is_rounded).collect();
+        let all_rounded = rounded.len() == products.len();
+        if !rounded.is_empty() {
+            self.rounded_backward(&rounded, if all_rounded { added } else { &[] }, into, dx);
             into.add = true;
         }
-        if all_quantized {
+        if all_rounded {
             return;
         }
-        for BackProduct { weight, dy } in products.iter().filter(|p| !is_quantized(p)) {
+        for BackProduct { weight, dy } in products.iter().filter(|p| !is_rounded(p)) {
             self.product_with(Mat::new(dy, dx.len() / weight.cols(), weight.rows()), *weight, into, dx);
             into.add = true;
         }
@@ -88,9 +88,23 @@ impl Compute {
         }
     }
 
-    fn quantized_backward(&self, products: &[&BackProduct<'_>], added: &[LowRank<'_>], into: Join, dx: &mut [f32]) {
+    /// Whether gradients are rounded for products with the weight.
+    fn rounds_back(&self, weight: &Weight) -> bool {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => crate::amx::both_ways::takes_back(weight),
+            _ => weight.operand() == Operand::Quantized,
+        }
+    }
+
+    fn rounded_backward(&self, products: &[&BackProduct<'_>], added: &[LowRank<'_>], into: Join, dx: &mut [f32]) {
         let width = products[0].weight.cols();
         let mut room = self.back.lock().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx {
+            // SAFETY: `Compute::new` has checked that the machine has this instruction set.
+            return unsafe { self.tiles_backward(&mut room.tiles, products, added, into, dx) };
+        }
         let BackRoom { grads, turned, .. } = &mut *room;
         grads.quantize(self.isa, &self.pool, products, dx.len() / width);
         turned.resize_with(self.pool.threads(), Turned::default);
@@ -119,6 +133,8 @@ pub(crate) struct BackRoom {
     grads: Grads,
     /// One for each thread
     turned: Vec<Turned>,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) tiles: crate::amx::both_ways::TileRoom,
     #[cfg(target_arch = "x86_64")]
     pub(crate) attention: AttentionRoom,
 }

@@ -150,6 +150,13 @@ fn join_unit(coarse: &[u8; 320], rest: &[u8; 192], out: &mut [u8; 512]) {
 }
 
 for_each_isa! {
+    /// One unit alone.
+    pub(crate) fn join_one(coarse: &[u8; 320], rest: &[u8; 192], out: &mut [u8; 512]) {
+        join_unit(coarse, rest, out);
+    }
+}
+
+for_each_isa! {
     /// Puts a group together again. With `ahead` the memory of the groups behind it is asked for.
     pub(crate) fn join(coarse: &[u8], rest: &[u8], ahead: bool, out: &mut [u8]) {
         for (u, rest) in rest.as_chunks().0.iter().enumerate() {
@@ -203,13 +210,13 @@ impl Weight {
     }
 
     /// Unit `u` of group `g` of a weight in two parts as a group of this one unit.
-    pub(crate) fn unit_group(&self, g: usize, u: usize) -> [u8; UNIT_GROUP_BYTES] {
+    pub(crate) fn unit_group(&self, isa: Isa, g: usize, u: usize) -> [u8; UNIT_GROUP_BYTES] {
         let (coarse, rest) = (self.coarse(g).0, self.rest(g));
         let mut group = [0; UNIT_GROUP_BYTES];
         group[WHOLE.scales_at(0).1..][..SCALE_BYTES].copy_from_slice(scales(&COARSE, coarse, u));
         let (of_rest, to) = (rest.as_chunks().0.get(u), group[WHOLE.quants_at(0)..].first_chunk_mut());
         let Some((of_rest, to)) = of_rest.zip(to) else { unreachable!("the group has unit {u}") };
-        join_unit(quants(&COARSE, coarse, u), of_rest, to);
+        join_one(isa, quants(&COARSE, coarse, u), of_rest, to);
         group
     }
 

@@ -17,6 +17,8 @@ const BLOCK_K: usize = 256;
 /// The rank up to which a product is skinny.
 #[cfg(target_arch = "x86_64")]
 const SKINNY_RANK: usize = 64;
+/// Rows to which a product is added at once.
+const ADDED_ROWS: usize = COPY_TILES * TILE_ROWS;
 /// Row tiles from which on copying a column tile into one piece pays.
 const COPY_TILES: usize = 8;
 
@@ -169,9 +171,14 @@ impl LowRank<'_> {
         );
     }
 
-    /// Adds the part in `cols` to all rows of `out`, on this thread.
+    /// Adds the part in `cols` to all rows of `out`, on this thread. Rows are pages apart where they are long: some of them take
+    /// all that is theirs before the next.
     pub(crate) fn add(&self, isa: Isa, cols: Range<usize>, out: &Out<'_, '_>) {
-        multiply(isa, self.left, &self.right, 0..self.left.rows, cols, Join { alpha: self.alpha, add: true }, out);
+        let into = Join { alpha: self.alpha, add: true };
+        for first in (0..self.left.rows).step_by(ADDED_ROWS) {
+            let rows = first..(first + ADDED_ROWS).min(self.left.rows);
+            multiply(isa, self.left, &self.right, rows, cols.clone(), into, out);
+        }
     }
 }
 

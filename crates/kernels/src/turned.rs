@@ -141,7 +141,7 @@ impl Turned {
 /// Values of 32 columns of one group, and what becomes the largest. Rows past the matrix's end are zeros in the group.
 fn spread(isa: Isa, weight: &Weight, g: usize, unit: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
     if weight.in_planes() {
-        return spread_group(isa, weight, &weight.unit_group(g, unit), 0, values, largest);
+        return spread_group(isa, weight, &weight.unit_group(isa, g, unit), 0, values, largest);
     }
     spread_group(isa, weight, weight.group(g), unit, values, largest);
 }

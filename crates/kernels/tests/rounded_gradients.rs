@@ -100,7 +100,7 @@ struct Plain {
 fn plain(compute: &Compute, head: &Weight, x: &[f32], targets: &[u32], scale: f32) -> Plain {
     let (vocab, width, rows) = (head.rows(), head.cols(), targets.len());
     let (mut logits, mut losses, mut dx) = (vec![0.0; rows * vocab], vec![0.0; rows], vec![0.0; rows * width]);
-    compute.matmul(&mut MatmulScratch::default(), x, &mut [Product { weight: head, out: &mut logits }]);
+    compute.matmul_forward(&mut MatmulScratch::default(), x, &mut [Product { weight: head, out: &mut logits }], &[]);
     compute.cross_entropy(&mut logits, targets, scale, &mut losses);
     let mut values = vec![0.0; vocab * width];
     values.chunks_exact_mut(width).enumerate().for_each(|(row, out)| head.row(row, out));

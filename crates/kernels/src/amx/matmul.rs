@@ -34,13 +34,16 @@ const BLOCK_UNITS: usize = 32;
 /// Bytes of a unit's spread quants.
 const UNIT_BYTES: usize = UNIT * GROUP_ROWS;
 /// Sums that tiles are ahead of the registers.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
+/// Sums in memory, used in turn.
+const ROOMS: usize = 8;
 /// Units of activations that are asked into the first-level cache ahead: tiles wait for what they load.
 const NEAR_UNITS: usize = 6;
-/// Tiles of sums, used in turn.
-const SLOTS: usize = 4;
 /// k-values of a bf16 tile's row.
 const BF16_K: usize = ROW_BYTES / 2;
+/// Such steps over which sums stay in tiles before the next tokens come: two groups' are 16 KiB, and 32 tokens' as much, in a
+/// first-level cache of 48.
+const BF16_RUN: usize = 8;
 
 /// Computes the task's groups for all its rows.
 ///
@@ -149,7 +152,7 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
         let facts = task.x.facts.as_ptr().add(t * (cols / UNIT) + units.start * ROWS);
         let (quants, scales, addends) =
             ((*block).quants.as_ptr().cast::<u8>(), (*block).scales.as_ptr(), (*block).addends.as_ptr());
-        let mut room = MaybeUninit::<[Room<i32>; SLOTS]>::uninit();
+        let mut room = MaybeUninit::<[Room<i32>; ROOMS]>::uninit();
         let room = room.as_mut_ptr().cast::<Room<i32>>();
         let results: [*mut f32; ROWS] = std::array::from_fn(|c| task.results(g, t + c).as_mut_ptr());
         // What tiles write can be read when all that was written before it is in cache, so results should not wait for memory.
@@ -176,20 +179,20 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
                 tile::load::<{ 4 + $slot % 2 }>(of_unit.cast(), UNIT);
                 tile::zero::<$slot>();
                 tile::add_bytes::<$slot, { 4 + $slot % 2 }, { 6 + $slot % 2 }>();
-                tile::store::<$slot>(room.add($slot).cast(), ROW_BYTES);
+                tile::store::<$slot>(room.add(p % ROOMS).cast(), ROW_BYTES);
             };
         }
         let mut p = 0;
         macro_rules! step {
-            ($slot:literal, $ahead:literal) => {
+            ($slot:literal) => {
                 if p < total {
                     if p + AHEAD < total {
-                        start!(p + AHEAD, $ahead);
+                        start!(p + AHEAD, $slot);
                     }
                     let scale = _mm512_load_ps(scales.add(p).cast());
                     let which = if parts == 1 { 0 } else { 1 + $slot % 2 };
                     let facts = facts.add(p / parts * ROWS);
-                    let sums = room.add($slot).cast::<__m512i>();
+                    let sums = room.add(p % ROOMS).cast::<__m512i>();
                     for c in 0..ROWS {
                         let facts = facts.add(c);
                         let scale = _mm512_mul_ps(scale, _mm512_set1_ps((*facts).scale));
@@ -208,11 +211,17 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
         if total > 1 {
             start!(1, 1);
         }
+        if total > 2 {
+            start!(2, 2);
+        }
+        if total > 3 {
+            start!(3, 3);
+        }
         while p < total {
-            step!(0, 2);
-            step!(1, 3);
-            step!(2, 0);
-            step!(3, 1);
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
         }
         for c in 0..ROWS {
             _mm512_mask_storeu_ps(results[c], mask, acc[c]);
@@ -229,6 +238,7 @@ unsafe fn bf16_all(task: &Task<'_>) {
             f(g, (task.groups.end - g).min(2));
         }
     };
+    let steps = task.x.cols.next_multiple_of(2) / BF16_K;
     // SAFETY: the caller's promise; tiles are as high as there are tokens for them.
     unsafe {
         if whole > 0 {
@@ -236,12 +246,18 @@ unsafe fn bf16_all(task: &Task<'_>) {
             let panel = (PANEL_BYTES / 2 / task.x.cols.max(1) / (2 * ROWS) * 2 * ROWS).max(2 * ROWS);
             for first in (0..whole).step_by(panel) {
                 pairs(&|g, groups| {
-                    for t in (first..(first + panel).min(whole)).step_by(2 * ROWS) {
-                        match ((whole - t).min(2 * ROWS) / ROWS, groups) {
-                            (2, 2) => bf16_tile::<2, 2>(task, g, t, ROWS),
-                            (2, _) => bf16_tile::<2, 1>(task, g, t, ROWS),
-                            (_, 2) => bf16_tile::<1, 2>(task, g, t, ROWS),
-                            _ => bf16_tile::<1, 1>(task, g, t, ROWS),
+                    // Sums wait where the results go, if they have room there.
+                    let is_whole = task.weight.group_rows(g + groups - 1) == GROUP_ROWS;
+                    let run = if is_whole { steps.div_ceil(steps.div_ceil(BF16_RUN).max(1)) } else { steps };
+                    for from in (0..steps.max(1)).step_by(run.max(1)) {
+                        let run = from..(from + run).min(steps);
+                        for t in (first..(first + panel).min(whole)).step_by(2 * ROWS) {
+                            match ((whole - t).min(2 * ROWS) / ROWS, groups) {
+                                (2, 2) => bf16_tile::<2, 2>(task, g, t, ROWS, run.clone()),
+                                (2, _) => bf16_tile::<2, 1>(task, g, t, ROWS, run.clone()),
+                                (_, 2) => bf16_tile::<1, 2>(task, g, t, ROWS, run.clone()),
+                                _ => bf16_tile::<1, 1>(task, g, t, ROWS, run.clone()),
+                            }
                         }
                     }
                 });
@@ -252,28 +268,50 @@ unsafe fn bf16_all(task: &Task<'_>) {
             let low = (rest, ROW_BYTES);
             let _tiles = Tiles::new([low, low, low, low, low, low, right, right]);
             pairs(&|g, groups| match groups {
-                2 => bf16_tile::<1, 2>(task, g, whole, rest),
-                _ => bf16_tile::<1, 1>(task, g, whole, rest),
+                2 => bf16_tile::<1, 2>(task, g, whole, rest, 0..steps),
+                _ => bf16_tile::<1, 1>(task, g, whole, rest, 0..steps),
             });
         }
     }
 }
 
-/// `G` groups from `g` by `T` tiles of `height` tokens each, from `t`: tiles 0 to 3 are their sums, 4 and 5 the tokens, 6 and 7
-/// the groups.
+/// `G` groups from `g` by `T` tiles of `height` tokens each, from `t`, over the steps of `run`: tiles 0 to 3 are their sums, which
+/// begin with step 0 and otherwise go on, 4 and 5 the tokens, 6 and 7 the groups. The last run takes what is behind the last step.
 #[inline(always)]
-unsafe fn bf16_tile<const T: usize, const G: usize>(task: &Task<'_>, g: usize, t: usize, height: usize) {
+unsafe fn bf16_tile<const T: usize, const G: usize>(
+    task: &Task<'_>,
+    g: usize,
+    t: usize,
+    height: usize,
+    run: Range<usize>,
+) {
     let cols = task.x.cols.next_multiple_of(2);
-    let (whole, rest) = (cols / BF16_K, cols % BF16_K);
+    let whole = cols / BF16_K;
+    let rest = if run.end == whole { cols % BF16_K } else { 0 };
     // SAFETY: groups and tokens exist; what is behind the last whole step is copied, with zeros behind it.
     unsafe {
         let x: [*const bf16; T] = std::array::from_fn(|i| task.x.bf16.as_ptr().add((t + i * ROWS) * cols));
         let weights: [*const u8; G] = std::array::from_fn(|j| task.group(g + j).as_ptr());
         let ahead = task.asks_ahead();
-        tile::zero::<0>();
-        tile::zero::<1>();
-        tile::zero::<2>();
-        tile::zero::<3>();
+        if run.start == 0 {
+            tile::zero::<0>();
+            tile::zero::<1>();
+            tile::zero::<2>();
+            tile::zero::<3>();
+        } else {
+            let step = 4 * task.out_step;
+            let sums = |g, t| task.results(g, t).as_ptr().cast::<u8>();
+            tile::load::<0>(sums(g, t), step);
+            if G > 1 {
+                tile::load::<1>(sums(g + 1, t), step);
+            }
+            if T > 1 {
+                tile::load::<2>(sums(g, t + ROWS), step);
+                if G > 1 {
+                    tile::load::<3>(sums(g + 1, t + ROWS), step);
+                }
+            }
+        }
         let add = |x: [*const u8; T], x_step: usize, weights: [*const u8; G]| {
             tile::load::<6>(weights[0], ROW_BYTES);
             tile::load::<4>(x[0], x_step);
@@ -290,7 +328,7 @@ unsafe fn bf16_tile<const T: usize, const G: usize>(task: &Task<'_>, g: usize, t
                 }
             }
         };
-        for s in 0..whole {
+        for s in run {
             let weights = weights.map(|w| w.add(s * ROWS * ROW_BYTES));
             if ahead {
                 weights.iter().for_each(|w| prefetch::ahead(*w, ROWS * ROW_BYTES));

@@ -1,10 +1,11 @@
-//! Kernels for x86-64 with AMX: matrix products of many tokens on tiles, all else as with AVX-512.
-//!
-//! The backward of quantised products was tried too and gained nothing: docs/LOG.md.
+//! Kernels for x86-64 with AMX: matrix products of many tokens on tiles, both ways, all else as with AVX-512.
 
 // Fixed-size register arrays are indexed in step with each other; iterators would hide which register is meant.
 #![allow(clippy::needless_range_loop)]
 
+pub(crate) mod attention_back;
+pub(crate) mod both_ways;
+mod lay;
 pub(crate) mod matmul;
 mod tile;
 

@@ -8,14 +8,13 @@
 
 use std::{arch::asm, marker::PhantomData};
 
+/// A tile in memory.
+pub(super) use crate::avx512::transpose::Square as Room;
+
 /// Rows of a whole tile, and 32-bit lanes of a row.
 pub(super) const ROWS: usize = 16;
 /// Bytes of a row.
 pub(super) const ROW_BYTES: usize = 64;
-
-/// A tile in memory.
-#[repr(C, align(64))]
-pub(super) struct Room<T>(pub(super) [[T; ROWS]; ROWS]);
 
 /// What the instruction that sets shapes reads.
 #[repr(C, align(64))]

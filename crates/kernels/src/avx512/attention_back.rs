@@ -9,7 +9,7 @@
 
 use std::arch::x86_64::*;
 
-use super::transpose;
+use super::transpose::{self, Square};
 use crate::{Isa, attention_back::softmax_back_row, shared_out::SharedOut};
 
 /// Queries whose shares are held at once: sums of keys' gradients are read and written once for each so many.
@@ -70,7 +70,7 @@ pub(crate) fn fits(dim: usize) -> bool {
 }
 
 /// Gradients of the head: towards its queries into rows of `dq` from `dq_at`, `q_step` apart; towards keys and values turned into
-/// `dk` and `dv`: (K, keys rounded up to 32), overwritten.
+/// `dk` and `dv`: (keys rounded up to 32 / 16, K / 16), sixteen of K by sixteen keys each, overwritten.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for, and `fits(dim)`; nobody else has these rows of `dq`.
@@ -80,15 +80,17 @@ pub(crate) unsafe fn run(
     room: &mut Room,
     dq: &SharedOut<'_, f32>,
     dq_at: usize,
-    [dk, dv]: [&mut [f32]; 2],
+    [dk, dv]: [&mut [Square<f32>]; 2],
 ) {
     let Head { len, dim, window, scale, .. } = *head;
     let keys = len.next_multiple_of(KEYS);
-    assert!(dk.len() == dim * keys && dv.len() == dim * keys && dim.is_multiple_of(2 * LANES));
+    let squares = keys / LANES * (dim / LANES);
+    assert!(dk.len() == squares && dv.len() == squares && dim.is_multiple_of(2 * LANES));
     assert!(len == 0 || head.q.len().min(head.d_out.len()) >= (len - 1) * head.q_step + dim);
     assert!(len == 0 || head.k.len().min(head.v.len()) >= (len - 1) * head.kv_step + dim);
-    dk.fill(0.0);
-    dv.fill(0.0);
+    for part in [&mut *dk, &mut *dv] {
+        part.fill(Square([[0.0; LANES]; LANES]));
+    }
     // SAFETY: rows of the head exist by the assertions; buffers have the sizes that `Room` states.
     unsafe {
         room.prepare(head, keys);
@@ -404,17 +406,25 @@ unsafe fn d_queries(
     }
 }
 
-/// Adds to `out`: (K, keys), for the keys from `start`, the sum over the block's pairs of queries of `turned`: (K, 32) times
+/// Adds to `out`, as `run` has it, for the keys from `start`, the sum over the block's pairs of queries of `turned`: (K, 32) times
 /// `weights`: (32, keys).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
-unsafe fn d_keys(weights: &[u32], turned: &[u32], dim: usize, start: usize, seen: usize, keys: usize, out: &mut [f32]) {
+unsafe fn d_keys(
+    weights: &[u32],
+    turned: &[u32],
+    dim: usize,
+    start: usize,
+    seen: usize,
+    keys: usize,
+    out: &mut [Square<f32>],
+) {
     // SAFETY: `dim` is a multiple of 16, `seen` of 32, and the matrices are of these shapes.
     unsafe {
         for key in (0..seen).step_by(LANES) {
             for d in (0..dim).step_by(LANES) {
-                let to = out.as_mut_ptr().add(d * keys + start + key);
-                let mut acc: [__m512; LANES] = std::array::from_fn(|i| _mm512_loadu_ps(to.add(i * keys)));
+                let Square(to) = &mut out[(start + key) / LANES * (dim / LANES) + d / LANES];
+                let mut acc: [__m512; LANES] = std::array::from_fn(|i| _mm512_load_ps(to[i].as_ptr()));
                 let x = turned.as_ptr().add(d * PAIRS);
                 for pair in 0..PAIRS {
                     let w = _mm512_loadu_si512(weights.as_ptr().add(pair * keys + key).cast());
@@ -422,34 +432,34 @@ unsafe fn d_keys(weights: &[u32], turned: &[u32], dim: usize, start: usize, seen
                         *acc = dot(*acc, w, _mm512_set1_epi32(*x.add(i * PAIRS + pair) as i32));
                     }
                 }
-                for (i, acc) in acc.into_iter().enumerate() {
-                    _mm512_storeu_ps(to.add(i * keys), acc);
+                for (acc, to) in acc.into_iter().zip(to) {
+                    _mm512_store_ps(to.as_mut_ptr(), acc);
                 }
             }
         }
     }
 }
 
-/// `to`: (16 tokens, `step` apart, K) = the sum of heads' gradients: `parts` of (K, keys) each, for the tokens from `first`.
+/// `to`: (16 tokens, `step` apart, K) = the sum of heads' gradients, as `run` gives them, for the tokens from `first`.
 ///
 /// # Safety
 /// The machine has what `Isa::Avx512` stands for; `to` has `tokens` rows.
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn sum_turned<'a>(
-    parts: impl Iterator<Item = &'a [f32]> + Clone,
+    parts: impl Iterator<Item = &'a [Square<f32>]> + Clone,
     dim: usize,
-    keys: usize,
     first: usize,
     mut row: impl FnMut(usize) -> Option<&'a mut [f32]>,
 ) {
     let mut rows: [Option<&mut [f32]>; LANES] = std::array::from_fn(&mut row);
     for d in (0..dim).step_by(LANES) {
-        // SAFETY: parts are (K, keys), K and keys multiples of 16, and rows K long.
+        // SAFETY: rows are K long.
         unsafe {
             let sums: [__m512i; LANES] = std::array::from_fn(|i| {
                 let mut sum = _mm512_setzero_ps();
                 for part in parts.clone() {
-                    sum = _mm512_add_ps(sum, load(part, (d + i) * keys + first));
+                    let Square(part) = &part[first / LANES * (dim / LANES) + d / LANES];
+                    sum = _mm512_add_ps(sum, _mm512_load_ps(part[i].as_ptr()));
                 }
                 _mm512_castps_si512(sum)
             });

@@ -13,6 +13,6 @@ pub(crate) mod product;
 pub(crate) mod quantize;
 mod reduce;
 pub(crate) mod screen;
-mod transpose;
+pub(crate) mod transpose;
 pub(crate) mod turned;
 pub(crate) mod unit;

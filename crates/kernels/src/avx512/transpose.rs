@@ -5,6 +5,11 @@
 
 use std::arch::x86_64::*;
 
+/// Sixteen by sixteen values, a line of memory for each row.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(crate) struct Square<T>(pub(crate) [[T; 16]; 16]);
+
 /// Four by four 128-bit lanes turned: vector i of the result has lane i of each.
 #[inline(always)]
 pub(super) unsafe fn lanes([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
@@ -23,7 +28,7 @@ pub(super) unsafe fn lanes([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 
 /// Rows become columns.
 #[inline(always)]
-pub(super) unsafe fn square(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) unsafe fn square(rows: [__m512i; 16]) -> [__m512i; 16] {
     // SAFETY: the caller has AVX-512 F.
     unsafe {
         let mut pairs = rows;

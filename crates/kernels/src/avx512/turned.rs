@@ -39,6 +39,24 @@ pub(crate) unsafe fn spread(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,avx2")]
 unsafe fn spread_of<const D: usize>(group: &[u8], u: usize, values: &mut [Row; UNIT], largest: &mut [Bits; UNIT]) {
+    let positive = _mm512_set1_epi32(i32::MAX);
+    // SAFETY: the caller's promise; stores are of whole rows of a column.
+    unsafe {
+        columns::<D>(group, u, |column, x| {
+            _mm512_store_ps(values[column].0.as_mut_ptr(), x);
+            let at = largest[column].0.as_mut_ptr().cast();
+            let bits = _mm512_and_si512(_mm512_castps_si512(x), positive);
+            _mm512_store_si512(at, _mm512_max_epu32(_mm512_load_si512(at.cast()), bits));
+        });
+    }
+}
+
+/// Calls `f(column, its sixteen values)` for the 32 columns of unit `u` of a group.
+///
+/// # Safety
+/// AVX-512 F, BW, F16C; the group has this unit.
+#[inline(always)]
+pub(crate) unsafe fn columns<const D: usize>(group: &[u8], u: usize, mut f: impl FnMut(usize, __m512)) {
     let layout = const { Layout::at::<D>() };
     debug_assert!(layout.quants_at(u) + layout.unit_bytes() <= group.len());
     // SAFETY: the group holds quants and scales of all units of its rows.
@@ -50,7 +68,7 @@ unsafe fn spread_of<const D: usize>(group: &[u8], u: usize, values: &mut [Row; U
             Some(log2) => 1 << log2,
             None => 0,
         });
-        let (byte, positive) = (_mm512_set1_epi32(255), _mm512_set1_epi32(i32::MAX));
+        let byte = _mm512_set1_epi32(255);
         for (s, q) in quants.into_iter().enumerate() {
             let (scale, addend) = (factors.scale[s / 4], factors.addend[s / 4]);
             let four = [
@@ -65,10 +83,7 @@ unsafe fn spread_of<const D: usize>(group: &[u8], u: usize, values: &mut [Row; U
                 if layout.has_addend() {
                     x = _mm512_add_ps(x, addend);
                 }
-                _mm512_store_ps(values[4 * s + j].0.as_mut_ptr(), x);
-                let at = largest[4 * s + j].0.as_mut_ptr().cast();
-                let bits = _mm512_and_si512(_mm512_castps_si512(x), positive);
-                _mm512_store_si512(at, _mm512_max_epu32(_mm512_load_si512(at.cast()), bits));
+                f(4 * s + j, x);
             }
         }
     }

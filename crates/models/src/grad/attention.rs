@@ -36,7 +36,7 @@ pub(super) fn forward(
         way.added(Module::VProj, (0, keys), &tape.lows),
         block.gate_proj.as_ref().and_then(|_| way.added(Module::QProj, (queries, queries), &tape.lows)),
     ];
-    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
+    compute.matmul_forward(&mut room.matmul, x, &mut products, &added);
     let parts = [
         (Outputs::all(Module::QProj, queries), &mut tape.q, &mut *q, &block.q_bias),
         (Outputs::all(Module::KProj, keys), &mut tape.k, &mut *k, &block.k_bias),
@@ -75,7 +75,7 @@ pub(super) fn forward(
     }
     way.low(&[Module::OProj], heads, &mut tape.lows);
     let added = [way.added(Module::OProj, (0, block.o_proj.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out: &mut *out }], &added);
+    compute.matmul_forward(&mut room.matmul, heads, &mut [Product { weight: &block.o_proj, out: &mut *out }], &added);
     way.scale(of_out(block), out);
     if way.has_magnitudes(Module::OProj) {
         way.keep(&mut tape.mixed, out);

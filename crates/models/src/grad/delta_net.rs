@@ -51,7 +51,7 @@ fn results(
     let widths = [shape.channels(), shape.value_width(), shape.value_heads, shape.value_heads];
     let added: Vec<_> =
         INPUTS.into_iter().zip(widths).map(|(module, width)| way.added(module, (0, width), &tape.lows)).collect();
-    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
+    compute.matmul_forward(&mut room.matmul, x, &mut products, &added);
     for ((module, width), y) in INPUTS.into_iter().zip(widths).zip([&mut *raw, &mut *z, &mut *write, &mut *fade]) {
         way.scale(Outputs::all(module, width), y);
     }
@@ -89,7 +89,7 @@ pub(super) fn forward(
     };
     way.low(&[Module::OutProj], gated, &mut tape.lows);
     let added = [way.added(Module::OutProj, (0, block.out_proj.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out: &mut *out }], &added);
+    compute.matmul_forward(&mut room.matmul, gated, &mut [Product { weight: &block.out_proj, out: &mut *out }], &added);
     way.scale(Outputs::all(Module::OutProj, block.out_proj.rows()), out);
     if way.has_magnitudes(Module::OutProj) {
         way.keep(&mut tape.mixed, out);

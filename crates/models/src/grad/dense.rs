@@ -39,7 +39,7 @@ fn forward_rows(
     let mut products = [Product { weight: &block.gate, out: &mut *gate }, Product { weight: &block.up, out: &mut *up }];
     way.low(&[of_gate, of_up], x, &mut tape.lows);
     let added = [of_gate, of_up].map(|module| way.added(module, (0, width), &tape.lows));
-    compute.matmul_added(&mut room.matmul, x, &mut products, &added);
+    compute.matmul_forward(&mut room.matmul, x, &mut products, &added);
     way.scale(Outputs::all(of_gate, width), gate);
     way.scale(Outputs::all(of_up, width), up);
     way.keep(&mut tape.gate, gate);
@@ -47,7 +47,7 @@ fn forward_rows(
     compute.silu_mul(gate, up, width);
     way.low(&[of_down], gate, &mut tape.lows);
     let added = [way.added(of_down, (0, block.down.rows()), &tape.lows)];
-    compute.matmul_added(&mut room.matmul, gate, &mut [Product { weight: &block.down, out: &mut *out }], &added);
+    compute.matmul_forward(&mut room.matmul, gate, &mut [Product { weight: &block.down, out: &mut *out }], &added);
     way.scale(Outputs::all(of_down, block.down.rows()), out);
     if way.has_magnitudes(of_down) {
         way.keep(&mut tape.down, out);

@@ -46,8 +46,10 @@ struct Inner {
     outputs_tiled: usize,
 }
 
-/// Bytes of a gradient's value rounded to 8 bits, with its share of scales, in quarters.
-const ROUNDED_QUARTERS: usize = 5;
+/// Bytes of a gradient's value rounded to bf16, or to 8 bits with its share of scales.
+const ROUNDED: usize = 2;
+/// Bytes that products take for each thread.
+const PRODUCTS_EACH: usize = 1280 << 10;
 /// What gradients of outputs are padded to, for each of the products.
 const PADDED: usize = 4 * 128;
 /// What is held of each token besides: ids, places, angles' positions.
@@ -124,7 +126,7 @@ fn bytes(model: &Model, adapter: &Adapter, lowest: usize, sparing: bool, size: L
         true => outputs + tokens * plan.width + most(&|l| l.outputs.max(l.outputs_tiled)),
         false => 0,
     };
-    let rounded = 4 * inputs + outputs * ROUNDED_QUARTERS / 4;
+    let rounded = 4 * inputs + ROUNDED * outputs + threads * PRODUCTS_EACH;
     let ops = most(&|l| l.ops) + threads * most(&|l| l.ops_each);
     let pages = tokens / PAGE_TOKENS + seqs;
     let state = |mixer: &Mixer| match mixer {
