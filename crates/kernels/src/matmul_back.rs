@@ -2,8 +2,8 @@
 //!
 //! The gradient of y = W x towards x is the sum over W's rows of dy times the row. Quantised weights are turned, 32 columns at
 //! a time, into 8 bits in blocks of 128 rows (`turned`), dy is rounded to 8 bits in blocks of 32, and integers are
-//! multiplied: what that rounds, tests/gradients.rs holds. AMX multiplies both as bf16, and BF16 weights too. Other plain weights are multiplied as f32 by `product`'s tiles. Frozen weights
-//! have no gradient of their own here.
+//! multiplied: what that rounds, tests/gradients.rs holds. AMX multiplies both as bf16, and BF16 weights too. Other plain weights
+//! are multiplied as f32 by `product`'s tiles. Frozen weights have no gradient of their own here.
 
 use std::{ops::Range, sync::PoisonError};
 

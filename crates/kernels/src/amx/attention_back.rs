@@ -73,14 +73,7 @@ pub(crate) unsafe fn run(
     [dk, dv]: [&mut [Room<f32>]; 2],
 ) {
     let Head { len, dim, window, scale, .. } = *head;
-    let keys = len.next_multiple_of(KEYS);
-    let squares = keys / ROWS * (dim / ROWS);
-    assert!(dk.len() == squares && dv.len() == squares && dim.is_multiple_of(lay::DEPTH));
-    assert!(len == 0 || head.q.len().min(head.d_out.len()) >= (len - 1) * head.q_step + dim);
-    assert!(len == 0 || head.k.len().min(head.v.len()) >= (len - 1) * head.kv_step + dim);
-    for part in [&mut *dk, &mut *dv] {
-        part.fill(Room([[0.0; ROWS]; ROWS]));
-    }
+    let keys = head.begin([&mut *dk, &mut *dv]);
     // SAFETY: rows of the head exist by the assertions; buffers have the sizes that `HeadRoom` states.
     unsafe {
         room.prepare(head, keys);

@@ -34,11 +34,11 @@ const BLOCK_UNITS: usize = 32;
 /// Bytes of a unit's spread quants.
 const UNIT_BYTES: usize = UNIT * GROUP_ROWS;
 /// Sums that tiles are ahead of the registers.
-const AHEAD: usize = 4;
-/// Sums in memory, used in turn.
-const ROOMS: usize = 8;
+const AHEAD: usize = 2;
 /// Units of activations that are asked into the first-level cache ahead: tiles wait for what they load.
 const NEAR_UNITS: usize = 6;
+/// Tiles of sums, used in turn.
+const SLOTS: usize = 4;
 /// k-values of a bf16 tile's row.
 const BF16_K: usize = ROW_BYTES / 2;
 /// Such steps over which sums stay in tiles before the next tokens come: two groups' are 16 KiB, and 32 tokens' as much, in a
@@ -152,7 +152,7 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
         let facts = task.x.facts.as_ptr().add(t * (cols / UNIT) + units.start * ROWS);
         let (quants, scales, addends) =
             ((*block).quants.as_ptr().cast::<u8>(), (*block).scales.as_ptr(), (*block).addends.as_ptr());
-        let mut room = MaybeUninit::<[Room<i32>; ROOMS]>::uninit();
+        let mut room = MaybeUninit::<[Room<i32>; SLOTS]>::uninit();
         let room = room.as_mut_ptr().cast::<Room<i32>>();
         let results: [*mut f32; ROWS] = std::array::from_fn(|c| task.results(g, t + c).as_mut_ptr());
         // What tiles write can be read when all that was written before it is in cache, so results should not wait for memory.
@@ -179,20 +179,20 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
                 tile::load::<{ 4 + $slot % 2 }>(of_unit.cast(), UNIT);
                 tile::zero::<$slot>();
                 tile::add_bytes::<$slot, { 4 + $slot % 2 }, { 6 + $slot % 2 }>();
-                tile::store::<$slot>(room.add(p % ROOMS).cast(), ROW_BYTES);
+                tile::store::<$slot>(room.add($slot).cast(), ROW_BYTES);
             };
         }
         let mut p = 0;
         macro_rules! step {
-            ($slot:literal) => {
+            ($slot:literal, $ahead:literal) => {
                 if p < total {
                     if p + AHEAD < total {
-                        start!(p + AHEAD, $slot);
+                        start!(p + AHEAD, $ahead);
                     }
                     let scale = _mm512_load_ps(scales.add(p).cast());
                     let which = if parts == 1 { 0 } else { 1 + $slot % 2 };
                     let facts = facts.add(p / parts * ROWS);
-                    let sums = room.add(p % ROOMS).cast::<__m512i>();
+                    let sums = room.add($slot).cast::<__m512i>();
                     for c in 0..ROWS {
                         let facts = facts.add(c);
                         let scale = _mm512_mul_ps(scale, _mm512_set1_ps((*facts).scale));
@@ -211,17 +211,11 @@ unsafe fn add_block<const D: usize>(task: &Task<'_>, g: usize, t: usize, units: 
         if total > 1 {
             start!(1, 1);
         }
-        if total > 2 {
-            start!(2, 2);
-        }
-        if total > 3 {
-            start!(3, 3);
-        }
         while p < total {
-            step!(0);
-            step!(1);
-            step!(2);
-            step!(3);
+            step!(0, 2);
+            step!(1, 3);
+            step!(2, 0);
+            step!(3, 1);
         }
         for c in 0..ROWS {
             _mm512_mask_storeu_ps(results[c], mask, acc[c]);

@@ -38,6 +38,25 @@ pub(crate) struct Head<'a> {
     pub(crate) scale: f32,
 }
 
+impl Head<'_> {
+    /// Keys to whole steps; what keys and values are given becomes zero.
+    ///
+    /// # Panics
+    /// If slices end before the last token, or K is no multiple of 32.
+    pub(crate) fn begin(&self, parts: [&mut [Square<f32>]; 2]) -> usize {
+        let Head { len, dim, .. } = *self;
+        let keys = len.next_multiple_of(KEYS);
+        assert!(dim.is_multiple_of(2 * LANES));
+        assert!(len == 0 || self.q.len().min(self.d_out.len()) >= (len - 1) * self.q_step + dim);
+        assert!(len == 0 || self.k.len().min(self.v.len()) >= (len - 1) * self.kv_step + dim);
+        for part in parts {
+            assert!(part.len() == keys / LANES * (dim / LANES));
+            part.fill(Square([[0.0; LANES]; LANES]));
+        }
+        keys
+    }
+}
+
 /// Buffers of one thread. A pair is two bf16 values in a word, the lower half being the first.
 #[derive(Default)]
 pub(crate) struct Room {
@@ -83,14 +102,7 @@ pub(crate) unsafe fn run(
     [dk, dv]: [&mut [Square<f32>]; 2],
 ) {
     let Head { len, dim, window, scale, .. } = *head;
-    let keys = len.next_multiple_of(KEYS);
-    let squares = keys / LANES * (dim / LANES);
-    assert!(dk.len() == squares && dv.len() == squares && dim.is_multiple_of(2 * LANES));
-    assert!(len == 0 || head.q.len().min(head.d_out.len()) >= (len - 1) * head.q_step + dim);
-    assert!(len == 0 || head.k.len().min(head.v.len()) >= (len - 1) * head.kv_step + dim);
-    for part in [&mut *dk, &mut *dv] {
-        part.fill(Square([[0.0; LANES]; LANES]));
-    }
+    let keys = head.begin([&mut *dk, &mut *dv]);
     // SAFETY: rows of the head exist by the assertions; buffers have the sizes that `Room` states.
     unsafe {
         room.prepare(head, keys);
